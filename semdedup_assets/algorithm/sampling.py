@@ -1,0 +1,62 @@
+"""Seeded choices that depend on an item's id alone: never on batches, shards or their order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
+    """A pseudo-random number for each id (SplitMix64, Steele et al. 2014).
+
+    Args:
+        ids: (n,) uint64.
+        seed: any non-negative integer; another seed gives another, unrelated number.
+
+    Returns:
+        (n,) uint64, uniform over all 64 bits, distinct for distinct ids.
+    """
+    state = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+    return _mix(ids.astype(np.uint64) ^ state)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass
+class UniformSample:
+    """A uniform sample without replacement of a stream of ids: those with the smallest hashes.
+
+    The same items are chosen whatever the order in which their ids arrive.
+
+    Attributes:
+        size: items to choose at most; None chooses all.
+        seed: of the choice.
+        seen: items that have arrived.
+    """
+
+    size: int | None
+    seed: int
+    seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._ids = np.empty(0, dtype=np.uint64)
+        self._hashes = np.empty(0, dtype=np.uint64)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Take in (n,) uint64 ids."""
+        self.seen += len(ids)
+        self._ids = np.concatenate([self._ids, ids.astype(np.uint64)])
+        self._hashes = np.concatenate([self._hashes, id_hash(ids, seed=self.seed)])
+        if self.size is not None and len(self._ids) > self.size:
+            smallest = np.argpartition(self._hashes, self.size)[: self.size]
+            self._ids, self._hashes = self._ids[smallest], self._hashes[smallest]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The chosen ids, (m,) uint64, ascending."""
+        return np.sort(self._ids)

@@ -1,0 +1,139 @@
+"""Which items are removed at an epsilon, and which kept item each of them duplicates."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semdedup_assets.algorithm.similarity import EarlierSimilarity, greatest_similarity
+
+SelectionRule = Literal["chain", "greedy"]
+"""`chain` (Alg. A7): any earlier item suppresses. `greedy`: only a kept earlier item does."""
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is kept of one cluster.
+
+    Attributes:
+        keep: (n,) bool.
+        kept_neighbour: (n,) int64, for each removed row the most similar kept row (any, earlier or later), else -1.
+        kept_similarity: (n,) float32, the similarity to it, NaN for kept rows.
+    """
+
+    keep: np.ndarray
+    kept_neighbour: np.ndarray
+    kept_similarity: np.ndarray
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse an epsilon that no cosine similarity can be held against.
+
+    Raises:
+        ValueError: outside [0, 2].
+    """
+    if not 0 <= epsilon <= 2:
+        message = (
+            f"epsilon: {epsilon} is outside [0, 2]; items more similar than 1 - epsilon are duplicates, "
+            "so a higher epsilon removes more (the paper uses 0.001 to 0.1)"
+        )
+        raise ValueError(message)
+
+
+def keep_mask(similarity: np.ndarray, epsilon: float) -> np.ndarray:
+    """Which items are kept by the chain rule (Alg. A7): those with similarity <= 1 - epsilon.
+
+    Args:
+        similarity: (n,) greatest similarity to an earlier item, -inf for the first of a cluster.
+        epsilon: in [0, 2]; a higher one removes more.
+
+    Returns:
+        (n,) bool, True = kept.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
+    """
+    check_epsilon(epsilon)
+    kept: np.ndarray = np.asarray(similarity, dtype=np.float64) <= 1.0 - epsilon
+    return kept
+
+
+def select(
+    vectors: Tensor, earlier: EarlierSimilarity, epsilon: float, *, rule: SelectionRule = "chain", budget: int
+) -> Selection:
+    """What is kept of one cluster at one epsilon, with the nearest kept row of each removed one.
+
+    Args:
+        vectors: (n, d) unit rows in keep-order.
+        earlier: as `max_earlier_similarity` gives it for these rows.
+        epsilon: in [0, 2]; a higher one removes more.
+        rule: `chain` or `greedy`.
+        budget: bytes the tiles may take on the vectors' device.
+
+    Returns:
+        Keep mask and, for each removed row, its nearest kept row.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
+    """
+    chain = keep_mask(earlier.similarity, epsilon)
+    keep = chain if rule == "chain" else _greedy(vectors, chain, epsilon, budget)
+    neighbour = np.full(len(keep), -1, dtype=np.int64)
+    similarity = np.full(len(keep), np.nan, dtype=np.float32)
+    removed = ~keep
+    if rule == "chain":
+        # No later kept row can be nearer than 1 - epsilon, or the removed row would have suppressed it:
+        # where the nearest earlier row is kept, it is the nearest kept row of all.
+        known = removed & keep[np.maximum(earlier.position, 0)]
+        neighbour[known], similarity[known] = earlier.position[known], earlier.similarity[known]
+        removed = removed & ~known
+    wanted, there = np.flatnonzero(removed), np.flatnonzero(keep)
+    if len(wanted):
+        found = greatest_similarity(_rows(vectors, wanted), _rows(vectors, there), budget=budget)
+        neighbour[wanted], similarity[wanted] = there[found.position], found.similarity
+    return Selection(keep, neighbour, similarity)
+
+
+def _rows(vectors: Tensor, index: np.ndarray) -> Tensor:
+    return vectors[torch.as_tensor(index, device=vectors.device)]
+
+
+def _greedy(vectors: Tensor, chain: np.ndarray, epsilon: float, budget: int) -> np.ndarray:
+    """(n,) bool: kept where no earlier kept row lies within epsilon.
+
+    What the chain rule keeps has no earlier row at all within epsilon, so only the others are in doubt; most of
+    them fall to a row that is certain, and few are left to be decided one after the other.
+    """
+    keep = chain.copy()
+    doubt = np.flatnonzero(~chain)
+    if len(doubt) == 0:
+        return keep
+    certain = np.flatnonzero(chain)
+    found = greatest_similarity(
+        _rows(vectors, doubt), _rows(vectors, certain), visible=np.searchsorted(certain, doubt), budget=budget
+    )
+    doubt = doubt[keep_mask(found.similarity, epsilon)]
+    revived = np.empty(0, dtype=np.int64)
+    for start in range(0, len(doubt), _BLOCK):
+        block = doubt[start : start + _BLOCK]
+        if len(revived):
+            found = greatest_similarity(_rows(vectors, block), _rows(vectors, revived), budget=budget)
+            block = block[keep_mask(found.similarity, epsilon)]
+        revived = np.concatenate([revived, block[_greedy_block(_rows(vectors, block), epsilon)]])
+    keep[revived] = True
+    return keep
+
+
+def _greedy_block(rows: Tensor, epsilon: float) -> np.ndarray:
+    """(b,) bool: the greedy rule by its definition, on rows few enough for their whole matrix."""
+    exact = rows.double()
+    exact = exact / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    within = (exact @ exact.T).clamp(-1, 1).float().double().cpu().numpy() > 1.0 - epsilon  # (b, b)
+    keep = np.zeros(len(rows), dtype=bool)
+    for row in range(len(rows)):
+        keep[row] = not (within[row, :row] & keep[:row]).any()
+    return keep
