@@ -69,7 +69,7 @@ def _nearest(rows: Tensor, centroids: Tensor, shape: TileShape) -> Tensor:
         tile = rows @ centroids[left : left + shape.columns].T  # (b, m)
         greatest, index = tile.max(1)
         rivals = (tile >= (greatest - _CLOSE)[:, None]).sum(1) > 1
-        close = torch.where(greatest > best + _CLOSE, rivals, close | ((greatest >= best - _CLOSE)))
+        close = torch.where(greatest > best + _CLOSE, rivals, close | (greatest >= best - _CLOSE))
         cluster = torch.where(greatest > best, left + index, cluster)
         best = torch.maximum(best, greatest)
     doubtful = close.nonzero().squeeze(1)

@@ -62,7 +62,9 @@ def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, 
         message = "the sample is empty: there is nothing to fit centroids to"
         raise ValueError(message)
     if k > len(sample):
-        warnings.warn(f"k = {k} exceeds the {len(sample)} sampled items; {len(sample)} clusters are fitted", stacklevel=2)
+        warnings.warn(
+            f"k = {k} exceeds the {len(sample)} sampled items; {len(sample)} clusters are fitted", stacklevel=2
+        )
         k = len(sample)
     rows = as_tensor(sample)
     check_rows(rows)

@@ -62,52 +62,68 @@ def keep_mask(similarity: np.ndarray, epsilon: float) -> np.ndarray:
     return kept
 
 
-def select(
-    vectors: Tensor, earlier: EarlierSimilarity, epsilon: float, *, rule: SelectionRule = "chain", budget: int
-) -> Selection:
-    """What is kept of one cluster at one epsilon, with the nearest kept row of each removed one.
+def select(vectors: Tensor, keep: np.ndarray, *, budget: int) -> Selection:
+    """The nearest kept row of each removed row of one cluster.
 
     Args:
         vectors: (n, d) unit rows in keep-order.
-        earlier: as `max_earlier_similarity` gives it for these rows.
-        epsilon: in [0, 2]; a higher one removes more.
-        rule: `chain` or `greedy`.
+        keep: (n,) bool, from `keep_mask` or `greedy_keep_mask`.
         budget: bytes the tiles may take on the vectors' device.
 
     Returns:
         Keep mask and, for each removed row, its nearest kept row.
-
-    Raises:
-        ValueError: epsilon is outside [0, 2].
     """
-    chain = keep_mask(earlier.similarity, epsilon)
-    keep = chain if rule == "chain" else _greedy(vectors, chain, epsilon, budget)
     neighbour = np.full(len(keep), -1, dtype=np.int64)
     similarity = np.full(len(keep), np.nan, dtype=np.float32)
-    removed = ~keep
-    if rule == "chain":
-        # No later kept row can be nearer than 1 - epsilon, or the removed row would have suppressed it:
-        # where the nearest earlier row is kept, it is the nearest kept row of all.
-        known = removed & keep[np.maximum(earlier.position, 0)]
-        neighbour[known], similarity[known] = earlier.position[known], earlier.similarity[known]
-        removed = removed & ~known
-    wanted, there = np.flatnonzero(removed), np.flatnonzero(keep)
+    wanted, there = np.flatnonzero(~keep), np.flatnonzero(keep)
     if len(wanted):
         found = greatest_similarity(_rows(vectors, wanted), _rows(vectors, there), budget=budget)
         neighbour[wanted], similarity[wanted] = there[found.position], found.similarity
     return Selection(keep, neighbour, similarity)
 
 
+def chain_selection(earlier: EarlierSimilarity, keep: np.ndarray) -> tuple[Selection, bool]:
+    """What the scores alone tell of the nearest kept rows under the chain rule.
+
+    No later kept row can be nearer than 1 - epsilon, or the removed row would have suppressed it: where the nearest
+    earlier row is kept, it is the nearest kept row of all, and no vector needs to be read.
+
+    Args:
+        earlier: scores of one or more clusters, positions into the same arrays.
+        keep: (n,) bool, from `keep_mask`.
+
+    Returns:
+        The selection, and whether it is complete; where it is not, `select` completes it.
+    """
+    known = ~keep & keep[np.maximum(earlier.position, 0)]
+    neighbour = np.where(known, earlier.position, -1)
+    similarity = np.where(known, earlier.similarity, np.float32(np.nan)).astype(np.float32)
+    return Selection(keep, neighbour, similarity), bool((known | keep).all())
+
+
 def _rows(vectors: Tensor, index: np.ndarray) -> Tensor:
     return vectors[torch.as_tensor(index, device=vectors.device)]
 
 
-def _greedy(vectors: Tensor, chain: np.ndarray, epsilon: float, budget: int) -> np.ndarray:
-    """(n,) bool: kept where no earlier kept row lies within epsilon.
+def greedy_keep_mask(vectors: Tensor, earlier: EarlierSimilarity, epsilon: float, *, budget: int) -> np.ndarray:
+    """Which rows of one cluster the greedy rule keeps: those with no earlier kept row within epsilon.
 
     What the chain rule keeps has no earlier row at all within epsilon, so only the others are in doubt; most of
     them fall to a row that is certain, and few are left to be decided one after the other.
+
+    Args:
+        vectors: (n, d) unit rows in keep-order.
+        earlier: as `max_earlier_similarity` gives it for these rows.
+        epsilon: in [0, 2]; a higher one removes more.
+        budget: bytes the tiles may take on the vectors' device.
+
+    Returns:
+        (n,) bool, True = kept.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
     """
+    chain = keep_mask(earlier.similarity, epsilon)
     keep = chain.copy()
     doubt = np.flatnonzero(~chain)
     if len(doubt) == 0:

@@ -1,6 +1,5 @@
 """Files on a local path or any fsspec URL, read and written the same way."""
 
-import io
 import os
 import uuid
 from collections.abc import Iterator
@@ -51,7 +50,9 @@ def exists(path: str) -> bool:
 
 
 def _stat(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> FileStat:
-    stamp = next((str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(name)), "")
+    stamp = next(
+        (str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(name)), ""
+    )
     local = isinstance(fs, LocalFileSystem)
     return FileStat(info["name"] if local else fs.unstrip_protocol(info["name"]), int(info["size"]), stamp.strip('"'))
 
@@ -99,19 +100,14 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         with _local_atomic_write(Path(name)) as stream:
             yield stream
         return
-    # Held back until it is complete: closing a half-written remote file would publish it.
-    buffer = io.BytesIO() if not hasattr(fs, "discard") else None
-    stream = buffer or fs.open(name, "wb")
+    stream = fs.open(name, "wb")
     try:
         yield stream
     except BaseException:
-        if buffer is None and hasattr(stream, "discard"):
-            stream.discard()
+        # Closing would publish what is half written.
+        stream.discard()
         raise
-    if buffer is not None:
-        fs.pipe_file(name, buffer.getvalue())
-    else:
-        stream.close()
+    stream.close()
     fs.invalidate_cache()
 
 
@@ -121,8 +117,10 @@ def _local_atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = temporary.open("wb")
-    except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
-        message = f"{path}: cannot be written ({error.strerror}); make its folder writable or set `store` to one that is"
+    except OSError as error:
+        message = (
+            f"{path}: cannot be written ({error.strerror}); make its folder writable or set `store` to one that is"
+        )
         raise PermissionError(message) from error
     try:
         with stream:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from semdedup_assets.storage.files import atomic_write, exists, filesystem, read_bytes, remove, write_bytes
+from semdedup_assets.storage.files import atomic_write, exists, filesystem, join, read_bytes, remove, write_bytes
 from semdedup_assets.storage.layout import recipe_path
 
 
@@ -24,7 +24,7 @@ class Recipe:
         version: hash of the files' content: equal bytes, equal version.
         code_version: hash of the settings that determine the result.
         made_from: versions of the results it was made from, by name.
-        files: size in bytes by path.
+        files: size in bytes by path, relative to the recipe's folder, so that a store can be moved.
         details: counts and measures of the result.
     """
 
@@ -61,6 +61,7 @@ class _HashingStream(io.RawIOBase):
 class ResultWriter:
     """Writes the files of one result; see `writing`."""
 
+    folder: str
     code_version: str
     made_from: dict[str, str]
     details: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class ResultWriter:
         with atomic_write(path) as stream:
             hashing = _HashingStream(stream)
             yield hashing  # type: ignore[misc]  # a raw stream serves every writer used here
-        self.files[path] = hashing.size
+        self.files[path.removeprefix(f"{self.folder}/")] = hashing.size
         self.hashes.append(hashing.hash.hexdigest())
 
     def recipe(self) -> Recipe:
@@ -94,7 +95,7 @@ def writing(result: str, *, code_version: str, made_from: dict[str, str]) -> Ite
         made_from: versions of what it is made from, by name.
     """
     remove(recipe_path(result))
-    writer = ResultWriter(code_version, made_from)
+    writer = ResultWriter(result.rpartition("/")[0], code_version, made_from)
     yield writer
     write_bytes(recipe_path(result), json.dumps(asdict(writer.recipe()), indent=1, sort_keys=True).encode())
 
@@ -115,10 +116,11 @@ def read_recipe(result: str, *, cure: str) -> Recipe:
         raise MissingResultError(message)
     recipe = Recipe(**json.loads(read_bytes(path)))
     for name, size in recipe.files.items():
-        fs, inner = filesystem(name)
+        full = join(result.rpartition("/")[0], name)
+        fs, inner = filesystem(full)
         found = fs.size(inner) if fs.exists(inner) else None
         if found != size:
-            message = f"{name}: {found} bytes where {size} were written; {cure}"
+            message = f"{full}: {found} bytes where {size} were written; {cure}"
             raise MissingResultError(message)
     return recipe
 

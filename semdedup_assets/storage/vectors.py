@@ -148,18 +148,29 @@ def read_vectors(path: str) -> Iterator[VectorTable]:
             yield _table(reader.get_batch(index))
 
 
-def read_without_vectors(path: str) -> Iterator["pa.RecordBatch"]:
-    """All columns but the vectors, batch by batch; of a remote file, only their bytes are fetched."""
+def read_columns(path: str, columns: Iterable[str] | None = None) -> Iterator["pa.RecordBatch"]:
+    """Some columns, batch by batch; of a remote file, only their bytes are fetched.
+
+    Args:
+        path: a vector file.
+        columns: names; None: all but the vectors.
+    """
     import pyarrow as pa
 
     fs, name = filesystem(path)
     source = pa.memory_map(name) if is_local(path) else fs.open(name, "rb")
     with source:
         names = pa.ipc.open_file(source).schema.names
-        kept = [index for index, column in enumerate(names) if column != "vector"]
+        wanted = {column for column in names if column != "vector"} if columns is None else set(columns)
+        kept = [index for index, column in enumerate(names) if column in wanted]
         reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=kept))
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
+
+
+def read_ids(path: str) -> Iterator[np.ndarray]:
+    """The ids of a vector file, batch by batch."""
+    return (batch.column("id").to_numpy() for batch in read_columns(path, ["id"]))
 
 
 def write_sample(stream: IO[bytes], ids: np.ndarray, vectors: np.ndarray) -> None:
@@ -201,7 +212,11 @@ def assignment_schema(dimension: int, dtype: VectorType, *, keep_column: bool) -
 
 
 def assignment_batch(
-    schema: "pa.Schema", ids: np.ndarray, centroid_similarity: np.ndarray, keep_value: np.ndarray | None, vectors: np.ndarray
+    schema: "pa.Schema",
+    ids: np.ndarray,
+    centroid_similarity: np.ndarray,
+    keep_value: np.ndarray | None,
+    vectors: np.ndarray,
 ) -> "pa.RecordBatch":
     """Rows of an assignments file."""
     import pyarrow as pa

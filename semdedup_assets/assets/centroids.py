@@ -1,0 +1,42 @@
+"""The asset `centroids`."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.provenance import ALL, PartitionRecorder
+
+
+def centroids_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """One partition a k: k × d unit vectors."""
+
+    @dg.asset(
+        key=declaration.key("centroids"),
+        partitions_def=declaration.k,
+        deps=[declaration.key("training_sample")],
+        code_version=declaration.code_version("centroids"),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=declaration.group,
+        kinds={"faiss", "numpy"},
+        pool="gpu",
+        description=(
+            "k centroids (k × d, float32, unit norm) by spherical k-means on the training sample (SemDeDup, section 3, "
+            "appendix G), with the clusters' sizes in the sample, and the buckets in which they will be scored."
+        ),
+    )
+    def centroids(
+        context: dg.AssetExecutionContext,
+        config: declaration.run_config,  # type: ignore[name-defined]
+    ) -> Iterator[dg.MaterializeResult]:
+        from semdedup_assets.stages.centroids import fit_centroids
+
+        work = declaration.work(context, config)
+        recorder = PartitionRecorder(context, declaration.code_version("centroids"))
+        for k in recorder.partitions:
+            inputs = recorder.inputs({declaration.key("training_sample"): ALL})
+            recipe = fit_centroids(work, k)
+            recorder.record(k, version=recipe.version, details=recipe.details, inputs=inputs)
+        yield from recorder.finish()
+
+    return centroids

@@ -1,0 +1,48 @@
+"""The asset `embeddings`."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from semdedup_assets.assets.checks import skipped_share
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.provenance import PartitionRecorder
+
+
+def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """One partition a shard: ids, keys, unit vectors and carried columns, skipped items with their reasons beside."""
+    check = skipped_share(declaration)
+
+    @dg.asset(
+        key=declaration.key("embeddings"),
+        partitions_def=declaration.shard,
+        deps=[declaration.key("shards")],
+        code_version=declaration.code_version("embeddings"),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=declaration.group,
+        kinds={"torch", "arrow"},
+        pool="gpu",
+        check_specs=[check.spec],
+        description=(
+            "One unit vector (n × d, float16) for each item of a shard, by a pre-trained model (SemDeDup, section 3), "
+            "with the item's key and carried columns. Broken items are listed with their reasons beside it."
+        ),
+    )
+    def embeddings(
+        context: dg.AssetExecutionContext,
+        config: declaration.run_config,  # type: ignore[name-defined]
+    ) -> Iterator[dg.MaterializeResult]:
+        from semdedup_assets.stages.embeddings import embed_shard
+
+        work, source = declaration.work(context, config), declaration.key("shards")
+        recorder = PartitionRecorder(context, declaration.code_version("embeddings"), frozenset({source}))
+        shards = {shard.name: shard for shard in work.shards()}
+        model = work.pipeline.encoder.load(work.compute)
+        for partition in recorder.partitions:
+            inputs = recorder.inputs({source: partition})
+            details = embed_shard(work, shards[partition], model=model)
+            recorder.record(partition, version=details["version"], details=details, inputs=inputs)
+            check.evaluate(context, partition, details)
+        yield from recorder.finish(check.result())
+
+    return embeddings

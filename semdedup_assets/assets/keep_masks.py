@@ -1,0 +1,44 @@
+"""The asset `keep_masks`."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.provenance import ALL, PartitionRecorder
+
+
+def keep_masks_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """One partition an epsilon and k: kept or removed by item, and the nearest kept item of each removed one."""
+
+    @dg.asset(
+        key=declaration.key("keep_masks"),
+        partitions_def=declaration.with_k("epsilon"),
+        deps=[declaration.every_of_same_k("duplicate_scores", "bucket", "epsilon")],
+        code_version=declaration.code_version("keep_masks"),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=declaration.group,
+        kinds={"numpy", "parquet"},
+        description=(
+            "Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
+            "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
+            "`keep=50%` is solved exactly from the scores."
+        ),
+    )
+    def keep_masks(
+        context: dg.AssetExecutionContext,
+        config: declaration.run_config,  # type: ignore[name-defined]
+    ) -> Iterator[dg.MaterializeResult]:
+        from semdedup_assets.stages.duplicate_scores import AssignedShards
+        from semdedup_assets.stages.keep_masks import select_items
+
+        work = declaration.work(context, config)
+        recorder = PartitionRecorder(context, declaration.code_version("keep_masks"))
+        for partition in recorder.partitions:
+            epsilon, k = partition.split("|")
+            inputs = recorder.inputs({declaration.key("duplicate_scores"): ALL})
+            recipe = select_items(work, epsilon, assigned=AssignedShards(work, k))
+            recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
+        yield from recorder.finish()
+
+    return keep_masks

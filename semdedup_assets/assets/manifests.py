@@ -1,0 +1,44 @@
+"""The asset `manifests`."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.provenance import ALL, PartitionRecorder
+
+
+def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """One partition an epsilon and k: what a training job reads."""
+
+    @dg.asset(
+        key=declaration.key("manifests"),
+        partitions_def=declaration.with_k("epsilon"),
+        deps=[declaration.key("keep_masks"), declaration.every("embeddings")],
+        code_version=declaration.code_version("manifests"),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=declaration.group,
+        kinds={"parquet"},
+        description=(
+            "The kept items in the order of the source, in the formats that training jobs read. A manifest is never "
+            "changed: a new one lies beside the old, and `current.json` says which is current."
+        ),
+    )
+    def manifests(
+        context: dg.AssetExecutionContext,
+        config: declaration.run_config,  # type: ignore[name-defined]
+    ) -> Iterator[dg.MaterializeResult]:
+        from semdedup_assets.stages.duplicate_scores import AssignedShards
+        from semdedup_assets.stages.manifests import write_manifest
+
+        work = declaration.work(context, config)
+        recorder = PartitionRecorder(context, declaration.code_version("manifests"))
+        for partition in recorder.partitions:
+            epsilon, k = partition.split("|")
+            inputs = recorder.inputs({declaration.key("keep_masks"): partition, declaration.key("embeddings"): ALL})
+            recipe = write_manifest(work, epsilon, assigned=AssignedShards(work, k))
+            details = {**recipe.details, "folder": work.layout.manifest(k, epsilon, recipe.details["manifest"])}
+            recorder.record(partition, version=recipe.version, details=details, inputs=inputs)
+        yield from recorder.finish()
+
+    return manifests

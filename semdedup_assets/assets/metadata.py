@@ -1,0 +1,30 @@
+"""Counts and measures as Dagster shows them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+_LONGEST = 50
+
+
+def as_metadata(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of a materialisation: numbers plot over time, lists of records become tables."""
+    metadata: dict[str, Any] = {}
+    for name, value in details.items():
+        if name == "version" or value is None:
+            continue
+        metadata[name] = _value(value)
+    if "items" in details:
+        metadata["dagster/partition_row_count"] = int(details["items"])
+    return metadata
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return dg.MetadataValue.table([dg.TableRecord(row) for row in value[:_LONGEST]])
+    if isinstance(value, list) and len(value) > _LONGEST and isinstance(value[0], list):
+        return f"{len(value)} entries"
+    return dg.MetadataValue.json(value)

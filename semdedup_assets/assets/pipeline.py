@@ -1,0 +1,29 @@
+"""All definitions of one pipeline."""
+
+import dagster as dg
+
+from semdedup_assets.assets.assignments import assignments_asset
+from semdedup_assets.assets.centroids import centroids_asset
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.duplicate_scores import duplicate_scores_asset
+from semdedup_assets.assets.embeddings import embeddings_asset
+from semdedup_assets.assets.keep_masks import keep_masks_asset
+from semdedup_assets.assets.manifests import manifests_asset
+from semdedup_assets.assets.shards import shards_definitions
+from semdedup_assets.assets.training_sample import training_sample_asset
+from semdedup_assets.settings import Pipeline
+
+
+def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
+    """The assets of one dataset and one embedding model, from source files to training manifests."""
+    declaration = Declaration(pipeline)
+    assets = [
+        embeddings_asset(declaration),
+        training_sample_asset(declaration),
+        centroids_asset(declaration),
+        assignments_asset(declaration),
+        duplicate_scores_asset(declaration),
+        keep_masks_asset(declaration),
+        manifests_asset(declaration),
+    ]
+    return dg.Definitions.merge(shards_definitions(declaration), dg.Definitions(assets=assets))

@@ -1,0 +1,104 @@
+"""Record each partition of a run as it is done, with all that its staleness is judged by.
+
+A `MaterializeResult` describes every partition of a run alike, and a failure halfway would keep none of them: so
+each partition is logged as an event of its own, with the provenance tags that Dagster would have set.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from semdedup_assets.assets.metadata import as_metadata
+
+ALL = None
+"""In place of a partition: all partitions of an upstream asset, or its only one."""
+
+Inputs = Mapping[dg.AssetKey, str | None]
+
+
+@dataclass
+class PartitionRecorder:
+    """The partitions of one asset in one run.
+
+    Attributes:
+        context: of the run.
+        code_version: of the asset.
+        observed: the upstream assets that are observed, not materialised.
+    """
+
+    context: dg.AssetExecutionContext
+    code_version: str
+    observed: frozenset[dg.AssetKey] = frozenset()
+    _events: list[dg.AssetMaterialization] = field(default_factory=list)
+
+    @property
+    def partitions(self) -> list[str]:
+        """The partitions to make.
+
+        Raises:
+            dagster.Failure: a reversed range, which holds none.
+        """
+        keys = [str(key) for key in self.context.partition_keys]
+        if not keys:
+            raise dg.Failure("the range of partitions holds none: its end comes before its start", allow_retries=False)
+        return keys
+
+    def inputs(self, upstream: Inputs) -> dict[str, str]:
+        """Provenance tags of what a partition is made from; ask before it is read.
+
+        Args:
+            upstream: for each upstream asset its partition, or `ALL`.
+        """
+        tags: dict[str, str] = {}
+        for key, partition in upstream.items():
+            found = self._latest(key, partition)
+            if found:
+                pointer, version = found
+                tags[f"dagster/input_data_version/{key.to_user_string()}"] = version
+                tags[f"dagster/input_event_pointer/{key.to_user_string()}"] = str(pointer)
+        return tags
+
+    def _latest(self, key: dg.AssetKey, partition: str | None) -> tuple[int, str] | None:
+        records_filter = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+        instance = self.context.instance
+        fetch = instance.fetch_observations if key in self.observed else instance.fetch_materializations
+        records = fetch(records_filter, limit=1).records
+        if not records:
+            return None
+        entry = records[0].event_log_entry
+        event = entry.asset_materialization or entry.asset_observation
+        tags = event.tags if event else None
+        return records[0].storage_id, (tags or {}).get("dagster/data_version", "")
+
+    def record(self, partition: str, *, version: str, details: Mapping[str, Any], inputs: dict[str, str]) -> None:
+        """Log that a partition is done.
+
+        Args:
+            partition: its key.
+            version: of its content.
+            details: counts and measures.
+            inputs: as `inputs` gave them.
+        """
+        tags = {
+            "dagster/code_version": self.code_version,
+            "dagster/data_version": version,
+            "dagster/data_version_is_user_provided": "true",
+            **inputs,
+        }
+        event = dg.AssetMaterialization(
+            self.context.asset_key, partition=partition, metadata=as_metadata(details), tags=tags
+        )
+        self._events.append(event)
+        self.context.log_event(event)
+
+    def finish(self, *checks: dg.AssetCheckResult) -> Iterator[dg.MaterializeResult]:
+        """End the run's step.
+
+        The result, without which the steps that follow would be skipped, is itself recorded for every partition;
+        the last event wins, so each partition's own is logged once more.
+        """
+        yield dg.MaterializeResult(check_results=checks)
+        for event in self._events:
+            self.context.log_event(event)

@@ -1,0 +1,98 @@
+"""Make what is missing or stale, in order, and nothing else: what the UI's choices do, as one call."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.shards import observe_shards
+from semdedup_assets.settings import Pipeline
+
+ORDER = (
+    "embeddings",
+    "training_sample",
+    "centroids",
+    "assignments",
+    "duplicate_scores",
+    "keep_masks",
+    "manifests",
+)
+"""The assets of a pipeline, each after those it is made from."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """One asset's run in a refresh; `partitions` holds `None` where the asset has none."""
+
+    asset: str
+    partitions: tuple[str | None, ...]
+
+
+def stale_partitions(definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey) -> list[str | None]:
+    """Partitions of an asset that are missing or stale, in the order of the partitions."""
+    graph = definitions.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    partitions_def = graph.get(key).partitions_def
+    keys: Iterable[str | None] = [None]
+    if partitions_def is not None:
+        keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
+    return [partition for partition in keys if resolver.get_status(key, partition) != StaleStatus.FRESH]
+
+
+def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Iterator[StageRun]:
+    """Observe the source, then materialise what is missing or stale, asset by asset.
+
+    Yields:
+        Each asset in turn with the partitions that were made, none where all were fresh.
+
+    Raises:
+        Exception: what a stage raised; what was finished before stays.
+    """
+    declaration = Declaration(pipeline)
+    observe_shards(declaration, instance)
+    for asset in ORDER:
+        key = declaration.key(asset)
+        partitions = stale_partitions(definitions, instance, key)
+        for run in _ranges(definitions, instance, key, partitions):
+            _materialise(definitions, instance, key, run)
+        yield StageRun(asset, tuple(partitions))
+
+
+def _ranges(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey, partitions: list[str | None]
+) -> list[list[str | None]]:
+    """The partitions as contiguous ranges, each of which one run can make."""
+    partitions_def = definitions.resolve_asset_graph().get(key).partitions_def
+    if partitions_def is None:
+        return [partitions] if partitions else []
+    everything = list(partitions_def.get_partition_keys(dynamic_partitions_store=instance))
+    if len(partitions) == len(everything):
+        return [partitions]
+    ranges: list[list[str | None]] = []
+    place = {partition: index for index, partition in enumerate(everything)}
+    for partition in partitions:
+        joins = ranges and ranges[-1][-1] is not None and place[str(ranges[-1][-1])] + 1 == place[str(partition)]
+        # A range of two dimensions is the product of its sides: one run holds one value of the first.
+        if joins and str(ranges[-1][0]).split("|")[0] == str(partition).split("|")[0]:
+            ranges[-1].append(partition)
+        elif joins and "|" not in str(partition):
+            ranges[-1].append(partition)
+        else:
+            ranges.append([partition])
+    return ranges
+
+
+def _materialise(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey, partitions: list[str | None]
+) -> None:
+    tags = {}
+    if partitions[0] is not None:
+        tags = {
+            "dagster/asset_partition_range_start": str(partitions[0]),
+            "dagster/asset_partition_range_end": str(partitions[-1]),
+        }
+    job = definitions.resolve_implicit_global_asset_job_def()
+    job.get_subset(asset_selection={key}).execute_in_process(instance=instance, tags=tags)

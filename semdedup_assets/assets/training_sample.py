@@ -1,0 +1,40 @@
+"""The asset `training_sample`."""
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.metadata import as_metadata
+
+
+def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
+    """A frozen, bounded, seeded, uniform sample of all vectors."""
+    refit = (bool, Field(False, description="Draw a new sample of today's embeddings: centroids are then fitted anew."))
+    run_config = create_model("SampleConfig", __base__=declaration.run_config, refit=refit)
+
+    @dg.asset(
+        key=declaration.key("training_sample"),
+        deps=[declaration.every("embeddings")],
+        code_version=declaration.code_version("training_sample"),
+        group_name=declaration.group,
+        kinds={"arrow"},
+        description=(
+            "A seeded, uniform sample of all vectors, to which the centroids are fitted. It is frozen: new data never "
+            "re-clusters the old. Materialising it keeps it as it is, unless the model has changed or `refit` is set."
+        ),
+    )
+    def training_sample(
+        context: dg.AssetExecutionContext,
+        config: run_config,  # type: ignore[valid-type]
+    ) -> dg.MaterializeResult:
+        from semdedup_assets.stages.training_sample import draw_sample, frozen_sample
+
+        work = declaration.work(context, config)
+        frozen = None if config.refit else frozen_sample(work)  # type: ignore[attr-defined]
+        recipe = frozen or draw_sample(work)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(recipe.version),
+            metadata=as_metadata({**recipe.details, "kept_as_it_was": frozen is not None}),
+        )
+
+    return training_sample

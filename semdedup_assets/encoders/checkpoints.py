@@ -1,0 +1,107 @@
+"""Where a model's files lie on this machine, and what identifies their content."""
+
+import re
+from hashlib import blake2b
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE_PREFIX = "package:"
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".npz"})
+_CONTENT_SUFFIXES = WEIGHT_SUFFIXES | {".json", ".txt", ".model"}
+_CHUNKS = 16
+_CHUNK_BYTES = 64 << 10
+
+
+def local_path(name: str) -> Path | None:
+    """The file or folder that a setting names.
+
+    Args:
+        name: a path (absolute, from the home folder, or relative to the current directory),
+            `package:<import name>/<path>` for one inside an installed package, or a model's name.
+
+    Returns:
+        The path, or None where the name is none (a built-in model, a tag, a hub id).
+
+    Raises:
+        ValueError: the name can only be a path, and nothing is there.
+    """
+    if name.startswith(PACKAGE_PREFIX):
+        return _package_path(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or path.suffix in WEIGHT_SUFFIXES:
+        message = f"{name}: no such file or folder; relative paths start at the current directory, {Path.cwd()}"
+        raise ValueError(message)
+    return None
+
+
+def _package_path(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = _package_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        message = f"{name}: package {package!r} is not installed here; install it, or name a local folder"
+        raise ValueError(message)
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.exists():
+        message = f"{name}: {path} does not exist; write package:<import name>/<path inside it>"
+        raise ValueError(message)
+    return path
+
+
+def _package_spec(package: str) -> ModuleSpec | None:
+    # find_spec would import the parents of a dotted name; a top-level one is only looked up.
+    return find_spec(package) if package.isidentifier() else None
+
+
+def content_hash(path: Path) -> str:
+    """What identifies a checkpoint: the same wherever it lies and whenever it was copied.
+
+    Reads the size and 16 evenly spaced pieces of 64 KiB of each file, so that it stays quick for
+    gigabytes of weights: training moves all of them, and smaller files are read whole.
+
+    Args:
+        path: a checkpoint file, or a folder of weights, configuration and vocabulary (its own
+            `.safetensors`, `.bin`, `.pt`, `.pth`, `.npz`, `.json`, `.txt` and `.model` files).
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = blake2b(digest_size=16)
+    if path.is_file():
+        digest.update(_file_hash(path))
+        return digest.hexdigest()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in _CONTENT_SUFFIXES:
+            digest.update(blake2b(file.name.encode()).digest())
+            digest.update(_file_hash(file))
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> bytes:
+    size = path.stat().st_size
+    digest = blake2b(size.to_bytes(8, "little"))
+    with path.open("rb") as stream:
+        if size <= _CHUNKS * _CHUNK_BYTES:
+            digest.update(stream.read())
+            return digest.digest()
+        for chunk in range(_CHUNKS):
+            stream.seek((size - _CHUNK_BYTES) * chunk // (_CHUNKS - 1))
+            digest.update(stream.read(_CHUNK_BYTES))
+    return digest.digest()
+
+
+def short_name(name: str) -> str:
+    """A model's name as a part of a path: `facebook/opt-125m` is `opt-125m`, a file loses its suffix."""
+    if name.startswith(PACKAGE_PREFIX):
+        return path_safe(name.removeprefix(PACKAGE_PREFIX))
+    last = Path(name).expanduser()
+    if last.name in ("", ".."):
+        last = last.resolve()
+    return path_safe(last.stem if last.suffix in WEIGHT_SUFFIXES else last.name)
+
+
+def path_safe(name: str) -> str:
+    """The name with what a path or a key cannot hold replaced by `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

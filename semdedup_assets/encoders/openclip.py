@@ -1,0 +1,263 @@
+"""Images by the image tower of an OpenCLIP model."""
+
+import pickle
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from semdedup_assets.compute import Compute
+from semdedup_assets.encoders.batching import Numbered, Window, embedded_window, prefetch, split_window, windows
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
+from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
+from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
+from semdedup_assets.records import Broken, Content, Embedded, Record
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+_LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
+_WINDOW_BYTES = 512 << 20
+# What OpenCLIP raises on a hub out of reach, a broken file, or weights of another model.
+_LOADING_ERRORS = (RuntimeError, OSError, ValueError, LookupError, EOFError, AssertionError, pickle.UnpicklingError)
+
+
+class OpenClip(BaseModel, frozen=True, extra="forbid"):
+    """Images by the image tower of an OpenCLIP model (paper: ViT-B-16 with LAION or OpenAI weights).
+
+    Images are decoded and resized as OpenCLIP does for evaluation; transparent ones lie on white.
+    """
+
+    kind: Literal["openclip"] = "openclip"
+    model: str = Field(
+        "ViT-B-16",
+        description="OpenCLIP's name of the model; or a local folder (`path`, `local-dir:path` or "
+        "`package:<import name>/<path>`) with open_clip_config.json and weights; or `hf-hub:<id>`.",
+    )
+    pretrained: str | None = Field(
+        None,
+        description="OpenCLIP's tag of the weights (`laion2b_s34b_b88k`, `openai`), or a local checkpoint file (.pt, "
+        ".safetensors). Left out where `model` is a folder or a hub id: the weights lie beside it.",
+    )
+    precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
+
+    @model_validator(mode="after")
+    def _weights_are_named_once(self) -> "OpenClip":
+        prefixed = self.model.startswith((_HUB, _LOCAL_DIR, PACKAGE_PREFIX))
+        own_weights = prefixed or Path(self.model).expanduser().is_dir()
+        if own_weights and self.pretrained is not None:
+            message = f"pretrained: {self.model} holds its own weights; leave `pretrained` out"
+            raise ValueError(message)
+        if not own_weights and self.pretrained is None:
+            message = f"pretrained: missing for {self.model}; give a tag (laion2b_s34b_b88k, …) or a checkpoint file"
+            raise ValueError(message)
+        return self
+
+    @property
+    def accepts(self) -> Content:
+        """What its records carry."""
+        return "image"
+
+    @property
+    def name(self) -> str:
+        """Short, path-safe name of model and weights."""
+        model = self.model.removeprefix(_HUB).removeprefix(_LOCAL_DIR)
+        return "-".join(short_name(part) for part in (model, self.pretrained) if part)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that holds model and weights, where it is one.
+
+        Raises:
+            ValueError: the model names a folder that is not there.
+        """
+        if self.model.startswith(_HUB):
+            return None
+        name = self.model.removeprefix(_LOCAL_DIR)
+        path = local_path(name)
+        if path is not None and (path / "open_clip_config.json").is_file():
+            return path
+        if path is not None or name != self.model:
+            message = f"{self.model}: no folder with open_clip_config.json and weights"
+            raise ValueError(message)
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the vectors; a local checkpoint by its content, wherever it lies.
+
+        `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine.
+
+        Raises:
+            ValueError: a local folder or file is not there.
+        """
+        folder, checkpoint = self.folder, local_path(self.pretrained) if self.pretrained else None
+        return {
+            "kind": self.kind,
+            "model": {"content": content_hash(folder)} if folder else self.model,
+            "pretrained": {"content": content_hash(checkpoint)} if checkpoint else self.pretrained,
+            "precision": self.precision,
+        }
+
+    def load(self, compute: Compute) -> "ImageTower":
+        """Load the image tower.
+
+        Raises:
+            ValueError: model, tag, file or device does not exist, cannot be reached or does not fit; names the cure.
+        """
+        import open_clip
+
+        name = f"{_LOCAL_DIR}{self.folder}" if self.folder else self.model
+        checkpoint = local_path(self.pretrained) if self.pretrained else None
+        _check_names(name, None if checkpoint else self.pretrained)
+        device = compute.torch_device
+        model, preprocess = _create(name, str(checkpoint or self.pretrained or ""))
+        return ImageTower(
+            visual=model.visual.eval().requires_grad_(requires_grad=False).to(device),
+            preprocess=preprocess,
+            cropped_side=_cropped_side(model.visual.preprocess_cfg),
+            dimension=int(open_clip.get_model_config(name)["embed_dim"]),
+            dtype=resolve_dtype(self.precision, device),
+            compute=compute,
+        )
+
+
+def _check_names(model: str, tag: str | None) -> None:
+    import open_clip
+
+    if model.startswith((_LOCAL_DIR, _HUB)):
+        return
+    config = model.replace("/", "-")
+    if config not in open_clip.list_models():
+        message = f"model: OpenCLIP has no {model!r}; near names: {_near(config, open_clip.list_models())}"
+        raise ValueError(message)
+    tags = open_clip.list_pretrained_tags_by_model(config)
+    if tag is not None and not open_clip.get_pretrained_cfg(config, tag):
+        message = f"pretrained: {model} has no tag {tag!r}, and no file has this name; near tags: {_near(tag, tags)}"
+        raise ValueError(message)
+
+
+def _near(name: str, names: list[str]) -> str:
+    by_lower = {known.lower(): known for known in names}
+    near = get_close_matches(name.lower(), list(by_lower), n=6, cutoff=0.4)
+    return ", ".join(by_lower[match] for match in near) or ", ".join(names) or "none"
+
+
+def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], torch.Tensor]"]:
+    import open_clip
+    from safetensors import SafetensorError
+
+    # OpenCLIP only warns when a tag's weights need QuickGELU and the model's name does not say so.
+    quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(
+            name, pretrained or None, force_quick_gelu=quick_gelu, device="cpu"
+        )
+    except (*_LOADING_ERRORS, SafetensorError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = (
+            f"model {name}, pretrained {pretrained or '(its own)'}: the weights cannot be loaded ({cause}); "
+            "without access to their hub, set `pretrained` to a local checkpoint file that fits the model"
+        )
+        raise ValueError(message) from error
+    return model, preprocess
+
+
+def _cropped_side(preprocess: dict[str, Any]) -> int | None:
+    size = preprocess["size"]
+    return None if preprocess["resize_mode"] != "shortest" else size if isinstance(size, int) else min(size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A window whose images are being decoded."""
+
+    window: Window
+    images: "list[Future[torch.Tensor | str]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A window ready for the model: (n, 3, height, width) float32."""
+
+    window: Window
+    pixels: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """A loaded image tower.
+
+    Attributes:
+        visual: the tower, (b, 3, height, width) to (b, dimension).
+        preprocess: an RGB image to (3, height, width) float32.
+        cropped_side: pixels to which the shortest side is resized before the rest is cut off; None where
+            the whole image is squeezed or padded.
+        dimension: length of a vector.
+        dtype: number format of the matrix products.
+        compute: device, batch size and decoding threads.
+    """
+
+    visual: "torch.nn.Module"
+    preprocess: "Callable[[Image.Image], torch.Tensor]"
+    cropped_side: int | None
+    dimension: int
+    dtype: "torch.dtype"
+    compute: Compute
+
+    def embed(self, records: Iterable[Record | Broken]) -> Iterator[Embedded]:
+        """Embed images in the source's order; decoding runs ahead of the model in threads.
+
+        Args:
+            records: encoded images, and broken items.
+
+        Yields:
+            A batch per window of the stream; undecodable images are in its `skipped`.
+        """
+        with ThreadPoolExecutor(self.compute.worker_count) as pool:
+            # Two stages ahead: one keeps the threads busy, one has the next batch ready in one tensor.
+            submitted = prefetch(self._submitted(records, pool), depth=2)
+            for batch in prefetch((self._decoded(window) for window in submitted), depth=1):
+                yield embedded_window(batch.window, self._outputs(batch.pixels).numpy())
+
+    def _submitted(
+        self, records: Iterable[Record | Broken], pool: ThreadPoolExecutor
+    ) -> Generator[_Submitted, None, None]:
+        batch_size = self.compute.batch_size or (32 if self.compute.torch_device.type == "cpu" else 256)
+        for window in windows(records, size=batch_size, payload=_WINDOW_BYTES):
+            yield _Submitted(window, [pool.submit(self._pixels, item) for item in window.items])
+
+    def _pixels(self, item: Numbered) -> "torch.Tensor | str":
+        if not isinstance(item.record.payload, bytes):
+            return f"{type(item.record.payload).__name__}, not an encoded image"
+        try:
+            image = rgb_image(item.record.payload, shortest_side=self.cropped_side)
+        except UndecodableImageError as error:
+            return str(error)
+        return self.preprocess(image)
+
+    def _decoded(self, submitted: _Submitted) -> _Decoded:
+        import torch
+
+        images = [image.result() for image in submitted.images]
+        window = split_window(submitted.window, [image if isinstance(image, str) else None for image in images])
+        good = [image for image in images if not isinstance(image, str)]
+        if not good:
+            return _Decoded(window, torch.empty(0))
+        pixels = torch.empty(len(good), *good[0].shape, pin_memory=self.compute.torch_device.type == "cuda")
+        return _Decoded(window, torch.stack(good, out=pixels))
+
+    def _outputs(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        if not len(pixels):
+            return torch.empty(0, self.dimension)
+        device = self.compute.torch_device
+        with torch.inference_mode(), autocast(self.dtype, device):
+            output = self.visual(pixels.to(device, non_blocking=True))
+        pooled: torch.Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also gives its tokens
+        return pooled.float().cpu()  # (b, dimension)

@@ -1,0 +1,295 @@
+"""Texts by a transformers model: last token, mean or first token of the last layer."""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from semdedup_assets.compute import Compute
+from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window, windows
+from semdedup_assets.encoders.checkpoints import content_hash, local_path, short_name
+from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
+from semdedup_assets.records import Broken, Content, Embedded, Record
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Pooling = Literal["last_token", "mean", "cls"]
+
+_WINDOW_TEXTS = 4096
+_WINDOW_CHARACTERS = 16 << 20
+_DEFAULT_MAX_TOKENS = 2048
+
+
+class Transformers(BaseModel, frozen=True, extra="forbid"):
+    """Texts by a transformers model (paper: the last layer's last token of OPT-125m)."""
+
+    kind: Literal["transformers"] = "transformers"
+    model: str = Field(
+        "facebook/opt-125m",
+        description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) with config.json, weights "
+        "and tokenizer.",
+    )
+    pooling: Pooling = Field(
+        "last_token",
+        description="What stands for a text: `last_token` for decoders such as OPT, `mean` over all or `cls` (the "
+        "first) for encoders, as it was trained.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a text that are read, prompt included; the rest is cut. Empty: as many as the model can "
+        "take, at most 2048.",
+    )
+    prompt: str = Field("", description="Put before each text, for models trained with one, such as `passage: `.")
+    precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
+
+    @property
+    def accepts(self) -> Content:
+        """What its records carry."""
+        return "text"
+
+    @property
+    def name(self) -> str:
+        """Short, path-safe name of model and pooling."""
+        return f"{short_name(self.model)}-{self.pooling}"
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the vectors; a local folder by its content, wherever it lies.
+
+        `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine.
+
+        Raises:
+            ValueError: a local folder is not there.
+        """
+        folder = local_path(self.model)
+        return self.model_dump() | {"model": {"content": content_hash(folder)} if folder else self.model}
+
+    def load(self, compute: Compute) -> "TextModel":
+        """Load model and tokenizer.
+
+        Raises:
+            ValueError: model or device does not exist or cannot be reached, or `max_tokens` is more than the model
+                can take; names the cure.
+        """
+        device = compute.torch_device
+        model, tokenizer = _from_pretrained(self.model)
+        limit = _token_limit(model, tokenizer)
+        if self.max_tokens is not None and limit is not None and self.max_tokens > limit:
+            message = f"max_tokens: {self.max_tokens} is more than {self.model} can take; at most {limit}"
+            raise ValueError(message)
+        return TextModel(
+            model=model.train(mode=False).requires_grad_(requires_grad=False).to(device),
+            tokenizer=tokenizer,
+            max_tokens=self.max_tokens or min(limit or _DEFAULT_MAX_TOKENS, _DEFAULT_MAX_TOKENS),
+            settings=self,
+            dtype=resolve_dtype(self.precision, device),
+            compute=compute,
+        )
+
+
+def _from_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    source = str(local_path(name) or name)
+    try:
+        with _quiet_transformers():
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = (
+            f"model: {name} cannot be loaded ({cause}); name a model of the hub that can be reached, "
+            "or a local folder with config.json, weights and tokenizer"
+        )
+        raise ValueError(message) from error
+    # Of an encoder and a decoder, the first reads the text.
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet_transformers() -> Generator[None, None, None]:
+    from transformers.utils import logging as untyped_logging
+
+    logging: Any = untyped_logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _token_limit(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    import torch
+
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
+            # RoBERTa counts positions from after the padding index.
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    # Tokenizers without a limit of their own say 1e30.
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1 << 30]
+    return min(known, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokenized:
+    """A window ready for the model: the token ids of its n items."""
+
+    window: Window
+    token_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A loaded text model.
+
+    Attributes:
+        model: token ids to hidden states of the last layer.
+        tokenizer: text to token ids.
+        max_tokens: tokens of a text that are read; the rest is cut.
+        settings: pooling and prompt.
+        dtype: number format of the matrix products.
+        compute: device and batch size.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    max_tokens: int
+    settings: Transformers
+    dtype: "torch.dtype"
+    compute: Compute
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        config = self.model.config
+        # OPT-350m projects its last layer to the width of its token embeddings.
+        return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
+
+    def embed(self, records: Iterable[Record | Broken]) -> Iterator[Embedded]:
+        """Embed texts in the source's order; within a few thousand, texts of like length share a batch.
+
+        Args:
+            records: texts, and broken items.
+
+        Yields:
+            A batch per window of the stream; empty texts are in its `skipped`.
+        """
+        for tokenized in prefetch(self._tokenized(records), depth=1):
+            yield embedded_window(tokenized.window, self._outputs(tokenized.token_ids))
+
+    def _tokenized(self, records: Iterable[Record | Broken]) -> Generator[_Tokenized, None, None]:
+        for raw in windows(records, size=_WINDOW_TEXTS, payload=_WINDOW_CHARACTERS):
+            window = split_window(raw, [_refusal(item.record.payload) for item in raw.items])
+            texts = [item.record.payload for item in window.items if isinstance(item.record.payload, str)]
+            token_ids = self._token_ids([self.settings.prompt + text for text in texts])
+            reasons = [None if ids else "the tokenizer finds no token in this text" for ids in token_ids]
+            yield _Tokenized(split_window(window, reasons), [ids for ids in token_ids if ids])
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=False)
+        token_ids: list[list[int]] = encoded["input_ids"]
+        return token_ids
+
+    def _outputs(self, token_ids: list[list[int]]) -> np.ndarray:
+        outputs = np.empty((len(token_ids), self.dimension), np.float32)
+        on_cpu = self.compute.torch_device.type == "cpu"
+        size = self.compute.batch_size or (256 if on_cpu else 1024)
+        for batch in _batches_by_length(token_ids, tokens=4096 if on_cpu else 32_768, size=size):
+            outputs[batch] = self._pooled([token_ids[at] for at in batch]).numpy()
+        return outputs
+
+    def _pooled(self, token_ids: list[list[int]]) -> "torch.Tensor":
+        import torch
+
+        device = self.compute.torch_device
+        ids, mask = (part.to(device) for part in self._padded(token_ids))
+        with torch.inference_mode(), autocast(self.dtype, device):
+            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (b, t, d)
+        return pool(hidden.float(), mask, self.settings.pooling).cpu()
+
+    def _padded(self, token_ids: list[list[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Token ids and attention mask, (b, t) int64 each.
+
+        Padded on the right whatever the tokenizer's habit: then no position of a real token depends on the
+        batch, in decoders neither, and the vectors are those of each text alone.
+        """
+        import torch
+
+        padding = next(
+            (id_ for id_ in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if id_ is not None), 0
+        )
+        ids = torch.full((len(token_ids), max(map(len, token_ids))), padding)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(token_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+
+def pool(hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> "torch.Tensor":
+    """One vector a text.
+
+    Args:
+        hidden: (b, t, d) hidden states of the last layer.
+        mask: (b, t), 1 for real tokens and 0 for padding, which may lie on either side.
+        pooling: `last_token`, `mean` or `cls`.
+
+    Returns:
+        (b, d)
+    """
+    import torch
+
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)  # (b, t, 1)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = (places * mask).argmax(1)
+    chosen = last if pooling == "last_token" else mask.argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
+
+
+def _refusal(payload: object) -> str | None:
+    if not isinstance(payload, str):
+        return f"{type(payload).__name__}, not a text"
+    if not payload.strip():
+        return "empty text"
+    try:
+        payload.encode()
+    except UnicodeEncodeError as error:
+        return f"not valid Unicode: lone surrogate at character {error.start}"
+    return None
+
+
+def _batches_by_length(token_ids: list[list[int]], *, tokens: int, size: int) -> Iterator[list[int]]:
+    """Positions of texts of like length, the longest first.
+
+    Args:
+        token_ids: token ids of each text.
+        tokens: tokens of a batch at most, padding counted; a longer text is a batch of its own.
+        size: texts of a batch at most.
+    """
+    batch: list[int] = []
+    for at in sorted(range(len(token_ids)), key=lambda at: -len(token_ids[at])):
+        longest = len(token_ids[batch[0]]) if batch else 0
+        if batch and (len(batch) == size or (len(batch) + 1) * longest > tokens):
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch

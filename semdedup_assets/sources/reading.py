@@ -1,0 +1,97 @@
+"""Finding and opening the files of a source, and what may be wrong with them."""
+
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from semdedup_assets.storage.files import FileStat, filesystem, list_files, open_file
+
+_MAGIC = re.compile(r"[*?[]")
+
+
+class TruncatedFile(ValueError):
+    """A file ends, or turns unreadable, before its items do; what came before is good."""
+
+
+class BadItem(ValueError):
+    """One item cannot be embedded; the message is the reason that is listed beside its key."""
+
+
+def file_name(path: str) -> str:
+    """The last segment of a path or URL."""
+    return path.rsplit("/", 1)[-1]
+
+
+def printable(name: str) -> str:
+    """A file's name with the bytes that are not UTF-8 spelled out, for tables hold only valid Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name has a character that a glob takes for others."""
+    return _MAGIC.search(name) is not None
+
+
+def patterns(path: str) -> list[str]:
+    """The globs a source's path may stand for, the likeliest first: itself, its literal name, all below it."""
+    path = path.rstrip("/") or "/"
+    protocol, separator, name = path.rpartition("://")
+    literal = f"{protocol}{separator}{glob.escape(name)}"
+    return list(dict.fromkeys([path, literal, f"{literal}/**"]))
+
+
+def fixed_roots(path: str) -> list[str]:
+    """The folders below which a path's files may lie, as their file system spells them, the likeliest first."""
+    _, name = filesystem(path.rstrip("/") or "/")
+    parts = name.split("/")
+    fixed = next((i for i, part in enumerate(parts) if is_glob(part)), len(parts))
+    return [name, "/".join(parts[:fixed])]
+
+
+def source_files(path: str, suffixes: tuple[str, ...]) -> list[FileStat]:
+    """The files of a source, by one listing of its path.
+
+    Args:
+        path: a file, taken whatever its suffix; or a folder or glob, of which those of fitting suffix are taken.
+        suffixes: lower-case suffixes, each with its dot.
+
+    Returns:
+        At least one file; sorted by path.
+
+    Raises:
+        FileNotFoundError: nothing matches; names the path and what would.
+    """
+    for pattern in patterns(path):
+        found = list_files(pattern)
+        if is_glob(file_name(pattern)):
+            found = [file for file in found if file.path.lower().endswith(suffixes)]
+        if found:
+            return found
+    raise FileNotFoundError(nothing_there(path, suffixes))
+
+
+def nothing_there(path: str, suffixes: tuple[str, ...]) -> str:
+    """Why a listing came back empty, and the cure."""
+    return (
+        f"{path}: no file here ends in {' '.join(suffixes)}; set `path` to a file, to a folder that holds "
+        "such files, to a glob (`/**` for all below a folder), or to a URL such as s3://bucket/folder"
+    )
+
+
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """Open a source file as a stream of bytes.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: it cannot be opened; names the path and the cure.
+    """
+    try:
+        stream = open_file(path)
+    except OSError as error:
+        kind = type(error) if type(error) in (FileNotFoundError, PermissionError) else OSError
+        message = f"{path}: cannot be opened ({error}); check that it is there and may be read, then observe the shards"
+        raise kind(message) from error
+    with stream:
+        yield stream

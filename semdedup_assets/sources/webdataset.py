@@ -1,0 +1,135 @@
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Literal
+
+from pydantic import BaseModel, Field
+
+from semdedup_assets.records import Broken, ColumnType, Content, Record
+from semdedup_assets.sources.columns import Columns, carried_columns, image_fields, item_image
+from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, printable, source_files
+from semdedup_assets.storage.files import FileStat
+
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif")
+# What the `webdataset` package takes for a sample's file: hidden files and those without a suffix are not.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+_BUFFER = 1 << 20
+
+Sample = tuple[str, dict[str, bytes]]
+
+
+class WebDataset(BaseModel, frozen=True, extra="forbid"):
+    """WebDataset tars of images, as img2dataset writes them: `<key>.jpg`, `<key>.txt` and `<key>.json`."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str = Field(
+        min_length=1,
+        description="A tar (plain, .gz, .bz2 or .xz), a folder of them (all below it are taken), a glob, "
+        "or an fsspec URL of any of these.",
+    )
+    columns: Columns = {}
+
+    @property
+    def content(self) -> Content:
+        """What a record carries."""
+        return "image"
+
+    @property
+    def column_types(self) -> dict[str, ColumnType]:
+        """Every carried column by name and type."""
+        return {"caption": "string", "url": "string", **self.columns}
+
+    def files(self) -> list[FileStat]:
+        """Every tar, sorted by path.
+
+        Raises:
+            FileNotFoundError: there is none; names the path and the cure.
+        """
+        return source_files(self.path, _TARS)
+
+    def read(self, path: str) -> Iterator[Record | Broken]:
+        """Every sample of a tar, in its order; at the end one `Broken` for the whole file where it is cut off.
+
+        Raises:
+            OSError: the tar cannot be opened; names it.
+        """
+        try:
+            for key, members in self.samples(path):
+                yield self._record(printable(key), members)
+        except TruncatedFile as cut:
+            yield Broken(file_name(path), str(cut))
+
+    def samples(self, path: str) -> Iterator[Sample]:
+        """The raw content of every sample of a tar, in its order: key, and bytes by suffix in lower case.
+
+        A key that comes again later, or a suffix that comes twice, begins a sample of its own. Links
+        carry no bytes. The sample in or right after which the tar is cut off is left out, since more of it may
+        be missing; but not where the tar only lacks its end marker.
+
+        Raises:
+            TruncatedFile: the tar is cut off or damaged; names it and the last sample that was begun.
+            OSError: the tar cannot be opened; names it.
+        """
+        sample: Sample | None = None
+        try:
+            for key, suffix, content in _members(path):
+                if sample is None or sample[0] != key or suffix in sample[1]:
+                    if sample is not None:
+                        yield sample  # before the content of the next one, which may be cut off
+                    sample = (key, {})
+                if content is not None:
+                    sample[1][suffix] = content.read()
+        except (tarfile.TarError, EOFError) as error:
+            if sample is not None and isinstance(error, _Unterminated):
+                yield sample
+            place = f"in or after sample {sample[0]!r}" if sample else "at its begin"
+            message = f"{path}: cut off or damaged {place}: {error}"
+            raise TruncatedFile(message) from error
+        if sample is not None:
+            yield sample
+
+    def _record(self, key: str, members: dict[str, bytes]) -> Record | Broken:
+        image = next((suffix for suffix in _IMAGES if suffix in members), None)
+        if image is None:
+            return Broken(key, f"no image: none of {' '.join(_IMAGES)} among its files ({' '.join(members)})")
+        try:
+            fields = image_fields(txt=members.get("txt"), json=members.get("json"))
+            columns = carried_columns(fields, declared=self.columns, automatic=["caption", "url"])
+            return Record(key, item_image(members[image]), columns)
+        except BadItem as bad:
+            return Broken(key, str(bad))
+
+
+class _Unterminated(tarfile.ReadError):
+    """A tar ends after a member, without the zeros that close it."""
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; raises where `tarfile` takes a missing or damaged one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        if not buf:
+            message = "it ends without the end-of-archive marker"
+            raise _Unterminated(message)
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            message = f"{error} where a member should begin"
+            raise tarfile.ReadError(message) from error
+
+
+def _members(path: str) -> Iterator[tuple[str, str, IO[bytes] | None]]:
+    """Key, suffix and content of every file in a tar, None for a link's content; to be read before the next."""
+    with (
+        opened(path) as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, bufsize=_BUFFER) as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # the list would grow with the archive
+            parts = _MEMBER.fullmatch(member.name)
+            if parts is not None and not member.isdir():
+                yield parts[1], parts[2].lower(), tar.extractfile(member) if member.isreg() else None

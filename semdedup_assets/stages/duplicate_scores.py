@@ -1,0 +1,130 @@
+"""Score the clusters of a bucket: the greatest similarity of each item to an earlier one."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from semdedup_assets.algorithm.similarity import EarlierSimilarity, max_earlier_similarity
+from semdedup_assets.algorithm.unit_rows import as_tensor
+from semdedup_assets.stages.assignments import FittedClusters
+from semdedup_assets.stages.clusters import Cluster, bucket_clusters
+from semdedup_assets.stages.work import Work, quantiles
+from semdedup_assets.storage.results import Recipe, fingerprint, writing
+from semdedup_assets.storage.tables import TableWriter
+
+# Rows of a Parquet row group: large enough to compress well, small enough to be held a few times over.
+_ROW_GROUP = 1 << 18
+
+
+@dataclass(frozen=True)
+class AssignedShards:
+    """The assignments of all shards to one k, looked at once for many buckets."""
+
+    work: Work
+    k: str
+
+    @cached_property
+    def version(self) -> str:
+        """One version for all of them.
+
+        Raises:
+            MissingResultError: a shard is not assigned yet.
+        """
+        return fingerprint(
+            {shard.name: self.work.assignments(self.k, shard.name).version for shard in self.work.shards()}
+        )
+
+    @cached_property
+    def clusters(self) -> FittedClusters:
+        """What the shards are assigned to."""
+        return FittedClusters(self.work, self.k)
+
+
+def score_bucket(work: Work, bucket: int, *, assigned: AssignedShards) -> Recipe:
+    """Score a bucket's clusters (SemDeDup, Alg. A7): one pass that serves every epsilon.
+
+    Args:
+        work: the pipeline at work.
+        bucket: index of the bucket.
+        assigned: the assignments of one k.
+
+    Raises:
+        MissingResultError: a shard is not assigned yet.
+    """
+    clusters = assigned.clusters.buckets[bucket]
+    path = work.layout.scores(assigned.k, work.buckets[bucket])
+    sizes: list[int] = []
+    with writing(
+        path, code_version=work.code_version("duplicate_scores"), made_from={"assignments": assigned.version}
+    ) as result:
+        with (
+            result.open(path) as stream,
+            TableWriter(stream) as table,
+            work.progress(f"duplicate_scores {work.buckets[bucket]}", total=len(clusters), unit="clusters") as progress,
+        ):
+            rows = _RowGroups(table)
+            for cluster in bucket_clusters(work, assigned.k, bucket=bucket, clusters=clusters):
+                rows.add(cluster, _score(work, cluster))
+                sizes.append(len(cluster.ids))
+                progress.advance(1)
+            rows.flush()
+        result.details = _details(sizes, rows.duplicates)
+    return result.recipe()
+
+
+def _score(work: Work, cluster: Cluster) -> EarlierSimilarity:
+    vectors = as_tensor(cluster.vectors).to(work.compute.torch_device)
+    return max_earlier_similarity(vectors, budget=work.compute.budget)
+
+
+class _RowGroups:
+    """Gathers the scores of clusters until they fill a row group."""
+
+    def __init__(self, table: TableWriter) -> None:
+        self._table = table
+        self._parts: list[dict[str, np.ndarray]] = []
+        self.duplicates: dict[str, int] = dict.fromkeys(("0.001", "0.01", "0.05", "0.1", "0.2"), 0)
+
+    def add(self, cluster: Cluster, earlier: EarlierSimilarity) -> None:
+        for epsilon in self.duplicates:
+            self.duplicates[epsilon] += int((earlier.similarity > 1 - float(epsilon)).sum())
+        self._parts.append(
+            {
+                "id": cluster.ids,
+                "cluster": np.full(len(cluster.ids), cluster.cluster, dtype=np.int32),
+                "centroid_similarity": cluster.centroid_similarity,
+                "similarity": earlier.similarity,
+                "duplicate_of": np.ma.masked_array(cluster.ids[earlier.position], mask=earlier.position < 0),
+            }
+        )
+        if sum(len(part["id"]) for part in self._parts) >= _ROW_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._parts:
+            self._parts = [_no_rows()]
+        self._table.write({name: _joined([part[name] for part in self._parts]) for name in self._parts[0]})
+        self._parts = []
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.ma.concatenate(parts) if isinstance(parts[0], np.ma.MaskedArray) else np.concatenate(parts)
+
+
+def _no_rows() -> dict[str, np.ndarray]:
+    types = {"id": np.uint64, "cluster": np.int32, "centroid_similarity": np.float64, "similarity": np.float32}
+    columns = {name: np.empty(0, dtype=dtype) for name, dtype in types.items()}
+    return {**columns, "duplicate_of": np.ma.masked_array(np.empty(0, dtype=np.uint64), mask=np.empty(0, dtype=bool))}
+
+
+def _details(sizes: list[int], duplicates: dict[str, int]) -> dict[str, Any]:
+    counts = np.array(sizes, dtype=np.int64)
+    return {
+        "items": int(counts.sum()),
+        "clusters": len(sizes),
+        "cluster_sizes": quantiles(counts),
+        "pairs_compared": int((counts * (counts - 1) // 2).sum()),
+        "duplicates_by_epsilon": duplicates,
+    }

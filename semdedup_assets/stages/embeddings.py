@@ -1,0 +1,85 @@
+"""Embed the items of a shard."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from semdedup_assets.records import Skipped, VectorBatch
+from semdedup_assets.sources.catalogue import Shard
+from semdedup_assets.stages.work import Work
+from semdedup_assets.storage.results import ResultWriter, writing
+from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
+
+_LISTED = 20
+
+
+class _ShardReader:
+    """The records of a shard's files one after the other, and how many each file had."""
+
+    def __init__(self, work: Work, shard: Shard) -> None:
+        self._source = work.pipeline.source
+        self._files = [file.path for file in shard.files]
+        self.rows: list[int] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for path in self._files:
+            self.rows.append(0)
+            for record in self._source.read(path):
+                self.rows[-1] += len(record.keys) if isinstance(record, VectorBatch) else 1
+                yield record
+
+    def by_file(self) -> list[list[Any]]:
+        """Path and number of records of each file, in the order of the shard's rows."""
+        return [[path, rows] for path, rows in zip(self._files, self.rows, strict=True)]
+
+
+def embed_shard(work: Work, shard: Shard, *, model: Any) -> dict[str, Any]:
+    """Embed a shard: ids, keys, unit vectors and carried columns, with the skipped items beside them.
+
+    Args:
+        work: the pipeline at work.
+        shard: which files.
+        model: what the pipeline's encoder loaded.
+
+    Returns:
+        Counts and measures, as they also stand in the result's recipe.
+    """
+    result_path = work.layout.embeddings(shard.name)
+    with writing(
+        result_path, code_version=work.code_version("embeddings"), made_from={"shards": shard.fingerprint}
+    ) as result:
+        started = time.monotonic()
+        result.details = _write(work, shard, model, result)
+    seconds = time.monotonic() - started
+    measures = {"seconds": seconds, "items_per_second": result.details["items"] / max(seconds, 1e-9)}
+    return {**result.details, **measures, "version": result.recipe().version, "bytes": sum(result.files.values())}
+
+
+def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[str, Any]:
+    reader, skipped, keys = _ShardReader(work, shard), list[Skipped](), Counter[str]()
+    with (
+        work.progress(f"embeddings {shard.name}", total=None, unit="items") as progress,
+        result.open(work.layout.embeddings(shard.name)) as stream,
+    ):
+        types = work.pipeline.source.column_types
+        writer = EmbeddingsWriter(stream, shard.index, work.pipeline.vectors, types, model.dimension)
+        for batch in model.embed(reader):
+            writer.write(batch)
+            skipped += batch.skipped
+            keys.update(batch.keys)
+            progress.advance(len(batch.keys))
+        writer.close()
+    with result.open(work.layout.skipped(shard.name)) as stream:
+        write_skipped(stream, skipped, shard=shard.index)
+    repeated = [key for key, count in keys.items() if count > 1]
+    return {
+        "items": keys.total(),
+        "records": keys.total() + len(skipped),
+        "skipped": len(skipped),
+        "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
+        "repeated_keys": len(repeated),
+        "repeated_key_examples": repeated[:_LISTED],
+        "dimension": writer.dimension,
+        "files": reader.by_file(),
+    }

@@ -1,0 +1,195 @@
+"""Decide what is kept at an epsilon, and which kept item each removed one duplicates."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from semdedup_assets.algorithm.selection import (
+    Selection,
+    chain_selection,
+    check_epsilon,
+    greedy_keep_mask,
+    keep_mask,
+    select,
+)
+from semdedup_assets.algorithm.similarity import EarlierSimilarity
+from semdedup_assets.algorithm.tuning import epsilon_for
+from semdedup_assets.algorithm.unit_rows import as_tensor
+from semdedup_assets.stages.clusters import Cluster, bucket_clusters
+from semdedup_assets.stages.duplicate_scores import AssignedShards
+from semdedup_assets.stages.work import Work
+from semdedup_assets.storage.results import MissingResultError, Recipe, ResultWriter, fingerprint, writing
+from semdedup_assets.storage.tables import TableWriter, read_table, read_tables
+
+
+@dataclass
+class _Totals:
+    """What all buckets add up to."""
+
+    items: int = 0
+    kept: int = 0
+    kept_by_chain: int = 0
+    kept_by_greedy: int = 0
+    orphans: int = 0
+    clusters: int = 0
+    groups: list[tuple[int, int]] = field(default_factory=list)
+
+    def add_groups(self, neighbours: np.ndarray) -> None:
+        """Remember the kept items that the most removed ones duplicate."""
+        if len(neighbours):
+            ids, counts = np.unique(neighbours, return_counts=True)
+            pairs = [(int(count), int(item)) for count, item in zip(counts, ids, strict=True)]
+            self.groups = sorted([*self.groups, *pairs], reverse=True)[:20]
+
+
+def resolve_epsilon(work: Work, k: str, epsilon: str) -> float:
+    """The number that a partition stands for: an epsilon itself, or the one that keeps a wanted share.
+
+    Raises:
+        MissingResultError: a bucket is not scored yet.
+    """
+    if not epsilon.startswith("keep="):
+        check_epsilon(float(epsilon))
+        return float(epsilon)
+    share = float(epsilon.removeprefix("keep=").removesuffix("%")) / 100
+    paths = [work.layout.scores(k, bucket) for bucket in work.buckets]
+    return epsilon_for(
+        lambda: (part["similarity"] for path in paths for part in read_tables(path, ["similarity"])), keep=share
+    )
+
+
+def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recipe:
+    """Write the keep masks of one k and epsilon (SemDeDup, Alg. A7), by bucket.
+
+    Args:
+        work: the pipeline at work.
+        epsilon: as the partition spells it: `0.05` or `keep=50%`.
+        assigned: the assignments of one k, whose vectors find the nearest kept items.
+
+    Raises:
+        MissingResultError: a bucket is not scored, or was scored from other assignments than there are now.
+    """
+    k = assigned.k
+    made_from = {"duplicate_scores": _scores_version(work, assigned)}
+    number, totals = resolve_epsilon(work, k, epsilon), _Totals()
+    with writing(
+        work.layout.masks(k, epsilon), code_version=work.code_version("keep_masks"), made_from=made_from
+    ) as result:
+        with work.progress(f"keep_masks {epsilon}", total=len(work.buckets), unit="buckets") as progress:
+            for bucket in range(len(work.buckets)):
+                _write_bucket(work, epsilon, number, result, _Bucket(assigned, bucket), totals)
+                progress.advance(1)
+        result.details = _details(number, totals, rule=work.pipeline.selection.rule)
+    return result.recipe()
+
+
+def _scores_version(work: Work, assigned: AssignedShards) -> str:
+    recipes = {bucket: work.scores(assigned.k, bucket) for bucket in work.buckets}
+    for bucket, recipe in recipes.items():
+        same_settings = recipe.code_version == work.code_version("duplicate_scores")
+        if recipe.made_from["assignments"] != assigned.version or not same_settings:
+            what = "assignments" if same_settings else "settings"
+            cure = work.cure("duplicate_scores", f"{bucket}|{assigned.k}")
+            message = f"{work.layout.scores(assigned.k, bucket)}: made from other {what} than there are now; {cure}"
+            raise MissingResultError(message)
+    return fingerprint({bucket: recipe.version for bucket, recipe in recipes.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    assigned: AssignedShards
+    index: int
+
+    @property
+    def clusters(self) -> range:
+        return self.assigned.clusters.buckets[self.index]
+
+
+def _write_bucket(
+    work: Work, epsilon: str, number: float, result: ResultWriter, bucket: _Bucket, totals: _Totals
+) -> None:
+    k, name = bucket.assigned.k, work.buckets[bucket.index]
+    scores = read_table(work.layout.scores(k, name), ["id", "cluster", "similarity", "duplicate_of"])
+    with result.open(work.layout.mask(k, epsilon, name)) as stream, TableWriter(stream) as table:
+        selection = _select_bucket(work, number, bucket, scores, totals)
+        removed = ~selection.keep
+        neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
+        table.write(
+            {
+                "id": scores["id"],
+                "kept": selection.keep,
+                "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
+                "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
+            }
+        )
+    totals.items += len(selection.keep)
+    totals.kept += int(selection.keep.sum())
+    totals.orphans += int((removed & ~(selection.kept_similarity > 1 - number)).sum())
+    totals.clusters += len(np.unique(scores["cluster"]))
+    totals.add_groups(neighbour[removed])
+
+
+def _select_bucket(
+    work: Work, epsilon: float, bucket: _Bucket, scores: dict[str, np.ndarray], totals: _Totals
+) -> Selection:
+    """The selection of a whole bucket, positions into its score rows."""
+    earlier = EarlierSimilarity(scores["similarity"], _positions(scores))
+    chain = keep_mask(earlier.similarity, epsilon)
+    selection, complete = chain_selection(earlier, chain)
+    keep, greedy = chain.copy(), chain.copy()
+    if not complete:
+        # Only clusters in which a removed item's nearest earlier item is removed too need their vectors.
+        open_rows = ~chain & (selection.kept_neighbour < 0)
+        for rows, cluster in _clusters_with(work, bucket, scores["cluster"], open_rows):
+            vectors = as_tensor(cluster.vectors).to(work.compute.torch_device)
+            inner = EarlierSimilarity(earlier.similarity[rows], _relative(earlier.position[rows], rows.start))
+            greedy[rows] = greedy_keep_mask(vectors, inner, epsilon, budget=work.compute.budget)
+            wanted = greedy[rows] if work.pipeline.selection.rule == "greedy" else chain[rows]
+            found = select(vectors, wanted, budget=work.compute.budget)
+            keep[rows] = wanted
+            selection.kept_neighbour[rows] = np.where(wanted, -1, found.kept_neighbour + rows.start)
+            selection.kept_similarity[rows] = found.kept_similarity
+    totals.kept_by_chain += int(chain.sum())
+    totals.kept_by_greedy += int(greedy.sum())
+    return Selection(keep, selection.kept_neighbour, selection.kept_similarity)
+
+
+def _relative(position: np.ndarray, start: int) -> np.ndarray:
+    return np.where(position < 0, -1, position - start)
+
+
+def _positions(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """(n,) int64: the row of each item's earlier item, -1 where there is none."""
+    order = np.argsort(scores["id"])
+    place = np.searchsorted(scores["id"], scores["duplicate_of"], sorter=order)
+    found = order[np.minimum(place, len(order) - 1)] if len(order) else place
+    return np.where(np.isneginf(scores["similarity"]), -1, found)
+
+
+def _clusters_with(
+    work: Work, bucket: _Bucket, cluster: np.ndarray, wanted: np.ndarray
+) -> Iterator[tuple[slice, Cluster]]:
+    """The clusters that hold a wanted row, with their score rows; both are in keep-order."""
+    needed = set(np.unique(cluster[wanted]).tolist())
+    for read in bucket_clusters(work, bucket.assigned.k, bucket=bucket.index, clusters=bucket.clusters, only=needed):
+        start, stop = np.searchsorted(cluster, [read.cluster, read.cluster + 1])
+        yield slice(int(start), int(stop)), read
+
+
+def _details(epsilon: float, totals: _Totals, *, rule: str) -> dict[str, Any]:
+    removed = totals.items - totals.kept
+    return {
+        "epsilon": epsilon,
+        "rule": rule,
+        "items": totals.items,
+        "kept": totals.kept,
+        "removed": removed,
+        "kept_fraction": totals.kept / totals.items if totals.items else None,
+        "kept_by_chain": totals.kept_by_chain,
+        "kept_by_greedy": totals.kept_by_greedy,
+        "orphans": totals.orphans,
+        "clusters": totals.clusters,
+        "largest_groups": [{"kept": item, "removed": count} for count, item in totals.groups],
+    }
