@@ -1,6 +1,7 @@
 """The Dagster component: a pipeline's settings in a `defs.yaml` become its definitions."""
 
 import dagster as dg
+from pydantic import BaseModel
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.settings import Pipeline
@@ -18,7 +19,7 @@ class SemDedupPipeline(dg.Component):
         return Pipeline
 
     @classmethod
-    def load(cls, attributes: Pipeline | None, context: dg.ComponentLoadContext) -> "SemDedupPipeline":
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "SemDedupPipeline":
         """The pipeline that `attributes` describe, with `{{ env.NAME }}` filled in."""
         if attributes is None:
             message = f"{context.path}: no attributes; give at least dataset, source and encoder"
@@ -26,6 +27,6 @@ class SemDedupPipeline(dg.Component):
         filled = context.resolution_context.resolve_value(attributes.model_dump())
         return cls(Pipeline.model_validate(filled))
 
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
         return pipeline_definitions(self.pipeline)

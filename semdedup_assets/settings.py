@@ -12,6 +12,7 @@ from semdedup_assets.sources import Source
 # Raised by whoever changes what a stage computes from the same input, so that old results become stale.
 ALGORITHM_VERSION = 1
 
+_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -129,7 +130,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Pipeline":
-        for problem in (self._content_problem(), self._keep_problem(), self._manifest_problem()):
+        for problem in (
+            self._content_problem(),
+            self._column_problem(),
+            self._keep_problem(),
+            self._manifest_problem(),
+        ):
             if problem:
                 raise ValueError(problem)
         return self
@@ -141,6 +147,10 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             f"source.kind {self.source.kind!r} holds {self.source.content}s, "
             f"encoder.kind {self.encoder.kind!r} takes {self.encoder.accepts}s"
         )
+
+    def _column_problem(self) -> str | None:
+        taken = sorted(_RESERVED & set(self.source.column_types))
+        return f"source.columns: {taken} name columns of our own tables; rename them in the source" if taken else None
 
     def _keep_problem(self) -> str | None:
         keep = self.selection.keep

@@ -10,9 +10,12 @@ class TileShape(NamedTuple):
     columns: int
 
 
+COLUMN_GROUP = 64
+"""Columns that are searched together for where their greatest value stands; tiles are whole groups wide."""
+
 # Tiles that stay in a core's cache are reduced several times faster than they are read back from memory;
 # a GPU wants products large enough to fill it.
-_CPU_TILE = TileShape(256, 4096)
+_CPU_TILE = TileShape(256, 2048)
 _GPU_TILE = TileShape(4096, 16384)
 
 
@@ -31,9 +34,9 @@ def tile_shape(budget: int, *, dimension: int, gpu: bool) -> TileShape:
         gpu: whether the tile lies on a GPU.
 
     Returns:
-        Rows and columns, each at least 1.
+        Rows, at least 1, and columns, a multiple of `COLUMN_GROUP`.
     """
     rows, columns = _GPU_TILE if gpu else _CPU_TILE
-    while rows * columns > 1 and 4 * (dimension * (rows + columns) + 2 * rows * columns) > budget:
-        rows, columns = max(1, rows // 2), max(1, columns // 2)
+    while rows > 1 and 4 * (dimension * (rows + columns) + 2 * rows * columns) > budget:
+        rows, columns = rows // 2, max(COLUMN_GROUP, columns // 2)
     return TileShape(rows, columns)

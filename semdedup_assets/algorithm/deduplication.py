@@ -1,6 +1,7 @@
 """The whole method in one call, on vectors in memory."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def _score(
     """Greatest similarity to an earlier item (n,) and its row (n,), in the vectors' own order."""
     similarity = np.full(len(order), -np.inf, dtype=np.float32)
     duplicate_of = np.full(len(order), -1, dtype=np.int64)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         members = order[start:stop]
         if len(members) < 2:
             continue

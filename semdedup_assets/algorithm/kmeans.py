@@ -102,4 +102,4 @@ def suggest_k(items: int) -> int:
     """
     k = max(1, round((items / 2) ** 0.5))
     digits = 10 ** max(0, len(str(k)) - 2)
-    return max(1, round(k / digits) * digits)
+    return max(1, int(round(k / digits)) * digits)

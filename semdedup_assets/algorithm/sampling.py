@@ -16,7 +16,8 @@ def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
         (n,) uint64, uniform over all 64 bits, distinct for distinct ids.
     """
     state = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    return _mix(ids.astype(np.uint64) ^ state)
+    hashed: np.ndarray = _mix(ids.astype(np.uint64) ^ state)
+    return hashed
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

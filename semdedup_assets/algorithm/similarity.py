@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semdedup_assets.algorithm.budget import TileShape, tile_shape
+from semdedup_assets.algorithm.budget import COLUMN_GROUP, tile_shape
 from semdedup_assets.algorithm.unit_rows import check_rows, row_cosine, unit_rows
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
@@ -60,33 +60,75 @@ def greatest_similarity(
     Returns:
         `EarlierSimilarity` with q entries; positions are rows of `candidates`.
     """
-    d, gpu = queries.shape[1], queries.is_cuda
-    shape = tile_shape(budget // 2, dimension=d, gpu=gpu)
-    if 4 * d * len(candidates) <= budget // 2:
-        candidates = unit_rows(candidates)
+    shape = tile_shape(budget // 2, dimension=queries.shape[1], gpu=queries.is_cuda)
+    columns = _Candidates(candidates, whole=4 * candidates.numel() <= budget // 2)
     seen = None if visible is None else torch.as_tensor(visible, device=queries.device)
     best = torch.full((len(queries),), -torch.inf, device=queries.device)
     position = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
+    width = min(shape.columns, -(-len(candidates) // COLUMN_GROUP) * COLUMN_GROUP)
+    # One buffer for all tiles: fresh memory for each would cost as much as the product itself.
+    buffer = torch.empty((min(shape.rows, len(queries)), width), device=queries.device)
     for start in range(0, len(queries), shape.rows):
-        rows = slice(start, start + shape.rows)
-        _scan(queries[rows], candidates, None if seen is None else seen[rows], shape, best[rows], position[rows])
+        part = slice(start, start + shape.rows)
+        rows = unit_rows(queries[part])
+        _scan(
+            rows, columns, None if seen is None else seen[part], _Best(best[part], position[part], buffer[: len(rows)])
+        )
     return EarlierSimilarity(_rescored(queries, candidates, position), position.cpu().numpy())
 
 
-def _scan(
-    queries: Tensor, candidates: Tensor, seen: Tensor | None, shape: TileShape, best: Tensor, position: Tensor
-) -> None:
-    """Fill (b,) best and position for one tile's height of queries."""
-    rows = unit_rows(queries)
-    least, most = (len(candidates), len(candidates)) if seen is None else (int(seen[0]), int(seen[-1]))
-    for left in range(0, most, shape.columns):
-        right = min(left + shape.columns, most)
-        columns = candidates[left:right]
-        columns = columns if columns.dtype == torch.float32 and len(candidates) > 0 else unit_rows(columns)
-        tile = rows @ columns.T  # (b, m)
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """(c, d) candidates as float32 unit rows: all at once where they fit, else a tile's width at a time."""
+
+    rows: Tensor
+    whole: bool
+
+    def __post_init__(self) -> None:
+        if self.whole:
+            object.__setattr__(self, "rows", unit_rows(self.rows))
+
+    def __getitem__(self, columns: slice) -> Tensor:
+        return self.rows[columns] if self.whole else unit_rows(self.rows[columns])
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The best that a tile's height of queries has met so far, (b,) each, and (b, m) memory for the next tile."""
+
+    similarity: Tensor
+    position: Tensor
+    buffer: Tensor
+
+    def take(self, tile: Tensor, left: int) -> None:
+        """Take in a tile whose first column is candidate `left`."""
+        groups = tile.view(len(tile), -1, COLUMN_GROUP)
+        # A maximum costs a tenth of a search for where it stands: only the group that holds it is searched.
+        in_group = groups.amax(2)
+        greatest = in_group.amax(1)
+        better = (greatest > self.similarity + _TIE).nonzero().squeeze(1)
+        if len(better) == 0:
+            return
+        least = (greatest[better] - _TIE)[:, None]
+        group = (in_group[better] >= least).to(torch.uint8).argmax(1)
+        within = (groups[better, group] >= least).to(torch.uint8).argmax(1)
+        self.similarity[better] = greatest[better]
+        self.position[better] = left + group * COLUMN_GROUP + within
+
+
+def _scan(rows: Tensor, candidates: _Candidates, seen: Tensor | None, best: _Best) -> None:
+    """Hold (b, d) unit rows against the candidates they see, a tile at a time."""
+    count = len(candidates.rows)
+    least, most = (count, count) if seen is None else (int(seen[0]), int(seen[-1]))
+    width = best.buffer.shape[1]
+    for left in range(0, most, width):
+        right = min(left + width, most)
+        tile = best.buffer[:, : -(-(right - left) // COLUMN_GROUP) * COLUMN_GROUP]
+        torch.mm(rows, candidates[left:right].T, out=tile[:, : right - left])
+        tile[:, right - left :] = -torch.inf
         if seen is not None and right > least:
             _hide(tile, seen, left, max(left, least))
-        _take_better(tile, left, best, position)
+        best.take(tile, left)
 
 
 def _hide(tile: Tensor, seen: Tensor, left: int, first_hidden: int) -> None:
@@ -96,20 +138,8 @@ def _hide(tile: Tensor, seen: Tensor, left: int, first_hidden: int) -> None:
     part.masked_fill_(index >= seen[:, None], -torch.inf)
 
 
-def _take_better(tile: Tensor, left: int, best: Tensor, position: Tensor) -> None:
-    greatest = tile.amax(1)
-    better = (greatest > best + _TIE).nonzero().squeeze(1)
-    if len(better) == 0:
-        return
-    greatest = greatest[better]
-    within = tile if len(better) == len(tile) else tile[better]
-    first = (within >= (greatest - _TIE)[:, None]).to(torch.uint8).argmax(1)
-    best[better] = greatest
-    position[better] = left + first
-
-
 def _rescored(queries: Tensor, candidates: Tensor, position: Tensor) -> np.ndarray:
-    """(q,) float32: the similarity of each found pair, once more row by row in float64."""
+    """(q,) float32: the similarity of each found pair, once more row by row, summed in float64."""
     similarity = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
     chunk = max(1, (16 << 20) // (4 * queries.shape[1]))
     for start in range(0, len(queries), chunk):

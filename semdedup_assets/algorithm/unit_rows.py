@@ -33,7 +33,8 @@ def unit_rows(rows: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
         (n, d) of `dtype` on the same device.
     """
     rows = rows.to(dtype)
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / norms
 
 
 def check_rows(vectors: Tensor, *, unit: bool = False) -> None:

@@ -28,7 +28,7 @@ def assignments_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def assignments(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.assignments import FittedClusters, assign_shard
 
         work = declaration.work(context, config)

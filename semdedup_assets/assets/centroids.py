@@ -28,7 +28,7 @@ def centroids_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def centroids(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.centroids import fit_centroids
 
         work = declaration.work(context, config)

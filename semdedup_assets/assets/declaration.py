@@ -47,7 +47,7 @@ class Declaration:
         return dg.StaticPartitionsDefinition(list(self.pipeline.clustering.k))
 
     def with_k(self, dimension: str) -> dg.MultiPartitionsDefinition:
-        """k × shard, k × bucket or k × epsilon."""
+        """Partitions of k × shard, k × bucket or k × epsilon."""
         others: dict[str, dg.PartitionsDefinition[str]] = {
             "shard": self.shard,
             "bucket": dg.StaticPartitionsDefinition([f"b{i:04d}" for i in range(self.pipeline.clustering.buckets)]),

@@ -28,7 +28,7 @@ def duplicate_scores_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def duplicate_scores(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.duplicate_scores import AssignedShards, score_bucket
 
         work = declaration.work(context, config)

@@ -31,7 +31,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def embeddings(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.embeddings import embed_shard
 
         work, source = declaration.work(context, config), declaration.key("shards")

@@ -28,7 +28,7 @@ def keep_masks_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def keep_masks(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.duplicate_scores import AssignedShards
         from semdedup_assets.stages.keep_masks import select_items
 

@@ -27,7 +27,7 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
     def manifests(
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.duplicate_scores import AssignedShards
         from semdedup_assets.stages.manifests import write_manifest
 

@@ -42,7 +42,8 @@ class PartitionRecorder:
         """
         keys = [str(key) for key in self.context.partition_keys]
         if not keys:
-            raise dg.Failure("the range of partitions holds none: its end comes before its start", allow_retries=False)
+            message = "the range of partitions holds none: its end comes before its start"
+            raise dg.Failure(message, allow_retries=False)
         return keys
 
     def inputs(self, upstream: Inputs) -> dict[str, str]:
@@ -93,7 +94,7 @@ class PartitionRecorder:
         self._events.append(event)
         self.context.log_event(event)
 
-    def finish(self, *checks: dg.AssetCheckResult) -> Iterator[dg.MaterializeResult]:
+    def finish(self, *checks: dg.AssetCheckResult) -> Iterator[dg.MaterializeResult[None]]:
         """End the run's step.
 
         The result, without which the steps that follow would be skipped, is itself recorded for every partition;

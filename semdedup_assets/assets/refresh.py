@@ -76,13 +76,16 @@ def _ranges(
     for partition in partitions:
         joins = ranges and ranges[-1][-1] is not None and place[str(ranges[-1][-1])] + 1 == place[str(partition)]
         # A range of two dimensions is the product of its sides: one run holds one value of the first.
-        if joins and str(ranges[-1][0]).split("|")[0] == str(partition).split("|")[0]:
-            ranges[-1].append(partition)
-        elif joins and "|" not in str(partition):
+        if joins and _first_dimension(ranges[-1][0]) == _first_dimension(partition):
             ranges[-1].append(partition)
         else:
             ranges.append([partition])
     return ranges
+
+
+def _first_dimension(partition: str | None) -> str:
+    first, two, _ = str(partition).partition("|")
+    return first if two else ""
 
 
 def _materialise(

@@ -9,7 +9,10 @@ from semdedup_assets.assets.metadata import as_metadata
 
 def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """A frozen, bounded, seeded, uniform sample of all vectors."""
-    refit = (bool, Field(False, description="Draw a new sample of today's embeddings: centroids are then fitted anew."))
+    refit = (
+        bool,
+        Field(default=False, description="Draw a new sample of today's embeddings: centroids are then fitted anew."),
+    )
     run_config = create_model("SampleConfig", __base__=declaration.run_config, refit=refit)
 
     @dg.asset(
@@ -25,8 +28,8 @@ def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
     )
     def training_sample(
         context: dg.AssetExecutionContext,
-        config: run_config,  # type: ignore[valid-type]
-    ) -> dg.MaterializeResult:
+        config: run_config,
+    ) -> dg.MaterializeResult[None]:
         from semdedup_assets.stages.training_sample import draw_sample, frozen_sample
 
         work = declaration.work(context, config)

@@ -133,7 +133,7 @@ def _damage_named(path: str, place: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         # Arrow reports damaged data as an OSError of its own; one with a number came from the store.
         if isinstance(error, OSError) and error.errno is not None:
             raise

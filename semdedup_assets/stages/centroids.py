@@ -1,6 +1,7 @@
 """Fit centroids to the training sample."""
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,4 +101,4 @@ def bucket_ranges(work: Work, k: str) -> list[range]:
     work.centroids(k)
     table = read_table(work.layout.clusters(k), ["bucket"])
     bounds = np.searchsorted(table["bucket"], np.arange(work.pipeline.clustering.buckets + 1))
-    return [range(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [range(int(start), int(stop)) for start, stop in pairwise(bounds)]

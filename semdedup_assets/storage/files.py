@@ -29,7 +29,8 @@ class FileStat:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path as that file system spells it."""
-    return fsspec.core.url_to_fs(path)
+    fs, name = fsspec.core.url_to_fs(path)
+    return fs, str(name)
 
 
 def is_local(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Tables in Parquet, for anybody's tools."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,14 +19,14 @@ class TableWriter:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._writer: object | None = None
+        self._writer: Any = None
 
     def __enter__(self) -> "TableWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
-            self._writer.close()  # type: ignore[attr-defined]
+            self._writer.close()
 
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
         """Append rows as one row group."""
@@ -37,7 +37,7 @@ class TableWriter:
         table = pa.table(arrays)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
-        self._writer.write_table(table)  # type: ignore[attr-defined]
+        self._writer.write_table(table)
 
 
 def _arrow(values: np.ndarray) -> object:

@@ -1,0 +1,154 @@
+import time
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semdedup_assets.sources.catalogue import Catalogue
+from semdedup_assets.storage.files import FileStat
+
+FILES = st.dictionaries(
+    st.text("abcé/\ud800", min_size=1, max_size=3),
+    st.tuples(st.integers(0, 9), st.text("xy\"'", max_size=2)),
+    max_size=12,
+).map(lambda found: [FileStat(path, *rest) for path, rest in found.items()])
+LISTINGS = st.lists(st.tuples(FILES, st.integers(1, 4)), max_size=6)
+
+
+def catalogue_after(listings: list[tuple[list[FileStat], int]]) -> Catalogue:
+    catalogue = Catalogue.empty()
+    for files, per_shard in listings:
+        catalogue = catalogue.updated(files, files_per_shard=per_shard)
+    return catalogue
+
+
+def shard_of_each_file(catalogue: Catalogue) -> dict[str, int]:
+    return {file.path: shard.index for shard in catalogue.shards for file in shard.files}
+
+
+@given(LISTINGS, FILES, st.integers(1, 4))
+def test_every_file_is_in_exactly_one_shard_as_it_was_listed_last(
+    listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int
+) -> None:
+    catalogue = catalogue_after([*listings, (files, per_shard)])
+    held = [file for shard in catalogue.shards for file in shard.files]
+    assert sorted(held, key=lambda file: file.path) == sorted(files, key=lambda file: file.path)
+    assert all(shard.files for shard in catalogue.shards)
+
+
+@given(LISTINGS, FILES, st.integers(1, 4))
+def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
+    listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int
+) -> None:
+    before = catalogue_after(listings)
+    after = before.updated(files, files_per_shard=per_shard)
+    old, new = shard_of_each_file(before), shard_of_each_file(after)
+    assert all(new[path] == old[path] for path in old.keys() & new.keys())
+    assert all(new[path] >= before.next_index for path in new.keys() - old.keys())
+    assert [shard.index for shard in after.shards] == sorted({*new.values()})
+    assert max([before.next_index - 1, *new.values()]) == after.next_index - 1
+
+
+@given(FILES, FILES, st.integers(1, 4), st.integers(1, 4))
+def test_adding_files_changes_no_existing_shard(
+    files: list[FileStat], added: list[FileStat], per_shard: int, later_per_shard: int
+) -> None:
+    before = Catalogue.empty().updated(files, files_per_shard=per_shard)
+    known = {file.path for file in files}
+    more = [*files, *(file for file in added if file.path not in known)]
+    after = before.updated(more, files_per_shard=later_per_shard)
+    assert after.shards[: len(before.shards)] == before.shards
+    fingerprints = [shard.fingerprint for shard in after.shards]
+    assert fingerprints[: len(before.shards)] == [shard.fingerprint for shard in before.shards]
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+@given(FILES.filter(bool), st.integers(1, 4), st.data())
+def test_a_vanished_or_changed_file_changes_its_own_shard_only(
+    files: list[FileStat], per_shard: int, data: st.DataObject
+) -> None:
+    before = Catalogue.empty().updated(files, files_per_shard=per_shard)
+    victim = data.draw(st.sampled_from(files))
+    others = [file for file in files if file != victim]
+    touched = shard_of_each_file(before)[victim.path]
+    unchanged = {shard.index: shard.fingerprint for shard in before.shards if shard.index != touched}
+    for now in (others, [*others, FileStat(victim.path, victim.size, victim.stamp + "2")]):
+        after = {shard.index: shard.fingerprint for shard in before.updated(now, files_per_shard=per_shard).shards}
+        assert after.pop(touched, None) not in {shard.fingerprint for shard in before.shards}
+        assert after == unchanged
+
+
+@given(LISTINGS, FILES, st.integers(1, 4), st.randoms())
+def test_updating_again_in_any_order_changes_nothing(
+    listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int, random: Random
+) -> None:
+    once = catalogue_after([*listings, (files, per_shard)])
+    shuffled = random.sample(files, len(files))
+    assert once.updated(shuffled, files_per_shard=per_shard) == once
+    assert catalogue_after([*listings, (shuffled, per_shard)]) == once
+
+
+@given(LISTINGS)
+def test_json_keeps_everything(listings: list[tuple[list[FileStat], int]]) -> None:
+    catalogue = catalogue_after(listings)
+    assert Catalogue.from_json(catalogue.to_json()) == catalogue
+
+
+def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
+    files = [FileStat(f"{name}.tar", 1, "s") for name in "dbace"]
+    catalogue = Catalogue.empty().updated(files, files_per_shard=2)
+    assert [(shard.name, [file.path[0] for file in shard.files]) for shard in catalogue.shards] == [
+        ("s000000", ["a", "b"]),
+        ("s000001", ["c", "d"]),
+        ("s000002", ["e"]),
+    ]
+    grown = catalogue.updated([*files[1:], FileStat("aa.tar", 1, "s")], files_per_shard=2)
+    assert [(shard.name, [file.path for file in shard.files]) for shard in grown.shards] == [
+        ("s000000", ["a.tar", "b.tar"]),
+        ("s000001", ["c.tar"]),
+        ("s000002", ["e.tar"]),
+        ("s000003", ["aa.tar"]),
+    ]
+    emptied = grown.updated([], files_per_shard=2)
+    assert (emptied.shards, emptied.next_index) == ((), 4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"catalogue":2,"next_index":0,"shards":[]}',
+        b'{"catalogue":1,"next_index":0,"shards":[[0,[["a",1,"s"]]]]}',
+        b'{"catalogue":1,"next_index":1,"shards":[[0,[]]]}',
+        b'{"catalogue":1,"next_index":1,"shards":[[0,[["a",1]]]]}',
+        b'{"catalogue":1,"next_index":1,"shards":[[0,[["a","1","s"]]]]}',
+        b'{"catalogue":1,"next_index":2,"shards":[[1,[["a",1,"s"]]],[0,[["b",1,"s"]]]]}',
+        b'{"catalogue":1,"next_index":2,"shards":[[0,[["a",1,"s"]]],[1,[["a",1,"s"]]]]}',
+        b'{"catalogue":1,"next_index":"2","shards":[]}',
+        Catalogue.empty().updated([FileStat("a", 1, "s")], files_per_shard=1).to_json()[:-1],
+    ],
+)
+def test_what_is_no_catalogue_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a catalogue of shards"):
+        Catalogue.from_json(content)
+
+
+def test_arguments_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="files_per_shard: 0 is not a positive number"):
+        Catalogue.empty().updated([], files_per_shard=0)
+    with pytest.raises(ValueError, match="1 of 2 files are listed twice"):
+        Catalogue.empty().updated([FileStat("a", 1, "s")] * 2, files_per_shard=1)
+
+
+def test_a_million_files_take_seconds() -> None:
+    files = [FileStat(f"s3://bucket/laion/{n:07d}.tar", n, f"stamp{n}") for n in range(1_000_000)]
+    start = time.perf_counter()
+    catalogue = Catalogue.empty().updated(files, files_per_shard=100)
+    again = Catalogue.from_json(catalogue.to_json()).updated(files[1:], files_per_shard=100)
+    assert time.perf_counter() - start < 30
+    assert len(catalogue.shards) == len(again.shards) == 10_000
+    assert [one == other for one, other in zip(catalogue.shards, again.shards, strict=True)].count(False) == 1

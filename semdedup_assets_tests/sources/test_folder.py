@@ -1,0 +1,148 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from semdedup_assets.records import Broken, Record
+from semdedup_assets.sources import Folder
+
+
+def image_bytes(color: str, format: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (4, 3), color).save(content, format)
+    return content.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "b.JPG").write_bytes(image_bytes("red", "JPEG"))
+    (root / "a.png").write_bytes(image_bytes("green"))
+    (root / "deep" / "er" / "c.webp").write_bytes(image_bytes("blue", "WEBP"))
+    (root / "notes.md").write_text("not an image")
+    return root
+
+
+def read_all(source: Folder) -> list[Record | Broken]:
+    return [item for file in source.files() for item in source.read(file.path)]
+
+
+def test_every_image_below_the_folder_is_a_file_with_its_own_bytes(photos: Path) -> None:
+    records = read_all(Folder(path=str(photos)))
+    assert [record.key for record in records] == ["a.png", "b.JPG", "deep/er/c.webp"]
+    assert [record.payload for record in records] == [(photos / record.key).read_bytes() for record in records]
+    assert Image.open(io.BytesIO(records[2].payload)).size == (4, 3)
+
+
+def test_a_caption_comes_from_the_text_file_before_the_json(photos: Path) -> None:
+    (photos / "a.txt").write_text("a green field\n")
+    (photos / "a.json").write_text(json.dumps({"caption": "unused"}))
+    (photos / "b.json").write_text(json.dumps({"caption": "red é"}))
+    assert [record.columns for record in read_all(Folder(path=str(photos)))] == [
+        {"caption": "a green field"},
+        {"caption": "red é"},
+        {"caption": None},
+    ]
+
+
+def test_declared_columns_come_from_the_json_also_where_the_caption_is_a_text_file(photos: Path) -> None:
+    (photos / "a.txt").write_text("green")
+    (photos / "a.json").write_text(json.dumps({"score": 3, "meta": {"safe": True}}))
+    (photos / "b.json").write_text(json.dumps({"score": "abc"}))
+    source = Folder(path=str(photos), columns={"score": "float", "meta.safe": "bool"})
+    first, second, third = read_all(source)
+    assert first.columns == {"caption": "green", "score": 3.0, "meta.safe": True}
+    assert second == Broken("b.JPG", "column 'score': 'abc' is not a float")
+    assert third.columns == {"caption": None, "score": None, "meta.safe": None}
+    assert source.column_types == {"caption": "string", "score": "float", "meta.safe": "bool"}
+    assert list(first.columns) == list(source.column_types)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", b"{", "json: not JSON"),
+        ("a.json", b"[1]", r"json: not a JSON object: \[1\]"),
+        ("a.txt", b"caf\xe9", "txt: not UTF-8 at byte 3"),
+        ("a.png", b"", "empty image: 0 bytes"),
+    ],
+)
+def test_a_bad_file_breaks_its_own_image_only(photos: Path, name: str, content: bytes, reason: str) -> None:
+    (photos / name).write_bytes(content)
+    first, *others = read_all(Folder(path=str(photos)))
+    assert isinstance(first, Broken)
+    assert first.key == "a.png"
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(first.reason)
+    assert all(isinstance(other, Record) for other in others)
+
+
+def test_a_changed_caption_is_a_changed_file_and_no_other_is(photos: Path) -> None:
+    (photos / "a.txt").write_text("one")
+    source = Folder(path=str(photos))
+    before = source.files()
+    (photos / "a.txt").write_text("other")
+    changed = source.files()
+    assert [one == other for one, other in zip(before, changed, strict=True)] == [False, True, True]
+    (photos / "a.txt").unlink()
+    assert len({before[0].stamp, changed[0].stamp, source.files()[0].stamp}) == 3
+
+
+@pytest.mark.parametrize(
+    ("glob", "keys"),
+    [
+        ("photos/*", ["a.png", "b.JPG"]),
+        ("photos/**", ["a.png", "b.JPG", "deep/er/c.webp"]),
+        ("photos/*.png", ["a.png"]),
+        ("phot*/a.*", ["photos/a.png"]),
+        ("photos/a.png", ["a.png"]),
+        ("photos/", ["a.png", "b.JPG", "deep/er/c.webp"]),
+    ],
+)
+def test_a_path_may_be_a_glob_a_file_or_relative(
+    photos: Path, glob: str, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "a.txt").write_text("green")
+    monkeypatch.chdir(photos.parent)
+    for path in (glob, f"./{glob}", str(photos.parent / glob)):
+        source = Folder(path=path)
+        assert [record.key for record in read_all(source)] == keys
+        assert "txt:5" in source.files()[0].stamp, "the caption beside it belongs to the image's stamp"
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_read(photos: Path) -> None:
+    photos.rename(photos.with_name("photos [2019]"))
+    keys = [record.key for record in read_all(Folder(path=str(photos.with_name("photos [2019]"))))]
+    assert keys == ["a.png", "b.JPG", "deep/er/c.webp"]
+
+
+def test_no_image_at_all_names_the_path_and_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("nothing")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no file here ends in \.jpg .*set `path`"):
+        Folder(path=str(tmp_path)).files()
+
+
+def test_an_image_that_vanished_raises_with_its_path(photos: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: cannot be opened"):
+        list(Folder(path=str(photos)).read(str(photos / "gone.png")))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_an_image_that_may_not_be_read_raises_with_its_path(photos: Path) -> None:
+    (photos / "a.png").chmod(0)
+    with pytest.raises(PermissionError, match=r"a\.png: cannot be opened"):
+        read_all(Folder(path=str(photos)))
+
+
+def test_a_name_that_is_not_utf8_gives_a_key_that_tables_can_hold(tmp_path: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(image_bytes("red"))
+    except OSError:
+        pytest.skip("this file system holds Unicode names only")
+    (record,) = read_all(Folder(path=str(tmp_path)))
+    assert record.key == "caf\\udce9.png"
+    assert record.key.encode()
