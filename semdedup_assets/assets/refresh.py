@@ -35,10 +35,7 @@ def stale_partitions(definitions: dg.Definitions, instance: dg.DagsterInstance, 
     """Partitions of an asset that are missing or stale, in the order of the partitions."""
     graph = definitions.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    partitions_def = graph.get(key).partitions_def
-    keys: Iterable[str | None] = [None]
-    if partitions_def is not None:
-        keys = partitions_def.get_partition_keys(dynamic_partitions_store=instance)
+    keys = _partition_keys(definitions, instance, key)
     return [partition for partition in keys if resolver.get_status(key, partition) != StaleStatus.FRESH]
 
 
@@ -55,10 +52,30 @@ def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.Dagste
     observe_shards(declaration, instance)
     for asset in ORDER:
         key = declaration.key(asset)
-        partitions = stale_partitions(definitions, instance, key)
+        partitions = _to_make(definitions, instance, declaration, asset)
         for run in _ranges(definitions, instance, key, partitions):
             _materialise(definitions, instance, key, run)
         yield StageRun(asset, tuple(partitions))
+
+
+def _to_make(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, declaration: Declaration, asset: str
+) -> list[str | None]:
+    """What Dagster calls missing or stale, and what the recipes in the store tell is outdated, in order."""
+    from semdedup_assets.stages.outdated import outdated_partitions
+    from semdedup_assets.stages.work import Work
+
+    key = declaration.key(asset)
+    stale = set(stale_partitions(definitions, instance, key))
+    outdated = set(outdated_partitions(Work(declaration.pipeline), asset))
+    return [partition for partition in _partition_keys(definitions, instance, key) if partition in stale | outdated]
+
+
+def _partition_keys(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey
+) -> Iterable[str | None]:
+    partitions_def = definitions.resolve_asset_graph().get(key).partitions_def
+    return [None] if partitions_def is None else partitions_def.get_partition_keys(dynamic_partitions_store=instance)
 
 
 def _ranges(
@@ -98,4 +115,6 @@ def _materialise(
             "dagster/asset_partition_range_end": str(partitions[-1]),
         }
     job = definitions.resolve_implicit_global_asset_job_def()
-    job.get_subset(asset_selection={key}).execute_in_process(instance=instance, tags=tags)
+    # The stages report by themselves; Dagster's own debug lines are in the run's log, where the UI shows them.
+    quiet = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
+    job.get_subset(asset_selection={key}).execute_in_process(instance=instance, tags=tags, run_config=quiet)
