@@ -1,0 +1,193 @@
+"""Both demos end to end: deduplicate emoji and docstrings, and print what was found.
+
+Run by `make demo`, from the root of the repository. What was made before is not made again.
+"""
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import yaml
+
+from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.figures.contact_sheet import Pair, contact_sheet
+from semdedup_assets.records import Record, item_ids
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.removed_items import RemovedItems, removed_items
+from semdedup_assets.stages.work import Work
+
+ROOT = Path(__file__).parent.parent
+K = "auto"
+SHEET = Path(".demo/emoji_removed_pairs.png")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Precision and recall of what was removed, against what is known of the items.
+
+    Attributes:
+        precision: share of removed items whose kept neighbour shows the same figure, in whatever style or skin tone.
+        other_tone: share of removed items whose kept neighbour is that figure in another skin tone.
+        recall: share of the redundant items (a figure's items less one) that were removed.
+    """
+
+    precision: float
+    other_tone: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What an emoji shows; drawings that are byte for byte the same count as one figure, whatever their names."""
+
+    figure: str
+    concept: str
+
+
+def load_pipeline(name: str) -> Pipeline:
+    """The settings of a demo, as `semdedup_assets/defs/<name>/defs.yaml` has them."""
+    text = (ROOT / "semdedup_assets" / "defs" / name / "defs.yaml").read_text()
+    return Pipeline.model_validate(yaml.safe_load(text)["attributes"])
+
+
+def materialise(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
+    """Make what is missing or stale; returns how many partitions that were."""
+    print(f"\n== {pipeline.dataset}: {pipeline.encoder.kind} on {pipeline.source.path}")
+    made, started = 0, time.monotonic()
+    for stage in refresh(pipeline, pipeline_definitions(pipeline), instance):
+        seconds, started = time.monotonic() - started, time.monotonic()
+        count = len(stage.partitions)
+        done = f"{count} partition{'s' if count != 1 else ''} in {seconds:.1f} s" if count else "up to date"
+        print(f"   {stage.asset:<17} {done}", flush=True)
+        made += count
+    return made
+
+
+def records_by_id(pipeline: Pipeline) -> dict[int, Record]:
+    """Every good record of the source, by the id it has in the pipeline."""
+    records: dict[int, Record] = {}
+    for shard in Work(pipeline).shards():
+        found = [record for file in shard.files for record in pipeline.source.read(file.path)]
+        ids = item_ids(shard.index, np.arange(len(found)))
+        records |= {int(i): record for i, record in zip(ids, found, strict=True) if isinstance(record, Record)}
+    return records
+
+
+def report(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
+    """Print what was removed at each epsilon, and the largest groups at 0.05."""
+    work = Work(pipeline)
+    print(f"\n   {'epsilon':>9} {'kept':>6} {'removed':>8} {'exact':>7} {'semantic':>9} {'orphans':>8}", end="")
+    print(f" {'precision':>10} {'other tone':>11} {'recall':>7}" if drawings else "")
+    for epsilon in pipeline.epsilons:
+        details, removed = work.masks(K, epsilon).details, removed_items(work, K, epsilon)
+        exact = exact_share(removed, records)
+        shares = [details["removed"] / details["items"] * part for part in (1, exact, 1 - exact)]
+        line = f"   {epsilon:>9} {details['kept']:>6} {shares[0]:>8.1%} {shares[1]:>7.1%} {shares[2]:>9.1%}"
+        print(f"{line} {details['orphans']:>8}", end="")
+        truth = against_truth(removed, drawings) if drawings else None
+        print(f" {truth.precision:>10.1%} {truth.other_tone:>11.1%} {truth.recall:>7.1%}" if truth else "")
+    print_groups(removed_items(work, K, "0.05"), records)
+
+
+def exact_share(removed: RemovedItems, records: dict[int, Record]) -> float:
+    """Share of the removed items that are byte-for-byte copies: one of each set of copies counts as the original."""
+    copies = Counter(record.payload for record in records.values())
+    gone = Counter(records[item].payload for item in removed.ids.tolist())
+    exact = sum(min(count, copies[payload] - 1) for payload, count in gone.items())
+    return exact / max(1, len(removed.ids))
+
+
+def against_truth(removed: RemovedItems, drawings: dict[int, Drawing]) -> Truth:
+    """Hold the removed items against what each item is known to show."""
+    pairs = [(drawings[a], drawings[b]) for a, b in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True)]
+    same = [a.figure == b.figure for a, b in pairs]
+    tone = [a.figure == b.figure and a.concept != b.concept for a, b in pairs]
+    size, found = Counter(drawing.figure for drawing in drawings.values()), Counter(a.figure for a, _ in pairs)
+    return Truth(
+        precision=sum(same) / max(1, len(pairs)),
+        other_tone=sum(tone) / max(1, len(pairs)),
+        recall=sum(min(count, size[figure] - 1) for figure, count in found.items())
+        / max(1, sum(count - 1 for count in size.values())),
+    )
+
+
+def print_groups(removed: RemovedItems, records: dict[int, Record], most: int = 4) -> None:
+    """Print the kept items that the most removed ones duplicate."""
+    groups = defaultdict(list)
+    for item, kept in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True):
+        groups[kept].append(item)
+    print("\n   largest groups at epsilon 0.05")
+    for kept, items in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:most]:
+        print(f"   + kept    {label(records[kept])}")
+        for item in items[:3]:
+            print(f"     removed {label(records[item])}")
+        if len(items) > 3:
+            print(f"     … and {len(items) - 3} more")
+
+
+def label(record: Record) -> str:
+    """One line that tells a person which item this is."""
+    if isinstance(record.payload, str):
+        name = f"{record.columns.get('package')}.{record.columns.get('name') or '__init__'}"
+        return f"{name[:40]:<40} {' '.join(record.payload.split())[:70]!r}"
+    return f"{record.key:<30} {record.columns.get('caption')!r}"
+
+
+def emoji_drawings(pipeline: Pipeline) -> dict[int, Drawing]:
+    """What each image shows, from the JSON in the tars: drawings of one figure are duplicates."""
+    drawings: dict[int, Drawing] = {}
+    figures: dict[bytes, str] = {}
+    for shard in Work(pipeline).shards():
+        samples = [sample for file in shard.files for sample in pipeline.source.samples(file.path)]
+        ids = item_ids(shard.index, np.arange(len(samples)))
+        for item, (_, members) in zip(ids.tolist(), samples, strict=True):
+            shown = json.loads(members["json"])
+            drawings[item] = Drawing(figures.setdefault(members["png"], shown["base"]), shown["concept"])
+    return drawings
+
+
+def write_sheet(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
+    """Draw the removed pairs at epsilon 0.05, evenly from the most to the least similar; wrong ones are marked."""
+    removed = removed_items(Work(pipeline), K, "0.05")
+    chosen = np.unique(np.linspace(0, len(removed.ids) - 1, 36).astype(int))
+    pairs = [
+        Pair(
+            removed=records[item].payload,
+            kept=records[kept].payload,
+            similarity=float(removed.kept_similarity[index]),
+            caption=str(records[item].columns["caption"]),
+            wrong=drawings[item].figure != drawings[kept].figure,
+        )
+        for index in chosen
+        for item, kept in [(int(removed.ids[index]), int(removed.kept_neighbour[index]))]
+    ]
+    title = f"emoji, epsilon 0.05: {len(pairs)} of {len(removed.ids)} removed images, from most to least similar"
+    SHEET.parent.mkdir(parents=True, exist_ok=True)
+    SHEET.write_bytes(contact_sheet(pairs, title=f"{title} (red: another figure)"))
+
+
+def main() -> None:
+    """Run both demos."""
+    os.chdir(ROOT)
+    started, made = time.monotonic(), 0
+    with dg.DagsterInstance.get() as instance:
+        emoji, docstrings = load_pipeline("emoji"), load_pipeline("docstrings")
+        made += materialise(emoji, instance)
+        records, drawings = records_by_id(emoji), emoji_drawings(emoji)
+        report(emoji, records, drawings)
+        write_sheet(emoji, records, drawings)
+        made += materialise(docstrings, instance)
+        report(docstrings, records_by_id(docstrings), {})
+    print(f"\n{made} partitions made in {time.monotonic() - started:.0f} s")
+    print(f"removed pairs: {SHEET}")
+    print("see it in the UI: make ui   (then open http://localhost:3000)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The demos on their real data: what is known to be a duplicate is found, and most of what is removed is one."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.removed_items import removed_items
+from semdedup_assets.stages.work import Work
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def moved(pipeline: Pipeline, store: Path, *, source: str) -> Pipeline:
+    """The demo's pipeline on absolute paths, with a store of its own."""
+    encoder = pipeline.encoder.model_dump()
+    if (ROOT / encoder["model"]).is_dir():
+        encoder["model"] = str(ROOT / encoder["model"])
+    settings = pipeline.model_dump() | {"store": str(store), "encoder": encoder}
+    settings["source"]["path"] = str(ROOT / source)
+    return Pipeline.model_validate(settings)
+
+
+@pytest.fixture(scope="module")
+def emoji(demo: ModuleType, instance: dg.DagsterInstance, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    store = tmp_path_factory.mktemp("emoji")
+    pipeline = moved(demo.load_pipeline("emoji"), store, source="examples/emoji/shards")
+    assert demo.materialise(pipeline, instance) > 0
+    return pipeline
+
+
+def test_byte_identical_emoji_are_removed_at_every_epsilon(demo: ModuleType, emoji: Pipeline) -> None:
+    records = demo.records_by_id(emoji)
+    payloads = [record.payload for record in records.values()]
+    copies = len(payloads) - len(set(payloads))
+    assert copies > 0
+    for epsilon in emoji.epsilons:
+        removed = removed_items(Work(emoji), demo.K, epsilon)
+        assert demo.exact_share(removed, records) * len(removed.ids) == pytest.approx(copies)
+
+
+def test_most_removed_emoji_show_the_figure_of_the_kept_one(demo: ModuleType, emoji: Pipeline) -> None:
+    drawings = demo.emoji_drawings(emoji)
+    truths = [demo.against_truth(removed_items(Work(emoji), demo.K, e), drawings) for e in ("0.01", "0.05", "0.1")]
+    assert min(truth.precision for truth in truths) > 0.8
+    recalls = [truth.recall for truth in truths]
+    assert recalls == sorted(recalls)
+    assert recalls[1] > 0.25
+
+
+def test_a_random_pairing_is_far_below_that_precision(demo: ModuleType, emoji: Pipeline) -> None:
+    drawings = demo.emoji_drawings(emoji)
+    removed = removed_items(Work(emoji), demo.K, "0.05")
+    rng = np.random.default_rng(0)
+    other = rng.choice(np.fromiter(drawings, dtype=np.uint64), size=len(removed.ids))
+    shuffled = type(removed)(removed.ids, other, removed.kept_similarity)
+    assert demo.against_truth(shuffled, drawings).precision < 0.1
+
+
+def test_the_kept_share_of_a_target_is_met(emoji: Pipeline, demo: ModuleType) -> None:
+    details = Work(emoji).masks(demo.K, "keep=70%").details
+    assert details["kept"] == pytest.approx(0.7 * details["items"], abs=2)
+
+
+def test_the_contact_sheet_shows_the_removed_pairs(
+    demo: ModuleType, emoji: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr(demo, "SHEET", tmp_path / "sheet.png")
+    records = demo.records_by_id(emoji)
+    demo.write_sheet(emoji, records, demo.emoji_drawings(emoji))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = {colour for _, colour in sheet.getcolors(1 << 24) or []}
+    assert {(192, 57, 43), (58, 125, 68)} <= colours  # a wrong pair's frame, and a right one's
+
+
+def test_running_the_demo_again_makes_nothing(demo: ModuleType, emoji: Pipeline, instance: dg.DagsterInstance) -> None:
+    assert demo.materialise(emoji, instance) == 0
+
+
+def test_copied_docstrings_are_removed(
+    demo: ModuleType, instance: dg.DagsterInstance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    shard = "00000.jsonl.gz"
+    (source / shard).write_bytes((ROOT / "examples/docstrings/shards" / shard).read_bytes())
+    pipeline = moved(demo.load_pipeline("docstrings"), tmp_path / "store", source=str(source))
+    demo.materialise(pipeline, instance)
+    records = demo.records_by_id(pipeline)
+    texts = [record.payload for record in records.values()]
+    removed = removed_items(Work(pipeline), demo.K, "0.05")
+    assert demo.exact_share(removed, records) * len(removed.ids) == pytest.approx(len(texts) - len(set(texts)))
+    demo.report(pipeline, records, {})
+    printed = capsys.readouterr().out
+    assert "largest groups" in printed
+    assert re_kept(printed) == [Work(pipeline).masks(demo.K, e).details["kept"] for e in pipeline.epsilons]
+
+
+def re_kept(printed: str) -> list[int]:
+    """The column `kept` of the printed table."""
+    rows = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit() or "keep=" in line]
+    return [int(row[1]) for row in rows if len(row) >= 6 and row[1].isdigit()]
