@@ -16,7 +16,8 @@ class Centroids:
 
     Attributes:
         vectors: (k, d) float32 unit rows.
-        objective: (iterations,) float64, mean cosine similarity of the sample to its centroids, by iteration.
+        objective: (i,) float64, mean cosine similarity of the sample to its centroids, by iteration; fewer than were
+            asked for where it no longer rises.
         sizes: (k,) int64, sample vectors nearest to each centroid after the last iteration.
     """
 
@@ -75,8 +76,12 @@ def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, 
     )  # fmt: skip
     kmeans.train(unit)
     centroids = _without_zero_rows(np.asarray(kmeans.centroids, dtype=np.float32), unit)
-    nearest = assign(torch.from_numpy(unit), torch.from_numpy(centroids), budget=budget).cluster
-    return Centroids(centroids, np.asarray(kmeans.obj, np.float64) / len(unit), np.bincount(nearest, minlength=k))
+    assigned = assign(torch.from_numpy(unit), torch.from_numpy(centroids), budget=budget)
+    # faiss copies k of k vectors without an iteration, and calls the objective 0.
+    objective = (
+        np.asarray(kmeans.obj, np.float64) / len(unit) if k < len(unit) else assigned.similarity.mean(keepdims=True)
+    )
+    return Centroids(centroids, objective, np.bincount(assigned.cluster, minlength=k))
 
 
 def _without_zero_rows(centroids: np.ndarray, unit: np.ndarray) -> np.ndarray:

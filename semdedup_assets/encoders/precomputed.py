@@ -72,7 +72,8 @@ class VectorCheck:
             A batch per piece of an incoming batch; rows that are not finite, zero, of another length or (with
             `normalise: false`) of another norm are in its `skipped`. Broken items come with the next batch.
         """
-        dimension, row = self._settings.dimension, 0
+        dimension = self.dimension = self._settings.dimension
+        row = 0
         waiting: list[Skipped] = []
         for item in records:
             if isinstance(item, Broken):

@@ -63,12 +63,14 @@ def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[s
         result.open(work.layout.embeddings(shard.name)) as stream,
     ):
         types = work.pipeline.source.column_types
-        writer = EmbeddingsWriter(stream, shard.index, work.pipeline.vectors, types, model.dimension)
+        writer = EmbeddingsWriter(stream, shard.index, work.pipeline.vectors, types, None)
         for batch in model.embed(reader):
             writer.write(batch)
             skipped += batch.skipped
             keys.update(batch.keys)
             progress.advance(len(batch.keys))
+        # Asked only now: that of ready embeddings is known once this shard's first is read.
+        writer.dimension = writer.dimension or model.dimension
         writer.close()
     with result.open(work.layout.skipped(shard.name)) as stream:
         write_skipped(stream, skipped, shard=shard.index)

@@ -101,6 +101,8 @@ def _kept_shards(
 
 
 def _set(bits: dict[int, np.ndarray], ids: np.ndarray) -> None:
+    if len(ids) == 0:
+        return
     ids = np.sort(ids)
     shards, rows = id_shards(ids), id_rows(ids)
     present, starts = np.unique(shards, return_index=True)

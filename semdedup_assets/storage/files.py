@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,10 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
     try:
         yield stream
     except BaseException:
-        # Closing would publish what is half written.
+        # Closing would publish what is half written, and so would the garbage collector.
         stream.discard()
+        if isinstance(stream, AbstractBufferedFile):
+            stream.closed = True
         raise
     stream.close()
     fs.invalidate_cache()

@@ -1,0 +1,29 @@
+"""Read a manifest's JSON lines with Hugging Face datasets.
+
+    python examples/read_manifests/jsonl_datasets.py data/web/opt-125m/k=100/epsilon=0.05/manifests/<version>
+
+The folder must hold the format `jsonl`: the source's own lines of the kept items.
+"""
+
+import argparse
+from pathlib import Path
+
+import datasets
+
+
+def main() -> None:
+    """Stream every kept line, print the first and how many there are."""
+    parser = argparse.ArgumentParser(description="Read a manifest's JSON lines.")
+    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds jsonl/*.jsonl.gz")
+    files = [str(path) for path in sorted((parser.parse_args().folder / "jsonl").glob("*.jsonl.gz"))]
+    rows = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
+    items = 0
+    for row in rows:
+        if items == 0:
+            print(f"first: {row}")
+        items += 1
+    print(f"{items} items")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Read a manifest with OpenCLIP's own CSV loader.
+
+    python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/epsilon=0.05/manifests/<version>
+
+The folder must hold the format `csv`. In training the same is
+`--dataset-type csv --train-data <folder>/open_clip.csv --csv-img-key filepath --csv-caption-key title`,
+with a tab between columns: these are OpenCLIP's defaults.
+"""
+
+import argparse
+from pathlib import Path
+
+import open_clip
+from open_clip_train.data import CsvDataset
+
+
+def main() -> None:
+    """Load every kept image with its caption, and print how many there are."""
+    parser = argparse.ArgumentParser(description="Read a manifest with OpenCLIP's CSV loader.")
+    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds open_clip.csv")
+    parser.add_argument("--model", default="ViT-B-16", help="whose tokenizer and image size to use")
+    chosen = parser.parse_args()
+    size = open_clip.get_model_config(chosen.model)["vision_cfg"]["image_size"]
+    dataset = CsvDataset(
+        str(chosen.folder / "open_clip.csv"),
+        open_clip.image_transform(size, is_train=False),
+        img_key="filepath",
+        caption_key="title",
+        tokenizer=open_clip.get_tokenizer(chosen.model),
+    )
+    for index in range(len(dataset)):
+        image, tokens = dataset[index]
+        if index == 0:
+            print(f"first: image {tuple(image.shape)}, tokens {tuple(tokens.shape)}, {dataset.captions[0]!r}")
+    print(f"{len(dataset)} items")
+
+
+if __name__ == "__main__":
+    main()

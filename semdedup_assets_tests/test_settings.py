@@ -1,0 +1,186 @@
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.code_version import code_version
+
+STAGES = (
+    "embeddings",
+    "training_sample",
+    "centroids",
+    "assignments",
+    "duplicate_scores",
+    "keep_masks",
+    "manifests",
+)
+VECTORS = {
+    "dataset": "toy",
+    "source": {"kind": "vectors", "path": "vectors", "columns": {"quality": "float", "licence": "string"}},
+    "encoder": {"kind": "precomputed"},
+}
+IMAGES = {
+    "dataset": "photos",
+    "source": {"kind": "folder", "path": "photos"},
+    "encoder": {"kind": "openclip", "model": "ViT-B-16", "pretrained": "openai"},
+}
+TARS = {**IMAGES, "source": {"kind": "webdataset", "path": "tars"}}
+TEXTS = {
+    "dataset": "web",
+    "source": {"kind": "jsonl", "path": "web"},
+    "encoder": {"kind": "transformers", "model": "facebook/opt-125m"},
+}
+
+
+def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    settings = deepcopy(base)
+    *parents, last = path.split(".")
+    inner = settings
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[last] = value
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "value", "where", "message"),
+    [
+        (
+            VECTORS,
+            "epsilons",
+            [2.1],
+            "epsilons.0",
+            "2.1 is neither an epsilon in [0, 2] nor a target such as `keep=50%`",
+        ),
+        (VECTORS, "epsilons", [0.05, -0.1], "epsilons.1", "a higher epsilon removes more"),
+        (VECTORS, "epsilons", ["nan"], "epsilons.0", "'nan' is neither"),
+        (VECTORS, "epsilons", [True], "epsilons.0", "True is neither"),
+        (VECTORS, "epsilons", ["keep=0%"], "epsilons.0", "'keep=0%' is neither"),
+        (VECTORS, "epsilons", ["keep=101%"], "epsilons.0", "'keep=101%' is neither"),
+        (VECTORS, "epsilons", ["keep=50"], "epsilons.0", "'keep=50' is neither"),
+        (VECTORS, "epsilons", ["keep 50%"], "epsilons.0", "'keep 50%' is neither"),
+        (VECTORS, "epsilons", [], "epsilons", "at least 1 item"),
+        (VECTORS, "clustering.k", [0], "clustering.k.0", "0 is not a positive number of clusters"),
+        (VECTORS, "clustering.k", [10, -5], "clustering.k.1", "-5 is not a positive number of clusters"),
+        (VECTORS, "clustering.k", [2.5], "clustering.k.0", "2.5 is not a positive number"),
+        (VECTORS, "clustering.k", ["many"], "clustering.k.0", "nor `auto`"),
+        (VECTORS, "clustering.buckets", 0, "clustering.buckets", "greater than or equal to 1"),
+        (VECTORS, "training_sample.size", "most", "training_sample.size", "'all'"),
+        (VECTORS, "max_skipped", 1.5, "max_skipped", "less than or equal to 1"),
+        (VECTORS, "dataset", "../elsewhere", "dataset", "pattern"),
+        (VECTORS, "selection.keep", {"column": "views"}, "", "'views' is not carried; declare it in source.columns"),
+        (VECTORS, "selection.keep", {"column": "licence"}, "", "'licence' is carried as a string"),
+        (VECTORS, "selection.keep", "hardest", "selection.keep", "'hard', 'easy' or 'random'"),
+        (VECTORS, "selection.rule", "greed", "selection.rule", "'chain' or 'greedy'"),
+        (TARS, "manifests", ["csv"], "", "'csv' needs a source of kind folder, not 'webdataset'"),
+        (VECTORS, "manifests", ["webdataset"], "", "'webdataset' needs a source of kind webdataset or folder"),
+        (IMAGES, "manifests", ["jsonl"], "", "'jsonl' needs a source of kind jsonl, not 'folder'"),
+        (VECTORS, "manifests", ["tsv"], "manifests.0", "'keep_lists'"),
+        (
+            TEXTS,
+            "encoder",
+            IMAGES["encoder"],
+            "",
+            "source.kind 'jsonl' holds texts, encoder.kind 'openclip' takes images",
+        ),
+        (IMAGES, "encoder", VECTORS["encoder"], "", "holds images, encoder.kind 'precomputed' takes vectors"),
+        (VECTORS, "epsilon", [0.1], "epsilon", "Extra inputs are not permitted"),
+        (VECTORS, "clustering.clusters", 3, "clustering.clusters", "Extra inputs are not permitted"),
+        (VECTORS, "source.kind", "csv", "source", "'parquet'"),
+        (VECTORS, "compute.gpu", True, "compute.gpu", "Extra inputs are not permitted"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str | list) and len(str(value)) < 30 else "",
+)
+def test_a_mistake_names_its_place_and_the_cure(
+    base: dict[str, Any], path: str, value: Any, where: str, message: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Pipeline.model_validate(changed(base, path, value))
+    told = {".".join(str(part) for part in error["loc"]): error["msg"] for error in caught.value.errors()}
+    assert any(place.startswith(where) and message in text for place, text in told.items()), told
+
+
+@pytest.mark.parametrize(
+    ("given", "partition"),
+    [(0.05, "0.05"), ("0.050", "0.05"), (0, "0"), (2, "2"), (0.00095, "0.00095"), ("keep=50.0%", "keep=50%")],
+)
+def test_an_epsilon_has_one_spelling(given: Any, partition: str) -> None:
+    assert Pipeline.model_validate({**VECTORS, "epsilons": [given]}).epsilons == (partition,)
+
+
+def test_text_is_clustered_in_20_iterations_and_images_in_100_unless_told() -> None:
+    assert Pipeline.model_validate(TEXTS).iterations == 20
+    assert Pipeline.model_validate(IMAGES).iterations == 100
+    assert Pipeline.model_validate(changed(TEXTS, "clustering.iterations", 3)).iterations == 3
+
+
+def stages_changed(base: dict[str, Any], path: str, value: Any) -> set[str]:
+    one, other = Pipeline.model_validate(base), Pipeline.model_validate(changed(base, path, value))
+    return {stage for stage in STAGES if code_version(one, stage) != code_version(other, stage)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("compute", {"device": "cpu", "batch_size": 3, "workers": 1, "memory_mib": 99}),
+        ("store", "s3://elsewhere/results"),
+        ("source.path", "elsewhere"),
+        ("max_skipped", 0.5),
+        ("shards.files_per_shard", 9),
+        ("model", "another-name"),
+        ("clustering.k", [3, 30]),
+        ("epsilons", [0.2]),
+    ],
+)
+def test_what_changes_no_result_changes_no_code_version(path: str, value: Any) -> None:
+    assert stages_changed(VECTORS, path, value) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "stages"),
+    [
+        ("encoder.normalise", False, {"embeddings", "training_sample"}),
+        ("encoder.dimension", 8, {"embeddings", "training_sample"}),
+        ("vectors", "float32", {"embeddings", "training_sample"}),
+        ("source.vector", "other", {"embeddings", "training_sample"}),
+        ("source.columns", {"quality": "int"}, {"embeddings", "training_sample"}),
+        ("training_sample.size", 10, {"training_sample"}),
+        ("training_sample.seed", 1, {"training_sample"}),
+        ("training_sample.per_cluster", 10, {"centroids"}),
+        ("clustering.iterations", 5, {"centroids"}),
+        ("clustering.seed", 5, {"centroids"}),
+        ("clustering.buckets", 5, {"centroids"}),
+        ("selection.keep", "easy", {"duplicate_scores"}),
+        ("selection.seed", 7, {"duplicate_scores"}),
+        ("selection.keep", {"column": "quality"}, {"assignments", "duplicate_scores"}),
+        ("selection.rule", "greedy", {"keep_masks"}),
+        ("manifests", ["parquet"], {"manifests"}),
+    ],
+)
+def test_a_setting_changes_the_code_version_of_its_own_stage(path: str, value: Any, stages: set[str]) -> None:
+    assert stages_changed(VECTORS, path, value) == stages
+
+
+def test_stating_a_default_changes_nothing() -> None:
+    for path, value in {
+        "vectors": "float16",
+        "selection.rule": "chain",
+        "clustering.iterations": 100,
+        "source.vector": "embedding",
+    }.items():
+        assert stages_changed(VECTORS, path, value) == set()
+
+
+def test_a_checkpoint_counts_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    versions = []
+    for folder, content in (("one", b"weights"), ("two", b"weights"), ("three", b"others!")):
+        (tmp_path / folder).mkdir()
+        checkpoint = tmp_path / folder / "vit.pt"
+        checkpoint.write_bytes(content)
+        settings = changed(IMAGES, "encoder.pretrained", str(checkpoint))
+        versions.append(code_version(Pipeline.model_validate(settings), "embeddings"))
+    assert versions[0] == versions[1]
+    assert versions[0] != versions[2]
