@@ -105,7 +105,9 @@ def exact_share(removed: RemovedItems, records: dict[int, Record]) -> float:
 
 def against_truth(removed: RemovedItems, drawings: dict[int, Drawing]) -> Truth:
     """Hold the removed items against what each item is known to show."""
-    pairs = [(drawings[a], drawings[b]) for a, b in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True)]
+    pairs = [
+        (drawings[a], drawings[b]) for a, b in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True)
+    ]
     same = [a.figure == b.figure for a, b in pairs]
     tone = [a.figure == b.figure and a.concept != b.concept for a, b in pairs]
     size, found = Counter(drawing.figure for drawing in drawings.values()), Counter(a.figure for a, _ in pairs)

@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_library_example_runs_as_it_is_written() -> None:
     rng = np.random.default_rng(0)
     names: dict[str, Any] = {"vectors": rng.normal(size=(2000, 16))}
-    exec(blocks("python")[0], names)  # noqa: S102
+    exec(blocks("python")[0], names)
     result = names["result"]
     assert result.keep_mask(0.05).shape == (2000,)
     assert 0.5 <= result.keep_mask(result.epsilon_for(keep=0.5)).mean() < 0.6

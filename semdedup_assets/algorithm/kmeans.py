@@ -105,6 +105,7 @@ def suggest_k(items: int) -> int:
     Returns:
         At least 1.
     """
-    k = max(1, round((items / 2) ** 0.5))
-    digits = 10 ** max(0, len(str(k)) - 2)
-    return max(1, int(round(k / digits)) * digits)
+    k: int = max(1, round((items / 2) ** 0.5))
+    digits: int = 10 ** max(0, len(str(k)) - 2)
+    rounded: int = round(k / digits) * digits
+    return max(1, rounded)

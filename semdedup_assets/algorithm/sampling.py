@@ -16,8 +16,7 @@ def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
         (n,) uint64, uniform over all 64 bits, distinct for distinct ids.
     """
     state = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-    hashed: np.ndarray = _mix(ids.astype(np.uint64) ^ state)
-    return hashed
+    return _mix(ids.astype(np.uint64) ^ state)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -25,7 +24,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 @dataclass

@@ -78,12 +78,17 @@ class Declaration:
     @cached_property
     def run_config(self) -> type[dg.Config]:
         """What the launchpad offers: where and how fast, with the pipeline's own choices as defaults."""
+        return self.run_config_with()
+
+    def run_config_with(self, **more: Any) -> type[dg.Config]:
+        """The same with more fields: name = (type, pydantic's Field)."""
         chosen = self.pipeline.compute
         fields: dict[str, Any] = {
             name: (field.annotation, Field(getattr(chosen, name), description=field.description))
             for name, field in Compute.model_fields.items()
         }
-        return create_model("RunConfig", __base__=dg.Config, **fields)
+        config: type[dg.Config] = create_model("RunConfig", __base__=dg.Config, **fields, **more)
+        return config
 
     def work(self, context: dg.AssetExecutionContext, config: dg.Config) -> "Work":
         """The pipeline at work in one run."""

@@ -1,7 +1,7 @@
 """The asset `training_sample`."""
 
 import dagster as dg
-from pydantic import Field, create_model
+from pydantic import Field
 
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.metadata import as_metadata
@@ -9,11 +9,8 @@ from semdedup_assets.assets.metadata import as_metadata
 
 def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """A frozen, bounded, seeded, uniform sample of all vectors."""
-    refit = (
-        bool,
-        Field(default=False, description="Draw a new sample of today's embeddings: centroids are then fitted anew."),
-    )
-    run_config = create_model("SampleConfig", __base__=declaration.run_config, refit=refit)
+    refit = Field(default=False, description="Draw a new sample of today's embeddings: centroids are then fitted anew.")
+    run_config = declaration.run_config_with(refit=(bool, refit))
 
     @dg.asset(
         key=declaration.key("training_sample"),
@@ -28,7 +25,7 @@ def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
     )
     def training_sample(
         context: dg.AssetExecutionContext,
-        config: run_config,
+        config: run_config,  # type: ignore[valid-type]
     ) -> dg.MaterializeResult[None]:
         from semdedup_assets.stages.training_sample import draw_sample, frozen_sample
 

@@ -110,7 +110,10 @@ class _RowGroups:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.ma.concatenate(parts) if isinstance(parts[0], np.ma.MaskedArray) else np.concatenate(parts)
+    if not isinstance(parts[0], np.ma.MaskedArray):
+        return np.concatenate(parts)
+    masks = [np.ma.getmaskarray(part) for part in parts]
+    return np.ma.masked_array(np.concatenate([np.ma.getdata(part) for part in parts]), mask=np.concatenate(masks))
 
 
 def _no_rows() -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.clusters import Cluster, bucket_clusters
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import MissingResultError, Recipe, ResultWriter, fingerprint, writing
+from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, writing
 from semdedup_assets.storage.tables import TableWriter, read_table, read_tables
 
 
@@ -79,7 +79,9 @@ def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recip
     ) as result:
         with work.progress(f"keep_masks {epsilon}", total=len(work.buckets), unit="buckets") as progress:
             for bucket in range(len(work.buckets)):
-                _write_bucket(work, epsilon, number, result, _Bucket(assigned, bucket), totals)
+                path = work.layout.mask(k, epsilon, work.buckets[bucket])
+                with result.open(path) as stream, TableWriter(stream) as table:
+                    _write_bucket(work, number, _Bucket(assigned, bucket), table, totals)
                 progress.advance(1)
         result.details = _details(number, totals, rule=work.pipeline.selection.rule)
     return result.recipe()
@@ -107,26 +109,23 @@ class _Bucket:
         return self.assigned.clusters.buckets[self.index]
 
 
-def _write_bucket(
-    work: Work, epsilon: str, number: float, result: ResultWriter, bucket: _Bucket, totals: _Totals
-) -> None:
-    k, name = bucket.assigned.k, work.buckets[bucket.index]
-    scores = read_table(work.layout.scores(k, name), ["id", "cluster", "similarity", "duplicate_of"])
-    with result.open(work.layout.mask(k, epsilon, name)) as stream, TableWriter(stream) as table:
-        selection = _select_bucket(work, number, bucket, scores, totals)
-        removed = ~selection.keep
-        neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
-        table.write(
-            {
-                "id": scores["id"],
-                "kept": selection.keep,
-                "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
-                "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
-            }
-        )
+def _write_bucket(work: Work, epsilon: float, bucket: _Bucket, table: TableWriter, totals: _Totals) -> None:
+    path = work.layout.scores(bucket.assigned.k, work.buckets[bucket.index])
+    scores = read_table(path, ["id", "cluster", "similarity", "duplicate_of"])
+    selection = _select_bucket(work, epsilon, bucket, scores, totals)
+    removed = ~selection.keep
+    neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
+    table.write(
+        {
+            "id": scores["id"],
+            "kept": selection.keep,
+            "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
+            "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
+        }
+    )
     totals.items += len(selection.keep)
     totals.kept += int(selection.keep.sum())
-    totals.orphans += int((removed & ~(selection.kept_similarity > 1 - number)).sum())
+    totals.orphans += int((removed & ~(selection.kept_similarity > 1 - epsilon)).sum())
     totals.clusters += len(np.unique(scores["cluster"]))
     totals.add_groups(neighbour[removed])
 

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.code_version import code_version
 from semdedup_assets.sources.catalogue import Catalogue, Shard
+from semdedup_assets.stages.code_version import code_version
 from semdedup_assets.storage.files import exists, read_bytes
 from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import MissingResultError, Recipe, read_recipe
