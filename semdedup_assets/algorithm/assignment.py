@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
-from semdedup_assets.algorithm.unit_rows import row_cosine, unit_rows
+from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_rows
 
 # Farther apart than this, float32 cannot mistake which of two centroids is nearer.
 _CLOSE = 1e-5
@@ -52,7 +52,8 @@ def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
     clusters, similarities = [], []
     for start in range(0, len(vectors), shape.rows):
         rows = unit_rows(vectors[start : start + shape.rows].to(centroids.device))
-        cluster = _nearest(rows, centroids, shape)
+        with full_float32():
+            cluster = _nearest(rows, centroids, shape)
         clusters.append(cluster.int().cpu())
         similarities.append(row_cosine(rows, centroids[cluster]).cpu())
     if not clusters:

@@ -1,5 +1,7 @@
 """Contiguous ranges of clusters of about equal cost: what one worker scores at a time."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -39,3 +41,23 @@ def predicted_pairs(sizes: np.ndarray, *, items: int) -> int:
     """Pairs to compare within clusters, predicted for n items from the sizes in a sample."""
     share = sizes.astype(np.float64) / max(1, int(sizes.sum()))
     return int((items * share * (items * share - 1).clip(0) / 2).sum())
+
+
+def runs(sizes: np.ndarray, *, most: int) -> Iterator[tuple[int, int]]:
+    """Consecutive clusters whose rows fit together.
+
+    Args:
+        sizes: (k,) rows of each cluster.
+        most: rows of a run; a larger cluster is a run of its own.
+
+    Yields:
+        First cluster, and the one after the last; runs without a row are passed over.
+    """
+    first, rows = 0, 0
+    for cluster, size in enumerate(sizes.tolist()):
+        if rows and rows + size > most:
+            yield first, cluster
+            first, rows = cluster, 0
+        rows += size
+    if rows:
+        yield first, len(sizes)

@@ -1,18 +1,24 @@
 """The whole method in one call, on vectors in memory."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.keep_order import KeepStrategy, cluster_offsets, cluster_order, keep_priority
+from semdedup_assets.algorithm.buckets import runs
+from semdedup_assets.algorithm.keep_order import (
+    KeepStrategy,
+    check_keep,
+    cluster_offsets,
+    cluster_order,
+    keep_priority,
+)
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
 from semdedup_assets.algorithm.selection import keep_mask
-from semdedup_assets.algorithm.similarity import max_earlier_similarity
+from semdedup_assets.algorithm.similarity import score_clusters
 from semdedup_assets.algorithm.tuning import epsilon_for
 from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, unit_rows
 
@@ -97,6 +103,7 @@ def semdedup(
         message = "vectors: there are no rows to deduplicate"
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
+    check_keep(keep, items=len(tensor))
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
@@ -140,12 +147,10 @@ def _score(
     """Greatest similarity to an earlier item (n,) and its row (n,), in the vectors' own order."""
     similarity = np.full(len(order), -np.inf, dtype=np.float32)
     duplicate_of = np.full(len(order), -1, dtype=np.int64)
-    for start, stop in pairwise(offsets):
-        members = order[start:stop]
-        if len(members) < 2:
-            continue
+    for first, last in runs(np.diff(offsets), most=max(1, _BUDGET // (8 * vectors.shape[1]))):
+        members = order[offsets[first] : offsets[last]]
         rows = unit_rows(vectors[torch.as_tensor(members, device=vectors.device)].to(device))
-        earlier = max_earlier_similarity(rows, budget=_BUDGET)
+        earlier = score_clusters(rows, offsets[first : last + 1] - offsets[first], budget=_BUDGET)
         similarity[members] = earlier.similarity
-        duplicate_of[members[1:]] = members[earlier.position[1:]]
+        duplicate_of[members] = np.where(earlier.position < 0, -1, members[earlier.position])
     return similarity, duplicate_of

@@ -1,6 +1,6 @@
 """Which item of a cluster comes first, and is therefore kept (SemDeDup, section 3 and Table 3)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -10,13 +10,29 @@ KeepStrategy = Literal["hard", "easy", "random"]
 """`hard` keeps the item least similar to its centroid (the paper's default), `easy` the most similar."""
 
 
+def check_keep(keep: KeepStrategy | np.ndarray, *, items: int) -> None:
+    """Refuse an unknown strategy, or numbers that are not one per item.
+
+    Raises:
+        ValueError: names what was given, and what is possible.
+    """
+    if isinstance(keep, np.ndarray):
+        if keep.shape != (items,):
+            message = f"keep: {keep.shape} numbers for {items} items; give one number per item"
+            raise ValueError(message)
+    elif keep not in get_args(KeepStrategy):
+        message = f"keep: {keep!r} is not one of 'hard', 'easy', 'random', nor an array with a number per item"
+        raise ValueError(message)
+
+
 def keep_priority(
     keep: KeepStrategy | np.ndarray, *, centroid_similarity: np.ndarray, ids: np.ndarray, seed: int
 ) -> np.ndarray:
     """A number for each item: the smaller, the earlier it comes in its cluster.
 
     Args:
-        keep: the strategy, or (n,) numbers of the caller's own, smallest first, NaN last.
+        keep: the strategy, or (n,) numbers of the caller's own, smallest first, NaN last; integers beyond 2**53 lose
+            their last digits.
         centroid_similarity: (n,) float64, cosine similarity to the assigned centroid.
         ids: (n,) uint64.
         seed: of `random`.
@@ -27,19 +43,12 @@ def keep_priority(
     Raises:
         ValueError: an unknown strategy, or numbers of another length.
     """
+    check_keep(keep, items=len(ids))
     if isinstance(keep, np.ndarray):
-        if keep.shape != ids.shape:
-            message = f"keep: {keep.shape} numbers for {len(ids)} items; give one number per item"
-            raise ValueError(message)
         return keep.astype(np.float64)
-    if keep == "hard":
-        return centroid_similarity
-    if keep == "easy":
-        return -centroid_similarity
     if keep == "random":
         return id_hash(ids, seed=seed)
-    message = f"keep: {keep!r} is not one of 'hard', 'easy', 'random', nor an array with a number per item"
-    raise ValueError(message)
+    return centroid_similarity if keep == "hard" else -centroid_similarity
 
 
 def cluster_order(cluster: np.ndarray, *, priority: np.ndarray, ids: np.ndarray) -> np.ndarray:

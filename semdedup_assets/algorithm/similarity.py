@@ -1,17 +1,21 @@
 """Greatest cosine similarities by tiles: every pair is compared, no matrix is ever whole."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semdedup_assets.algorithm.budget import COLUMN_GROUP, tile_shape
-from semdedup_assets.algorithm.unit_rows import check_rows, row_cosine, unit_rows
+from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
+from semdedup_assets.algorithm.unit_rows import check_rows, full_float32, row_cosine, unit_rows
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
 # held for equal, and the earliest of equals wins: groups of exact duplicates then do not hang on rounding.
 _TIE = 1e-6
+# Clusters of at most this many rows are scored in batches, of about this many numbers in their tiles.
+_SMALL = 256
+_BATCH_FLOATS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,67 @@ def max_earlier_similarity(vectors: Tensor, *, budget: int) -> EarlierSimilarity
     Raises:
         ValueError: a row is not finite or not of unit norm (within 1e-2); names the row.
     """
+    return score_clusters(vectors, np.array([0, len(vectors)]), budget=budget)
+
+
+def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> EarlierSimilarity:
+    """`max_earlier_similarity` within each of many clusters at once.
+
+    Args:
+        vectors: (n, d) unit rows, sorted by cluster and within each in keep-order.
+        offsets: (clusters + 1,) int64, where each cluster starts.
+        budget: bytes the tiles may take on the vectors' device.
+
+    Returns:
+        `EarlierSimilarity` with n entries; positions are rows of `vectors`.
+
+    Raises:
+        ValueError: a row is not finite or not of unit norm (within 1e-2); names the row.
+    """
     check_rows(vectors, unit=True)
-    return greatest_similarity(vectors, vectors, visible=np.arange(len(vectors)), budget=budget)
+    position = torch.full((len(vectors),), -1, dtype=torch.int64, device=vectors.device)
+    sizes = np.diff(offsets)
+    with full_float32():
+        for clusters in _alike(sizes, budget=budget, dimension=vectors.shape[1]):
+            _place_small(vectors, offsets[clusters], sizes[clusters], position)
+        for cluster in np.flatnonzero(sizes > _SMALL):
+            rows = slice(int(offsets[cluster]), int(offsets[cluster + 1]))
+            found = _positions(vectors[rows], vectors[rows], np.arange(sizes[cluster]), budget)
+            position[rows] = torch.where(found < 0, found, found + rows.start)
+    return EarlierSimilarity(_rescored(vectors, vectors, position), position.cpu().numpy())
+
+
+def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.ndarray]:
+    """Small clusters in batches of about equal size, so that little of a batch is padding."""
+    small = np.flatnonzero((sizes > 1) & (sizes <= _SMALL))
+    order = small[np.argsort(sizes[small], kind="stable")]
+    start = 0
+    while start < len(order):
+        width = int(sizes[order[start]]) * 5 // 4
+        stop = int(np.searchsorted(sizes[order], width, side="right"))
+        most = rows_within(
+            budget // 4, row_bytes=4 * width * (dimension + 2 * width), most=_BATCH_FLOATS // width**2 + 1
+        )
+        stop = min(stop, start + most)
+        yield order[start:stop]
+        start = stop
+
+
+def _place_small(vectors: Tensor, starts: np.ndarray, sizes: np.ndarray, position: Tensor) -> None:
+    """Fill in the positions of small clusters by one batched product: one call where a loop would need thousands."""
+    device, width = vectors.device, int(sizes.max())
+    start, size = torch.as_tensor(starts, device=device), torch.as_tensor(sizes, device=device)
+    place = torch.arange(width, device=device)
+    inside = place < size[:, None]  # (c, m)
+    index = torch.where(inside, start[:, None] + place, start[:, None])
+    rows = unit_rows(vectors[index.reshape(-1)]).reshape(*index.shape, -1)  # (c, m, d)
+    tile = torch.bmm(rows, rows.transpose(1, 2))  # (c, m, m)
+    # An earlier row of a cluster is never padding: padding comes last.
+    tile.masked_fill_(place >= place[:, None], -torch.inf)
+    greatest = tile.amax(2, keepdim=True)
+    first = (tile >= greatest - _TIE).to(torch.uint8).argmax(2)
+    found = inside & (place > 0)
+    position[index[found]] = (start[:, None] + first)[found]
 
 
 def greatest_similarity(
@@ -60,6 +123,13 @@ def greatest_similarity(
     Returns:
         `EarlierSimilarity` with q entries; positions are rows of `candidates`.
     """
+    with full_float32():
+        position = _positions(queries, candidates, visible, budget)
+    return EarlierSimilarity(_rescored(queries, candidates, position), position.cpu().numpy())
+
+
+def _positions(queries: Tensor, candidates: Tensor, visible: np.ndarray | None, budget: int) -> Tensor:
+    """(q,) int64: the most similar visible candidate, the earliest of equals, -1 where none is visible."""
     shape = tile_shape(budget // 2, dimension=queries.shape[1], gpu=queries.is_cuda)
     columns = _Candidates(candidates, whole=4 * candidates.numel() <= budget // 2)
     seen = None if visible is None else torch.as_tensor(visible, device=queries.device)
@@ -74,7 +144,7 @@ def greatest_similarity(
         _scan(
             rows, columns, None if seen is None else seen[part], _Best(best[part], position[part], buffer[: len(rows)])
         )
-    return EarlierSimilarity(_rescored(queries, candidates, position), position.cpu().numpy())
+    return position
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +214,6 @@ def _rescored(queries: Tensor, candidates: Tensor, position: Tensor) -> np.ndarr
     chunk = max(1, (16 << 20) // (4 * queries.shape[1]))
     for start in range(0, len(queries), chunk):
         found = (position[start : start + chunk] >= 0).nonzero().squeeze(1) + start
-        similarity[found] = row_cosine(queries[found], candidates[position[found]])
+        similarity[found] = row_cosine(queries[found], candidates[position[found]], products=torch.float32)
     result: np.ndarray = similarity.float().cpu().numpy()
     return result

@@ -53,8 +53,7 @@ def _epsilon_keeping(similarity: float) -> float:
 
 def _sortable(scores: np.ndarray) -> np.ndarray:
     """float32 as integers of the same order."""
-    # Adding zero turns -0.0 into 0.0: the two are equal, their bits are not.
-    bits = (np.ascontiguousarray(scores, dtype=np.float32) + np.float32(0)).view(np.uint32).astype(np.int64)
+    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32).astype(np.int64)
     return np.where(bits >> 31 == 1, 0xFFFFFFFF - bits, bits + (1 << 31))
 
 

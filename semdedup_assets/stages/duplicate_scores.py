@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from semdedup_assets.algorithm.similarity import EarlierSimilarity, max_earlier_similarity
+from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
 from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.assignments import FittedClusters
-from semdedup_assets.stages.clusters import Cluster, bucket_clusters
+from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.work import Work, quantiles
 from semdedup_assets.storage.results import Recipe, fingerprint, writing
 from semdedup_assets.storage.tables import TableWriter
@@ -65,18 +65,19 @@ def score_bucket(work: Work, bucket: int, *, assigned: AssignedShards) -> Recipe
             work.progress(f"duplicate_scores {work.buckets[bucket]}", total=len(clusters), unit="clusters") as progress,
         ):
             rows = _RowGroups(table)
-            for cluster in bucket_clusters(work, assigned.k, bucket=bucket, clusters=clusters):
-                rows.add(cluster, _score(work, cluster))
-                sizes.append(len(cluster.ids))
-                progress.advance(1)
+            for run in bucket_runs(work, assigned.k, bucket=bucket, clusters=clusters):
+                rows.add(run, _score(work, run))
+                found = np.diff(run.offsets)
+                sizes += found[found > 0].tolist()
+                progress.advance(len(found))
             rows.flush()
         result.details = _details(sizes, rows.duplicates)
     return result.recipe()
 
 
-def _score(work: Work, cluster: Cluster) -> EarlierSimilarity:
-    vectors = as_tensor(cluster.vectors).to(work.compute.torch_device)
-    return max_earlier_similarity(vectors, budget=work.compute.budget)
+def _score(work: Work, run: ClusterRun) -> EarlierSimilarity:
+    vectors = as_tensor(run.vectors).to(work.compute.torch_device)
+    return score_clusters(vectors, run.offsets, budget=work.compute.budget)
 
 
 class _RowGroups:
@@ -87,16 +88,16 @@ class _RowGroups:
         self._parts: list[dict[str, np.ndarray]] = []
         self.duplicates: dict[str, int] = dict.fromkeys(("0.001", "0.01", "0.05", "0.1", "0.2"), 0)
 
-    def add(self, cluster: Cluster, earlier: EarlierSimilarity) -> None:
+    def add(self, run: ClusterRun, earlier: EarlierSimilarity) -> None:
         for epsilon in self.duplicates:
             self.duplicates[epsilon] += int((earlier.similarity > 1 - float(epsilon)).sum())
         self._parts.append(
             {
-                "id": cluster.ids,
-                "cluster": np.full(len(cluster.ids), cluster.cluster, dtype=np.int32),
-                "centroid_similarity": cluster.centroid_similarity,
+                "id": run.ids,
+                "cluster": run.cluster,
+                "centroid_similarity": run.centroid_similarity,
                 "similarity": earlier.similarity,
-                "duplicate_of": np.ma.masked_array(cluster.ids[earlier.position], mask=earlier.position < 0),
+                "duplicate_of": np.ma.masked_array(run.ids[earlier.position], mask=earlier.position < 0),
             }
         )
         if sum(len(part["id"]) for part in self._parts) >= _ROW_GROUP:

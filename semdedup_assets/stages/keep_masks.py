@@ -17,7 +17,7 @@ from semdedup_assets.algorithm.selection import (
 from semdedup_assets.algorithm.similarity import EarlierSimilarity
 from semdedup_assets.algorithm.tuning import epsilon_for
 from semdedup_assets.algorithm.unit_rows import as_tensor
-from semdedup_assets.stages.clusters import Cluster, bucket_clusters
+from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, writing
@@ -141,8 +141,8 @@ def _select_bucket(
     if not complete:
         # Only clusters in which a removed item's nearest earlier item is removed too need their vectors.
         open_rows = ~chain & (selection.kept_neighbour < 0)
-        for rows, cluster in _clusters_with(work, bucket, scores["cluster"], open_rows):
-            vectors = as_tensor(cluster.vectors).to(work.compute.torch_device)
+        for rows, run in _clusters_with(work, bucket, scores["cluster"], open_rows):
+            vectors = as_tensor(run.vectors).to(work.compute.torch_device)
             inner = EarlierSimilarity(earlier.similarity[rows], _relative(earlier.position[rows], rows.start))
             greedy[rows] = greedy_keep_mask(vectors, inner, epsilon, budget=work.compute.budget)
             wanted = greedy[rows] if work.pipeline.selection.rule == "greedy" else chain[rows]
@@ -169,12 +169,12 @@ def _positions(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 def _clusters_with(
     work: Work, bucket: _Bucket, cluster: np.ndarray, wanted: np.ndarray
-) -> Iterator[tuple[slice, Cluster]]:
+) -> Iterator[tuple[slice, ClusterRun]]:
     """The clusters that hold a wanted row, with their score rows; both are in keep-order."""
     needed = set(np.unique(cluster[wanted]).tolist())
-    for read in bucket_clusters(work, bucket.assigned.k, bucket=bucket.index, clusters=bucket.clusters, only=needed):
-        start, stop = np.searchsorted(cluster, [read.cluster, read.cluster + 1])
-        yield slice(int(start), int(stop)), read
+    for run in bucket_runs(work, bucket.assigned.k, bucket=bucket.index, clusters=bucket.clusters, only=needed):
+        start, stop = np.searchsorted(cluster, [run.first, run.first + 1])
+        yield slice(int(start), int(stop)), run
 
 
 def _details(epsilon: float, totals: _Totals, *, rule: str) -> dict[str, Any]:

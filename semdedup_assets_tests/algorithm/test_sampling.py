@@ -1,0 +1,64 @@
+"""The uniform sample: seeded, bounded, the same whatever the order of arrival."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semdedup_assets.algorithm.sampling import UniformSample, id_hash
+from semdedup_assets.records import item_ids
+from semdedup_assets_tests.algorithm.vectors import repeatable
+
+
+def sampled(batches: list[np.ndarray], *, size: int | None, seed: int) -> np.ndarray:
+    sample = UniformSample(size=size, seed=seed)
+    for batch in batches:
+        sample.add(batch)
+    return sample.ids
+
+
+@given(
+    n=st.integers(0, 500), size=st.integers(1, 600), seed=st.integers(0, 2**64), parts=st.integers(1, 20),
+    shuffle=st.integers(0, 1000),
+)  # fmt: skip
+@repeatable
+def test_the_same_items_are_chosen_whatever_the_order_of_arrival(
+    n: int, size: int, seed: int, parts: int, shuffle: int
+) -> None:
+    rng = np.random.default_rng(shuffle)
+    ids = rng.choice(10**9, n, replace=False).astype(np.uint64)
+    chosen = sampled([ids], size=size, seed=seed)
+    np.testing.assert_array_equal(sampled(np.array_split(rng.permutation(ids), parts), size=size, seed=seed), chosen)
+    assert len(chosen) == min(n, size)
+    assert np.isin(chosen, ids).all()
+    assert (np.diff(chosen.astype(np.int64)) > 0).all()
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_with_the_same_seed() -> None:
+    ids = np.arange(1000, dtype=np.uint64)
+    assert np.isin(sampled([ids], size=50, seed=1), sampled([ids], size=200, seed=1)).all()
+
+
+def test_without_a_size_all_are_chosen_and_all_are_counted() -> None:
+    sample = UniformSample(size=None, seed=0)
+    sample.add(np.arange(7, 10, dtype=np.uint64))
+    sample.add(np.arange(3, dtype=np.uint64))
+    assert sample.ids.tolist() == [0, 1, 2, 7, 8, 9]
+    assert sample.seen == 6
+
+
+def test_each_item_of_each_shard_is_chosen_about_as_often() -> None:
+    ids = np.concatenate([item_ids(shard, np.arange(50)) for shard in range(10)])
+    counts = np.zeros(500)
+    for seed in range(400):
+        counts[np.searchsorted(ids, sampled([ids], size=50, seed=seed))] += 1
+    # Each is chosen 400 times with probability 0.1; the sum has about 499 degrees of freedom, deviation 32.
+    chi_square = ((counts - 40) ** 2 / (40 * 0.9)).sum()
+    assert 499 - 5 * 32 < chi_square < 499 + 5 * 32
+
+
+def test_hashes_are_distinct_and_unrelated_between_seeds() -> None:
+    ids = np.arange(100_000, dtype=np.uint64)
+    one, two = id_hash(ids, seed=1), id_hash(ids, seed=2)
+    assert len(np.unique(one)) == len(ids)
+    correlation = np.corrcoef(one.astype(np.float64), two.astype(np.float64))[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(len(ids))
