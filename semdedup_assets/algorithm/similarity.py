@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
-from semdedup_assets.algorithm.unit_rows import check_rows, full_float32, row_cosine, unit_rows
+from semdedup_assets.algorithm.unit_rows import IN_CACHE, UnitRows, full_float32, row_cosine
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
 # held for equal, and the earliest of equals wins: groups of exact duplicates then do not hang on rounding.
@@ -63,17 +63,18 @@ def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> Earl
     Raises:
         ValueError: a row is not finite or not of unit norm (within 1e-2); names the row.
     """
-    check_rows(vectors, unit=True)
+    rows = UnitRows(vectors, budget=budget // 2)
     position = torch.full((len(vectors),), -1, dtype=torch.int64, device=vectors.device)
     sizes = np.diff(offsets)
     with full_float32():
         for clusters in _alike(sizes, budget=budget, dimension=vectors.shape[1]):
-            _place_small(vectors, offsets[clusters], sizes[clusters], position)
+            _place_small(rows, offsets[clusters], sizes[clusters], position)
         for cluster in np.flatnonzero(sizes > _SMALL):
-            rows = slice(int(offsets[cluster]), int(offsets[cluster + 1]))
-            found = _positions(vectors[rows], vectors[rows], np.arange(sizes[cluster]), budget)
-            position[rows] = torch.where(found < 0, found, found + rows.start)
-    return EarlierSimilarity(_rescored(vectors, vectors, position), position.cpu().numpy())
+            start, stop = int(offsets[cluster]), int(offsets[cluster + 1])
+            members = rows.part(start, stop)
+            found = _positions(members, members, np.arange(stop - start), budget)
+            position[start:stop] = torch.where(found < 0, found, found + start)
+        return EarlierSimilarity(_rescored(rows, rows, position), position.cpu().numpy())
 
 
 def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.ndarray]:
@@ -92,14 +93,14 @@ def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.nda
         start = stop
 
 
-def _place_small(vectors: Tensor, starts: np.ndarray, sizes: np.ndarray, position: Tensor) -> None:
+def _place_small(vectors: UnitRows, starts: np.ndarray, sizes: np.ndarray, position: Tensor) -> None:
     """Fill in the positions of small clusters by one batched product: one call where a loop would need thousands."""
-    device, width = vectors.device, int(sizes.max())
+    device, width = position.device, int(sizes.max())
     start, size = torch.as_tensor(starts, device=device), torch.as_tensor(sizes, device=device)
     place = torch.arange(width, device=device)
     inside = place < size[:, None]  # (c, m)
     index = torch.where(inside, start[:, None] + place, start[:, None])
-    rows = unit_rows(vectors[index.reshape(-1)]).reshape(*index.shape, -1)  # (c, m, d)
+    rows = vectors.take(index.reshape(-1)).view(*index.shape, -1)  # (c, m, d)
     tile = torch.bmm(rows, rows.transpose(1, 2))  # (c, m, m)
     # An earlier row of a cluster is never padding: padding comes last.
     tile.masked_fill_(place >= place[:, None], -torch.inf)
@@ -124,42 +125,27 @@ def greatest_similarity(
         `EarlierSimilarity` with q entries; positions are rows of `candidates`.
     """
     with full_float32():
-        position = _positions(queries, candidates, visible, budget)
-    return EarlierSimilarity(_rescored(queries, candidates, position), position.cpu().numpy())
+        rows, columns = UnitRows(queries, budget=budget // 4), UnitRows(candidates, budget=budget // 4)
+        position = _positions(rows, columns, visible, budget)
+        return EarlierSimilarity(_rescored(rows, columns, position), position.cpu().numpy())
 
 
-def _positions(queries: Tensor, candidates: Tensor, visible: np.ndarray | None, budget: int) -> Tensor:
+def _positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
     """(q,) int64: the most similar visible candidate, the earliest of equals, -1 where none is visible."""
-    shape = tile_shape(budget // 2, dimension=queries.shape[1], gpu=queries.is_cuda)
-    columns = _Candidates(candidates, whole=4 * candidates.numel() <= budget // 2)
-    seen = None if visible is None else torch.as_tensor(visible, device=queries.device)
-    best = torch.full((len(queries),), -torch.inf, device=queries.device)
-    position = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
+    device = queries.device
+    shape = tile_shape(budget // 2, dimension=queries.dimension, gpu=device.type != "cpu")
+    seen = None if visible is None else torch.as_tensor(visible, device=device)
+    best = torch.full((len(queries),), -torch.inf, device=device)
+    position = torch.full((len(queries),), -1, dtype=torch.int64, device=device)
     width = min(shape.columns, -(-len(candidates) // COLUMN_GROUP) * COLUMN_GROUP)
     # One buffer for all tiles: fresh memory for each would cost as much as the product itself.
-    buffer = torch.empty((min(shape.rows, len(queries)), width), device=queries.device)
+    buffer = torch.empty((min(shape.rows, len(queries)), width), device=device)
     for start in range(0, len(queries), shape.rows):
         part = slice(start, start + shape.rows)
-        rows = unit_rows(queries[part])
-        _scan(
-            rows, columns, None if seen is None else seen[part], _Best(best[part], position[part], buffer[: len(rows)])
-        )
+        rows = queries[part]
+        best_here = _Best(best[part], position[part], buffer[: len(rows)])
+        _scan(rows, candidates, None if seen is None else seen[part], best_here)
     return position
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """(c, d) candidates as float32 unit rows: all at once where they fit, else a tile's width at a time."""
-
-    rows: Tensor
-    whole: bool
-
-    def __post_init__(self) -> None:
-        if self.whole:
-            object.__setattr__(self, "rows", unit_rows(self.rows))
-
-    def __getitem__(self, columns: slice) -> Tensor:
-        return self.rows[columns] if self.whole else unit_rows(self.rows[columns])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +172,9 @@ class _Best:
         self.position[better] = left + group * COLUMN_GROUP + within
 
 
-def _scan(rows: Tensor, candidates: _Candidates, seen: Tensor | None, best: _Best) -> None:
+def _scan(rows: Tensor, candidates: UnitRows, seen: Tensor | None, best: _Best) -> None:
     """Hold (b, d) unit rows against the candidates they see, a tile at a time."""
-    count = len(candidates.rows)
+    count = len(candidates)
     least, most = (count, count) if seen is None else (int(seen[0]), int(seen[-1]))
     width = best.buffer.shape[1]
     for left in range(0, most, width):
@@ -208,12 +194,13 @@ def _hide(tile: Tensor, seen: Tensor, left: int, first_hidden: int) -> None:
     part.masked_fill_(index >= seen[:, None], -torch.inf)
 
 
-def _rescored(queries: Tensor, candidates: Tensor, position: Tensor) -> np.ndarray:
-    """(q,) float32: the similarity of each found pair, once more row by row, summed in float64."""
-    similarity = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
-    chunk = max(1, (16 << 20) // (4 * queries.shape[1]))
-    for start in range(0, len(queries), chunk):
-        found = (position[start : start + chunk] >= 0).nonzero().squeeze(1) + start
-        similarity[found] = row_cosine(queries[found], candidates[position[found]], products=torch.float32)
-    result: np.ndarray = similarity.float().cpu().numpy()
+def _rescored(queries: UnitRows, candidates: UnitRows, position: Tensor) -> np.ndarray:
+    """(q,) float32: the similarity of each found pair, once more row by row, so that it hangs on no tile."""
+    similarity = torch.full((len(queries),), -torch.inf, device=position.device)
+    for start in range(0, len(queries), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        found = candidates.take(position[part].clamp(min=0))
+        similarity[part] = row_cosine(queries[part], found, products=torch.float32).float()
+    similarity[position < 0] = -torch.inf
+    result: np.ndarray = similarity.cpu().numpy()
     return result

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 65536
+IN_CACHE = 1024
+"""Rows that are worked on together where every number is touched more than once."""
 
 
 def as_tensor(vectors: np.ndarray | Tensor) -> Tensor:
@@ -39,28 +40,31 @@ def unit_rows(rows: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     return rows / norms
 
 
-def check_rows(vectors: Tensor, *, unit: bool = False) -> None:
+def check_rows(vectors: Tensor) -> None:
     """Refuse rows that no cosine similarity can be computed on.
 
     Args:
         vectors: (n, d) floats.
-        unit: also refuse rows whose norm is off 1 by more than 1e-2.
 
     Raises:
-        ValueError: not a two-dimensional float array; or a row is not finite, zero, or (with `unit`) not of
-            unit norm; names the first such row.
+        ValueError: not a two-dimensional float array; or a row is not finite, or zero; names the first such row.
     """
+    _check_kind(vectors)
+    for start in range(0, len(vectors), IN_CACHE):
+        norms = torch.linalg.vector_norm(vectors[start : start + IN_CACHE].float(), dim=1)
+        _check_norms(norms, ~torch.isfinite(norms) | (norms == 0), start)
+
+
+def _check_kind(vectors: Tensor) -> None:
     if vectors.ndim != 2 or not vectors.is_floating_point():
         message = f"vectors: expected an (n, d) array of floats, got {vectors.dtype} of shape {tuple(vectors.shape)}"
         raise ValueError(message)
-    for start in range(0, len(vectors), _CHUNK):
-        norms = torch.linalg.vector_norm(vectors[start : start + _CHUNK].float(), dim=1)
-        bad = ~torch.isfinite(norms) | (norms == 0)
-        if unit:
-            bad |= (norms - 1).abs() > 1e-2
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            _refuse(start + row, float(norms[row]))
+
+
+def _check_norms(norms: Tensor, bad: Tensor, start: int) -> None:
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        _refuse(start + row, float(norms[row]))
 
 
 def _refuse(row: int, norm: float) -> None:
@@ -71,6 +75,63 @@ def _refuse(row: int, norm: float) -> None:
     else:
         message = f"vectors: row {row} is not finite (NaN or infinity); leave it out"
     raise ValueError(message)
+
+
+class UnitRows:
+    """Rows as float32 rows of unit norm: converted once where that fits a budget, else whenever they are asked for."""
+
+    def __init__(self, rows: Tensor, *, budget: int) -> None:
+        """Check the rows, and convert them where 4 d bytes a row fit the budget.
+
+        Args:
+            rows: (n, d) floats of unit norm up to rounding.
+            budget: bytes.
+
+        Raises:
+            ValueError: not a two-dimensional float array; or a row is not finite or not of unit norm (within 1e-2);
+                names the row.
+        """
+        _check_kind(rows)
+        self._rows, self._ready = rows, 4 * rows.numel() <= budget
+        converted = torch.empty(rows.shape, device=rows.device) if self._ready else None
+        # A few rows at a time, so that they are read from memory once for the check and the division.
+        step = IN_CACHE if rows.device.type == "cpu" else max(1, len(rows))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step].float()
+            norms = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+            _check_norms(norms.squeeze(1), ~((norms - 1).abs() <= 1e-2).squeeze(1), start)
+            if converted is not None:
+                torch.div(part, norms, out=converted[start : start + step])
+        if converted is not None:
+            self._rows = converted
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows lie."""
+        return self._rows.device
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a row."""
+        return int(self._rows.shape[1])
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """(m, d) float32 unit rows."""
+        return self._rows[part] if self._ready else unit_rows(self._rows[part])
+
+    def take(self, index: Tensor) -> Tensor:
+        """(m, d) float32 unit rows at (m,) positions."""
+        rows = self._rows.index_select(0, index)
+        return rows if self._ready else unit_rows(rows)
+
+    def part(self, start: int, stop: int) -> "UnitRows":
+        """The rows from `start` to `stop`, without another conversion."""
+        rows = object.__new__(UnitRows)
+        rows._rows, rows._ready = self._rows[start:stop], self._ready
+        return rows
 
 
 @contextmanager
@@ -93,16 +154,16 @@ def row_cosine(left: Tensor, right: Tensor, *, products: torch.dtype = torch.flo
     Args:
         left: (n, d) floats.
         right: (n, d) floats, on the same device.
-        products: type in which numbers are multiplied; they are summed in float64. float32 halves the memory
-            traffic, and is right to about 1e-7.
+        products: type in which numbers are multiplied and summed; float32 is right to about 1e-6.
 
     Returns:
         (n,) float64.
     """
-    chunk = max(1, (32 << 20) // (8 * max(1, left.shape[1])))
+    sums = torch.float32 if products == torch.float32 else torch.float64
     parts = []
-    for start in range(0, len(left), chunk):
-        a, b = left[start : start + chunk].to(products), right[start : start + chunk].to(products)
-        dot, a2, b2 = ((x * y).sum(1, dtype=torch.float64) for x, y in ((a, b), (a, a), (b, b)))
+    for start in range(0, len(left), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        a, b = left[part].to(products), right[part].to(products)
+        dot, a2, b2 = ((x * y).sum(1, dtype=sums).double() for x, y in ((a, b), (a, a), (b, b)))
         parts.append((dot / (a2 * b2).sqrt()).clamp(-1.0, 1.0))
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=left.device)

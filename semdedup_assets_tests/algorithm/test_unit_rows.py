@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, row_cosine, unit_rows
+from semdedup_assets.algorithm.unit_rows import UnitRows, as_tensor, check_rows, row_cosine, unit_rows
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.algorithm.vectors import random_vectors, repeatable, tensor
 
@@ -65,5 +65,5 @@ def test_unit_norm_is_asked_only_where_it_is_needed() -> None:
     rows = torch.full((3, 4), 0.6)
     check_rows(rows)
     with pytest.raises(ValueError, match=r"row 0 has norm 1\.2, not 1; scale the rows to unit norm"):
-        check_rows(rows, unit=True)
-    check_rows(torch.full((3, 4), 0.5), unit=True)
+        UnitRows(rows, budget=1 << 20)
+    UnitRows(torch.full((3, 4), 0.5), budget=1 << 20)
