@@ -1,9 +1,11 @@
 """What every stage is given: the pipeline's settings, its place, and how to report progress."""
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -16,6 +18,20 @@ from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import MissingResultError, Recipe, read_recipe
 
 _REPORT_SECONDS = 15.0
+
+
+def _terminal() -> TextIO | None:
+    """The terminal this process was started from, if any; without one a bar would fill a log with half lines.
+
+    While a step runs, Dagster sends standard error to the run's log: the terminal must be known before.
+    """
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+_TERMINAL = _terminal()
 
 
 @dataclass
@@ -31,8 +47,14 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._reported = self.started
-        # Without a terminal a bar would fill a log with half lines.
-        self._bar = tqdm(total=self.total, desc=self.title, unit=f" {self.unit}", disable=None, leave=True)
+        self._bar = tqdm(
+            total=self.total,
+            desc=f"   {self.title}",
+            unit=f" {self.unit}",
+            file=_TERMINAL,
+            disable=_TERMINAL is None,
+            leave=False,
+        )
 
     def __enter__(self) -> "Progress":
         return self
