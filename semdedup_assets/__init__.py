@@ -23,3 +23,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name]), name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    # `dg list components` and `dg scaffold defs` find the component by what the package says it holds.
+    return [*globals(), *_HOMES]

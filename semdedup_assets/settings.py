@@ -3,7 +3,8 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
@@ -29,7 +30,7 @@ def _epsilon(value: Any) -> Any:
     text = str(value).strip()
     target = re.fullmatch(r"keep=(\d+(?:\.\d+)?)%", text)
     if target and 0 < float(target[1]) <= 100:
-        return f"keep={float(target[1]):g}%"
+        return f"keep={_spelt(float(target[1]))}%"
     try:
         number = float(text)
     except ValueError:
@@ -40,7 +41,20 @@ def _epsilon(value: Any) -> Any:
             "items more similar than 1 - epsilon are duplicates: a higher epsilon removes more"
         )
         raise ValueError(message)
-    return f"{number:g}"
+    return _spelt(number)
+
+
+def _spelt(number: float) -> str:
+    """A non-negative number in full, every digit kept: it names a partition, and is read back from its name."""
+    return np.format_float_positional(abs(number), trim="-")
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        message = f"{', '.join(twice)}: given twice; each is one partition, list it once"
+        raise ValueError(message)
+    return values
 
 
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
@@ -53,7 +67,10 @@ class Shards(BaseModel, frozen=True, extra="forbid"):
     """How files are joined to shards."""
 
     files_per_shard: int = Field(
-        1, ge=1, description="Source files in a shard; choose it so that a shard has 100,000 to 1,000,000 items."
+        1,
+        ge=1,
+        description="Source files in a new shard; choose it so that a shard has 100,000 to 1,000,000 items. Files stay "
+        "in the shard they once came to: a later change counts for new files only.",
     )
 
 
@@ -72,7 +89,7 @@ class TrainingSample(BaseModel, frozen=True, extra="forbid"):
 class Clustering(BaseModel, frozen=True, extra="forbid"):
     """Spherical k-means."""
 
-    k: tuple[ClusterCount, ...] = Field(
+    k: Annotated[tuple[ClusterCount, ...], AfterValidator(_distinct)] = Field(
         ("auto",), min_length=1, description="Numbers of clusters, each a partition; `auto` is about sqrt(items / 2)."
     )
     iterations: int | None = Field(
@@ -120,10 +137,10 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     training_sample: TrainingSample = Field(TrainingSample(), description="What the centroids are fitted to.")
     clustering: Clustering = Field(Clustering(), description="Spherical k-means.")
     selection: Selection = Field(Selection(), description="Which item of a group is kept.")
-    epsilons: tuple[EpsilonOrTarget, ...] = Field(
+    epsilons: Annotated[tuple[EpsilonOrTarget, ...], AfterValidator(_distinct)] = Field(
         ("0.05", "keep=50%"), min_length=1, description="Each a partition: an epsilon, or a share to keep."
     )
-    manifests: tuple[ManifestFormat, ...] = Field(
+    manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(_distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
     compute: Compute = Field(Compute(), description="Where and how fast the work runs: changes no result.")

@@ -63,6 +63,9 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (VECTORS, "epsilons", ["keep=50"], "epsilons.0", "'keep=50' is neither"),
         (VECTORS, "epsilons", ["keep 50%"], "epsilons.0", "'keep 50%' is neither"),
         (VECTORS, "epsilons", [], "epsilons", "at least 1 item"),
+        (VECTORS, "epsilons", [0.1, "0.10"], "epsilons", "0.1: given twice; each is one partition, list it once"),
+        (VECTORS, "clustering.k", [100, "auto", "100"], "clustering.k", "100: given twice"),
+        (VECTORS, "manifests", ["parquet", "parquet"], "manifests", "parquet: given twice"),
         (VECTORS, "clustering.k", [0], "clustering.k.0", "0 is not a positive number of clusters"),
         (VECTORS, "clustering.k", [10, -5], "clustering.k.1", "-5 is not a positive number of clusters"),
         (VECTORS, "clustering.k", [2.5], "clustering.k.0", "2.5 is not a positive number"),
@@ -105,10 +108,25 @@ def test_a_mistake_names_its_place_and_the_cure(
 
 @pytest.mark.parametrize(
     ("given", "partition"),
-    [(0.05, "0.05"), ("0.050", "0.05"), (0, "0"), (2, "2"), (0.00095, "0.00095"), ("keep=50.0%", "keep=50%")],
+    [
+        (0.05, "0.05"),
+        ("0.050", "0.05"),
+        ("5e-2", "0.05"),
+        (0, "0"),
+        (-0.0, "0"),
+        (2, "2"),
+        (0.00095, "0.00095"),
+        (1e-7, "0.0000001"),
+        (0.00012345678, "0.00012345678"),
+        ("keep=50.0%", "keep=50%"),
+        ("keep=33.3333333%", "keep=33.3333333%"),
+        ("keep=0.00001%", "keep=0.00001%"),
+    ],
 )
-def test_an_epsilon_has_one_spelling(given: Any, partition: str) -> None:
-    assert Pipeline.model_validate({**VECTORS, "epsilons": [given]}).epsilons == (partition,)
+def test_an_epsilon_has_one_spelling_that_loses_no_digit(given: Any, partition: str) -> None:
+    pipeline = Pipeline.model_validate({**VECTORS, "epsilons": [given]})
+    assert pipeline.epsilons == (partition,)
+    assert Pipeline.model_validate(pipeline.model_dump()) == pipeline
 
 
 def test_text_is_clustered_in_20_iterations_and_images_in_100_unless_told() -> None:

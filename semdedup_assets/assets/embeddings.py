@@ -11,7 +11,6 @@ from semdedup_assets.assets.provenance import PartitionRecorder
 
 def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition a shard: ids, keys, unit vectors and carried columns, skipped items with their reasons beside."""
-    check = skipped_share(declaration)
 
     @dg.asset(
         key=declaration.key("embeddings"),
@@ -22,7 +21,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
         group_name=declaration.group,
         kinds={"torch", "arrow"},
         pool="gpu",
-        check_specs=[check.spec],
+        check_specs=[skipped_share(declaration).spec],
         description=(
             "One unit vector (n × d, float16) for each item of a shard, by a pre-trained model (SemDeDup, section 3), "
             "with the item's key and carried columns. Broken items are listed with their reasons beside it."
@@ -34,7 +33,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.embeddings import embed_shard
 
-        work, source = declaration.work(context, config), declaration.key("shards")
+        work, source, check = declaration.work(context, config), declaration.key("shards"), skipped_share(declaration)
         recorder = PartitionRecorder(context, declaration.code_version("embeddings"), frozenset({source}))
         shards = {shard.name: shard for shard in work.shards()}
         model = work.pipeline.encoder.load(work.compute)

@@ -34,10 +34,12 @@ def keep_masks_asset(declaration: Declaration) -> dg.AssetsDefinition:
 
         work = declaration.work(context, config)
         recorder = PartitionRecorder(context, declaration.code_version("keep_masks"))
+        assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             epsilon, k = partition.split("|")
             inputs = recorder.inputs({declaration.key("duplicate_scores"): ALL})
-            recipe = select_items(work, epsilon, assigned=AssignedShards(work, k))
+            shards = assigned.setdefault(k, AssignedShards(work, k))
+            recipe = select_items(work, epsilon, assigned=shards)
             recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
         yield from recorder.finish()
 

@@ -33,10 +33,12 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
 
         work = declaration.work(context, config)
         recorder = PartitionRecorder(context, declaration.code_version("manifests"))
+        assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             epsilon, k = partition.split("|")
             inputs = recorder.inputs({declaration.key("keep_masks"): partition, declaration.key("embeddings"): ALL})
-            recipe = write_manifest(work, epsilon, assigned=AssignedShards(work, k))
+            shards = assigned.setdefault(k, AssignedShards(work, k))
+            recipe = write_manifest(work, epsilon, assigned=shards)
             details = {**recipe.details, "folder": work.layout.manifest(k, epsilon, recipe.details["manifest"])}
             recorder.record(partition, version=recipe.version, details=details, inputs=inputs)
         yield from recorder.finish()

@@ -66,9 +66,9 @@ def _to_make(
     from semdedup_assets.stages.work import Work
 
     key = declaration.key(asset)
-    stale = set(stale_partitions(definitions, instance, key))
-    outdated = set(outdated_partitions(Work(declaration.pipeline), asset))
-    return [partition for partition in _partition_keys(definitions, instance, key) if partition in stale | outdated]
+    stale = stale_partitions(definitions, instance, key)
+    wanted = {*stale, *outdated_partitions(Work(declaration.pipeline), asset)}
+    return [partition for partition in _partition_keys(definitions, instance, key) if partition in wanted]
 
 
 def _partition_keys(

@@ -1,8 +1,11 @@
 """The observed source: which shards there are, and when one has changed."""
 
+from typing import Any
+
 import dagster as dg
 
 from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.settings import Pipeline
 
 _SCAN_SECONDS = 60
 
@@ -22,12 +25,12 @@ def changed_shards(declaration: Declaration, instance: dg.DagsterInstance) -> di
     instance.add_dynamic_partitions(name, [shard for shard in shards if shard not in registered])
     for vanished in registered - set(shards):
         instance.delete_dynamic_partition(name, vanished)
-    observed = _observed(declaration.key("shards"), instance)
+    observed = _observed(declaration.key("shards"), instance, set(shards))
     return {shard: version for shard, version in shards.items() if observed.get(shard) != version}
 
 
-def _observed(key: dg.AssetKey, instance: dg.DagsterInstance) -> dict[str, str]:
-    """The fingerprint of each shard's last observation."""
+def _observed(key: dg.AssetKey, instance: dg.DagsterInstance, shards: set[str]) -> dict[str, str]:
+    """The fingerprint of each shard's last observation, of those that ever were observed."""
     versions: dict[str, str] = {}
     cursor = None
     while True:
@@ -36,7 +39,7 @@ def _observed(key: dg.AssetKey, instance: dg.DagsterInstance) -> dict[str, str]:
             event = record.event_log_entry.asset_observation
             if event and event.partition and event.partition not in versions:
                 versions[event.partition] = event.tags.get("dagster/data_version", "")
-        if not page.has_more:
+        if not page.has_more or shards <= versions.keys():
             return versions
         cursor = page.cursor
 
@@ -62,11 +65,16 @@ def shards_definitions(declaration: Declaration) -> dg.Definitions:
     Pipelines of several models on one dataset share it: the same object, which Dagster accepts more than once.
     """
     pipeline = declaration.pipeline
-    identity = (pipeline.dataset, pipeline.store, pipeline.source, pipeline.shards)
-    key = repr(identity)
+    # What a model reads of an item (a column, a text) is its own affair: the files are the same.
+    key = repr((pipeline.dataset, pipeline.store, _place(pipeline), pipeline.shards))
     if key not in _made:
         _made[key] = _definitions(declaration)
     return _made[key]
+
+
+def _place(pipeline: Pipeline) -> dict[str, Any]:
+    """Which files a source has."""
+    return pipeline.source.model_dump(mode="json", include={"kind", "path", "metadata"}, exclude_none=True)
 
 
 def _definitions(declaration: Declaration) -> dg.Definitions:
@@ -81,7 +89,7 @@ def _definitions(declaration: Declaration) -> dg.Definitions:
             "The source files, joined to shards: one partition a shard, which a file never leaves. Observing lists the "
             "files, registers new shards, and notes which shards have changed (by size and time, or ETag)."
         ),
-        metadata={"source": dg.MetadataValue.json(declaration.pipeline.source.model_dump(mode="json"))},
+        metadata={"source": dg.MetadataValue.json(_place(declaration.pipeline))},
     )
     def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
         return dg.DataVersionsByPartition(dict(changed_shards(declaration, context.instance)))

@@ -51,9 +51,9 @@ def fit_centroids(work: Work, k: str) -> Recipe:
 
 def _rows_for(work: Work, k: int) -> np.ndarray:
     """(m, d) the sampled vectors that a fit of k clusters uses: those with the smallest hashes, by id."""
-    tables = list(read_vectors(work.layout.training_sample))
-    ids = np.concatenate([table.ids for table in tables])
-    vectors = np.concatenate([table.vectors for table in tables])
+    # The sample is written as one batch: mapped, and copied only as far as it is used.
+    (table,) = read_vectors(work.layout.training_sample)
+    ids, vectors = table.ids, table.vectors
     setting = work.pipeline.training_sample
     if setting.per_cluster == "all" or len(ids) <= k * setting.per_cluster:
         return vectors

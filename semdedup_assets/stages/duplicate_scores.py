@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from semdedup_assets.algorithm.selection import keep_mask
 from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
 from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.assignments import FittedClusters
@@ -90,7 +91,7 @@ class _RowGroups:
 
     def add(self, run: ClusterRun, earlier: EarlierSimilarity) -> None:
         for epsilon in self.duplicates:
-            self.duplicates[epsilon] += int((earlier.similarity > 1 - float(epsilon)).sum())
+            self.duplicates[epsilon] += int((~keep_mask(earlier.similarity, float(epsilon))).sum())
         self._parts.append(
             {
                 "id": run.ids,

@@ -125,7 +125,7 @@ def _write_bucket(work: Work, epsilon: float, bucket: _Bucket, table: TableWrite
     )
     totals.items += len(selection.keep)
     totals.kept += int(selection.keep.sum())
-    totals.orphans += int((removed & ~(selection.kept_similarity > 1 - epsilon)).sum())
+    totals.orphans += int((removed & keep_mask(selection.kept_similarity, epsilon)).sum())
     totals.clusters += len(np.unique(scores["cluster"]))
     totals.add_groups(neighbour[removed])
 

@@ -18,7 +18,7 @@ from semdedup_assets.sources.reading import TruncatedFile
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import join
 from semdedup_assets.storage.results import ResultWriter
-from semdedup_assets.storage.vectors import read_columns
+from semdedup_assets.storage.vectors import column_fields, read_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,21 +55,30 @@ def kept_batches(work: Work, kept: KeptShard) -> Iterator["pa.RecordBatch"]:
 
     starts = np.concatenate([[0], np.cumsum([rows for _, rows in kept.files])]).astype(np.int64)
     names = pa.array([path for path, _ in kept.files], pa.string())
+    schema = _schema(work)
     for batch in read_columns(work.layout.embeddings(kept.shard.name)):
         rows = id_rows(batch.column("id").to_numpy())
         mask = kept.kept[rows]
         rows, chosen = rows[mask], batch.filter(pa.array(mask))
         file = np.searchsorted(starts, rows, side="right") - 1
-        arrays = [
-            chosen.column("id"),
-            pa.array([kept.shard.name] * len(rows), pa.string()),
-            pa.array(rows),
-            names.take(pa.array(file)),
-            pa.array(rows - starts[file]),
-            *(chosen.column(name) for name in chosen.schema.names if name != "id"),
-        ]
-        columns = ["id", "shard", "row", "file", "file_row", *(name for name in chosen.schema.names if name != "id")]
-        yield pa.record_batch(arrays, names=columns)
+        places = {
+            "shard": pa.array([kept.shard.name] * len(rows), pa.string()),
+            "row": pa.array(rows),
+            "file": names.take(pa.array(file)),
+            "file_row": pa.array(rows - starts[file]),
+        }
+        arrays = [places[name] if name in places else chosen.column(name) for name in schema.names]
+        yield pa.record_batch(arrays, schema=schema)
+
+
+def _schema(work: Work) -> "pa.Schema":
+    """The same for all shards, also for one of which nothing is kept."""
+    import pyarrow as pa
+
+    places = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
+    return pa.schema(
+        [*pa.schema(places), pa.field("key", pa.string()), *column_fields(work.pipeline.source.column_types)]
+    )
 
 
 def _parquet(work: Work, shards: list[KeptShard], folder: str, result: ResultWriter) -> None:
@@ -77,22 +86,12 @@ def _parquet(work: Work, shards: list[KeptShard], folder: str, result: ResultWri
     import pyarrow.parquet as pq
 
     for kept in shards:
-        with result.open(join(folder, "parquet", f"{kept.shard.name}.parquet")) as stream:
-            writer = None
+        with (
+            result.open(join(folder, "parquet", f"{kept.shard.name}.parquet")) as stream,
+            pq.ParquetWriter(stream, _schema(work), compression="zstd") as writer,
+        ):
             for batch in kept_batches(work, kept):
-                writer = writer or pq.ParquetWriter(stream, batch.schema, compression="zstd")
                 writer.write_batch(batch)
-            if writer:
-                writer.close()
-            else:
-                pq.write_table(_no_items(), stream)
-
-
-def _no_items() -> "pa.Table":
-    import pyarrow as pa
-
-    types = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
-    return pa.schema({**types, "key": pa.string()}).empty_table()
 
 
 def _keep_lists(work: Work, shards: list[KeptShard], folder: str, result: ResultWriter) -> None:
@@ -169,13 +168,13 @@ def _samples(work: Work, path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _as_sample(record: Record | Broken, path: str) -> tuple[str, dict[str, bytes]]:
-    """A folder's image as a sample; dots in its name would end the key."""
-    stem, _, suffix = record.key.rpartition(".")
-    head, _, name = stem.rpartition("/")
-    key = f"{head}/{name.replace('.', '_')}" if head else name.replace(".", "_")
+    """A folder's image as a sample, its suffix a part of the key: `cat.png` is another item than `cat.jpg`."""
+    head, slash, name = record.key.rpartition("/")
+    # A dot would end the key.
+    key = f"{head}{slash}{name.replace('.', '_')}"
     if isinstance(record, Broken) or not isinstance(record.payload, bytes):
         return key, {}
-    members = {(suffix or path.rpartition(".")[2]).lower(): record.payload}
+    members = {path.rpartition(".")[2].lower(): record.payload}
     caption = record.columns.get("caption")
     return key, {**members, "txt": str(caption).encode()} if caption is not None else members
 

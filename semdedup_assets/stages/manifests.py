@@ -83,7 +83,7 @@ def _refuse(path: str, what: str, cure: str) -> None:
 def _kept_shards(
     work: Work, k: str, epsilon: str, shards: tuple[Shard, ...], embeddings: dict[str, Recipe]
 ) -> list[KeptShard]:
-    """One bit an item: the masks, which lie by cluster, brought into the order of the source."""
+    """One byte an item: the masks, which lie by cluster, brought into the order of the source."""
     bits = {shard.index: np.zeros(embeddings[shard.name].details["records"], dtype=bool) for shard in shards}
     items = 0
     for bucket in work.buckets:

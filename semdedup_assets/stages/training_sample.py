@@ -33,39 +33,39 @@ def draw_sample(work: Work) -> Recipe:
     for shard in shards:
         for ids in read_ids(work.layout.embeddings(shard.name)):
             sample.add(ids)
-    ids, vectors = _vectors_of(work, list(recipes), sample.ids)
+    vectors = _vectors_of(work, list(recipes), sample.ids)
     with writing(
         work.layout.training_sample,
         code_version=work.code_version("training_sample"),
         made_from={"embeddings": fingerprint({name: recipe.version for name, recipe in recipes.items()})},
     ) as result:
         with result.open(work.layout.training_sample) as stream:
-            write_sample(stream, ids, vectors)
-        result.details = _details(ids, sample.seen, len(shards))
+            write_sample(stream, sample.ids, vectors)
+        result.details = _details(vectors, sample.seen, len(shards))
     return result.recipe()
 
 
-def _details(ids: np.ndarray, seen: int, shards: int) -> dict[str, Any]:
-    return {"vectors": len(ids), "items": seen, "shards": shards, "share": len(ids) / seen}
+def _details(vectors: np.ndarray, seen: int, shards: int) -> dict[str, Any]:
+    return {"vectors": len(vectors), "items": seen, "shards": shards, "share": len(vectors) / seen}
 
 
-def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (m,) ascending and vectors (m, d) of the chosen items."""
-    ids, vectors = [], []
+def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray) -> np.ndarray:
+    """(m, d) vectors of the chosen items, in the order of their ids, which ascend."""
+    sample: np.ndarray | None = None
     for name in shards:
         for table in read_vectors(work.layout.embeddings(name)):
-            # Ascending ids make membership a binary search.
-            place = np.searchsorted(chosen, table.ids)
-            wanted = chosen[np.minimum(place, len(chosen) - 1)] == table.ids
-            ids.append(table.ids[wanted])
-            vectors.append(table.vectors[wanted])
-    if not ids:
+            if sample is None:
+                sample = np.empty((len(chosen), table.vectors.shape[1]), dtype=table.vectors.dtype)
+            if table.vectors.shape[1] != sample.shape[1]:
+                widths = sorted([sample.shape[1], table.vectors.shape[1]])
+                message = (
+                    f"{work.pipeline.dataset}: shards hold vectors of {widths} numbers; {work.cure('embeddings')} anew"
+                )
+                raise ValueError(message)
+            place = np.minimum(np.searchsorted(chosen, table.ids), len(chosen) - 1)
+            wanted = chosen[place] == table.ids
+            sample[place[wanted]] = table.vectors[wanted]
+    if sample is None:
         message = f"{work.pipeline.dataset}: no shard holds a single item that could be embedded; see the skipped items"
         raise ValueError(message)
-    widths = sorted({part.shape[1] for part in vectors})
-    if len(widths) > 1:
-        message = f"{work.pipeline.dataset}: shards hold vectors of {widths} numbers; {work.cure('embeddings')} anew"
-        raise ValueError(message)
-    all_ids = np.concatenate(ids)
-    order = np.argsort(all_ids)
-    return all_ids[order], np.concatenate(vectors)[order]
+    return sample

@@ -1,7 +1,7 @@
 """Vectors in Arrow files: mapped into memory locally, read by ranges remotely."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 VectorType = Literal["float16", "float32"]
 
 _OFFSETS = b"cluster_offsets"
+
+# Rows of a record batch of embeddings, whatever the model's batches: what follows reads batch by batch, and the same
+# items give the same bytes.
+_BATCH_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,13 @@ def _arrow_type(kind: ColumnType) -> "pa.DataType":
     return {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}[kind]
 
 
+def column_fields(column_types: dict[str, ColumnType]) -> "list[pa.Field]":
+    """The carried columns as a table holds them."""
+    import pyarrow as pa
+
+    return [pa.field(name, _arrow_type(kind)) for name, kind in column_types.items()]
+
+
 def _vector_array(vectors: np.ndarray) -> "pa.Array":
     import pyarrow as pa
 
@@ -52,7 +63,7 @@ def _vector_field(dimension: int, dtype: VectorType) -> "pa.Field":
 
 @dataclass
 class EmbeddingsWriter:
-    """Writes the embeddings of one shard batch by batch.
+    """Writes the embeddings of one shard, in record batches of equal size whatever the size of those it is given.
 
     Attributes:
         shard: index of the shard, from which ids are made.
@@ -67,26 +78,47 @@ class EmbeddingsWriter:
     column_types: dict[str, ColumnType]
     dimension: int | None
     _writer: Any = None
+    _waiting: list[Embedded] = field(default_factory=list)
 
     def write(self, batch: Embedded) -> None:
         """Append a batch; one without an item is passed over."""
-        import pyarrow as pa
-
         if len(batch.rows) == 0:
             return
         self.dimension = self.dimension or batch.vectors.shape[1]
-        arrays = [
-            pa.array(item_ids(self.shard, batch.rows)),
-            pa.array(batch.keys, pa.string()),
-            _vector_array(batch.vectors.astype(self.dtype)),
-            *(pa.array(batch.columns[name], _arrow_type(kind)) for name, kind in self.column_types.items()),
-        ]
-        self._open().write_batch(pa.record_batch(arrays, schema=self._schema()))
+        start = 0
+        while start < len(batch.rows):
+            room = _BATCH_ROWS - sum(len(part.rows) for part in self._waiting)
+            self._waiting.append(self._part(batch, slice(start, start + room)))
+            start += room
+            if start <= len(batch.rows):
+                self._flush()
 
     def close(self) -> None:
         """Complete the file; a shard without an item gives a file without a row."""
         self.dimension = self.dimension or 1
+        if self._waiting:
+            self._flush()
         self._open().close()
+
+    def _part(self, batch: Embedded, rows: slice) -> Embedded:
+        columns = {name: batch.columns[name][rows] for name in self.column_types}
+        return Embedded(batch.rows[rows], batch.keys[rows], batch.vectors[rows].astype(self.dtype), columns, [])
+
+    def _flush(self) -> None:
+        """Write what is waiting as one record batch."""
+        import pyarrow as pa
+
+        parts, self._waiting = self._waiting, []
+        arrays = [
+            pa.array(item_ids(self.shard, np.concatenate([part.rows for part in parts]))),
+            pa.array([key for part in parts for key in part.keys], pa.string()),
+            _vector_array(np.concatenate([part.vectors for part in parts])),
+            *(
+                pa.array([value for part in parts for value in part.columns[name]], _arrow_type(kind))
+                for name, kind in self.column_types.items()
+            ),
+        ]
+        self._open().write_batch(pa.record_batch(arrays, schema=self._schema()))
 
     def _schema(self) -> "pa.Schema":
         import pyarrow as pa
@@ -96,7 +128,7 @@ class EmbeddingsWriter:
                 pa.field("id", pa.uint64()),
                 pa.field("key", pa.string()),
                 _vector_field(self.dimension or 1, self.dtype),
-                *(pa.field(name, _arrow_type(kind)) for name, kind in self.column_types.items()),
+                *column_fields(self.column_types),
             ]
         )
 

@@ -1,5 +1,6 @@
 """The graph as Dagster sees it, and how it is declared in YAML."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -71,7 +72,11 @@ def test_partitions_are_the_settings_k_epsilons_and_buckets(tmp_path: Path) -> N
 
 def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
     settings = vectors_settings(tmp_path)
-    pipelines = [Pipeline.model_validate({**settings, "model": model}) for model in ("one", "two")]
+    other_columns = {**settings["source"], "columns": {"quality": "float"}}
+    pipelines = [
+        Pipeline.model_validate({**settings, **own})
+        for own in ({"model": "one"}, {"model": "two", "source": other_columns})
+    ]
     merged = dg.Definitions.merge(*(pipeline_definitions(pipeline) for pipeline in pipelines))
     keys = {key.to_user_string() for key in merged.resolve_asset_graph().get_all_asset_keys()}
     assert sum(key.endswith("shards") for key in keys) == 1
@@ -123,6 +128,17 @@ def test_a_defs_yaml_in_another_project_gives_the_pipeline(tmp_path: Path, monke
     definitions = load(project(tmp_path, vectors_settings(tmp_path)), monkeypatch)
     keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
     assert keys == set(GRAPH)
+
+
+def test_dagsters_list_of_components_holds_ours() -> None:
+    import semdedup_assets
+
+    found = [
+        name
+        for name, member in inspect.getmembers(semdedup_assets, inspect.isclass)
+        if issubclass(member, dg.Component)
+    ]
+    assert found == ["SemDedupPipeline"]
 
 
 def test_environment_variables_fill_a_defs_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,20 +150,24 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
         path.write_bytes(png(number % 6))
         captions[str(path)] = f'caption {number}\twith a tab, a "quote" and a 中'
         path.with_suffix(".txt").write_text(captions[str(path)])
+    # Another picture of the same name is another item, also in a tar, where one key is one sample.
+    other = tmp_path / "source" / "sub folder" / "5.jpg"
+    other.write_bytes(png(100))
+    captions[str(other)] = captions[str(other.with_suffix(".png"))]
     runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
         manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
     )
     runs.refresh()
-    assert len(kept(runs)) == 6
+    assert len(kept(runs)) == 7
     from open_clip_train.data import CsvDataset
 
     csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
     assert csv.images == kept(runs)["file"].to_list()
     assert csv.captions == [captions[path] for path in csv.images]
     told = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
-    assert "6 items" in told
+    assert "7 items" in told
     assert "image (3, 224, 224)" in told
-    assert "6 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+    assert "7 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
 
 
 def test_texts_to_the_lines_that_datasets_reads(instance: dg.DagsterInstance, tmp_path: Path) -> None:

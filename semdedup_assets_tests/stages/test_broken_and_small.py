@@ -154,6 +154,24 @@ def test_an_empty_shard_and_one_of_broken_items_only_change_nothing_for_the_othe
     assert with_broken.refresh() == {}
 
 
+def test_a_manifest_is_one_table_also_where_a_shard_is_empty(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name, rows in (("0", 0), ("1", 12)):
+        columns = {
+            "embedding": pa.array(list(near_duplicates(0)[:rows]), pa.list_(pa.float32())),
+            "quality": [0.5] * rows,
+        }
+        pq.write_table(pa.table(columns), tmp_path / "source" / f"{name}.parquet")
+    settings = vectors_settings(tmp_path)
+    settings["source"]["columns"] = {"quality": "float"}
+    runs = PipelineRuns(instance, settings)
+    runs.refresh()
+    folder, details = manifest(runs)
+    table = pl.read_parquet(f"{folder}/parquet/*.parquet")
+    assert table.columns == ["id", "shard", "row", "file", "file_row", "key", "quality"]
+    assert len(table) == details["kept"] > 0
+
+
 def test_nothing_but_broken_items_is_refused_with_where_to_look(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     write_shard(tmp_path, "0", np.zeros((7, 16), np.float32))
     runs = PipelineRuns(instance, vectors_settings(tmp_path)).changed(max_skipped=1.0)

@@ -86,6 +86,30 @@ def test_embeddings_come_back_as_they_were_written(tmp_path: Path, dtype: str) -
     assert columns["text"].to_pylist()[0] == "é a\n"
 
 
+def test_the_model_s_batches_leave_no_trace_in_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = (1 << 14) + 300
+    vectors = rng.normal(size=(n, 2)).astype(np.float32)
+    columns = {"text": [f"item {row}" for row in range(n)]}
+    contents = []
+    for size in (7, 4096, n):
+        path = tmp_path / f"{size}.arrow"
+        with path.open("wb") as stream:
+            writer = EmbeddingsWriter(stream, 0, "float16", {"text": "string"}, None)
+            for start in range(0, n, size):
+                part = slice(start, start + size)
+                rows = np.arange(n)[part]
+                keys = [str(row) for row in rows]
+                writer.write(Embedded(rows, keys, vectors[part], {"text": columns["text"][part]}, []))
+            writer.close()
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+    tables = list(read_vectors(str(tmp_path / "7.arrow")))
+    assert [len(table.ids) for table in tables] == [1 << 14, 300]
+    assert np.array_equal(np.concatenate([table.vectors for table in tables]), vectors.astype(np.float16))
+    assert pa.Table.from_batches(read_columns(str(tmp_path / "7.arrow")))["text"].to_pylist() == columns["text"]
+
+
 def test_a_shard_without_an_item_gives_a_file_without_a_row(tmp_path: Path) -> None:
     path = str(tmp_path / "empty.arrow")
     with Path(path).open("wb") as stream:
