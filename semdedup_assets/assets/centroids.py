@@ -33,10 +33,12 @@ def centroids_asset(declaration: Declaration) -> dg.AssetsDefinition:
 
         work = declaration.work(context, config)
         recorder = PartitionRecorder(context, declaration.code_version("centroids"))
-        for k in recorder.partitions:
-            inputs = recorder.inputs({declaration.key("training_sample"): ALL})
-            recipe = fit_centroids(work, k)
-            recorder.record(k, version=recipe.version, details=recipe.details, inputs=inputs)
+        with work.progress("centroids", total=len(recorder.partitions), unit="fits") as progress:
+            for k in recorder.partitions:
+                inputs = recorder.inputs({declaration.key("training_sample"): ALL})
+                recipe = fit_centroids(work, k)
+                recorder.record(k, version=recipe.version, details=recipe.details, inputs=inputs)
+                progress.advance(1)
         yield from recorder.finish()
 
     return centroids

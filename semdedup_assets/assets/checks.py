@@ -1,51 +1,56 @@
 """Checks that a result is fit to go on with."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import dagster as dg
 
 from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.stages.work import Work
+
+_NAME = "skipped_share"
 
 
-@dataclass
-class SkippedShare:
-    """Fails where more than a settable share of a shard's items is broken; one for each run."""
+def skipped_share_spec(declaration: Declaration) -> dg.AssetCheckSpec:
+    """Fails where more than a settable share of a shard's items is broken; blocks what follows."""
+    return dg.AssetCheckSpec(
+        _NAME,
+        asset=declaration.key("embeddings"),
+        blocking=True,
+        description=f"At most {declaration.pipeline.max_skipped:.2%} of any shard's items are broken (`max_skipped`).",
+    )
 
-    asset: dg.AssetKey
-    most: float
-    failed: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def spec(self) -> dg.AssetCheckSpec:
-        """What the asset declares."""
-        return dg.AssetCheckSpec(
-            "skipped_share",
-            asset=self.asset,
-            blocking=True,
-            description=f"At most {self.most:.2%} of a shard's items are broken (`max_skipped`).",
+def skipped_share(work: Work) -> dg.AssetCheckResult:
+    """The verdict on all embedded shards, also those of earlier runs: another shard's run does not clear one."""
+    from semdedup_assets.stages.embeddings import broken_shards
+
+    broken = broken_shards(work)
+    for shard in broken:
+        work.log(
+            f"{shard.shard}: {shard.share:.2%} of its items are broken, more than {work.pipeline.max_skipped:.2%}; "
+            f"the first: {shard.examples}"
         )
+    return dg.AssetCheckResult(
+        check_name=_NAME,
+        passed=not broken,
+        metadata={
+            "limit": work.pipeline.max_skipped,
+            "shards_above": dg.MetadataValue.json({shard.shard: shard.share for shard in broken}),
+        },
+    )
 
-    def evaluate(self, context: dg.AssetExecutionContext, partition: str, details: Mapping[str, Any]) -> None:
-        """Judge one shard."""
-        share = details["skipped"] / max(1, details["records"])
-        if share > self.most:
-            self.failed[partition] = share
-            context.log.warning(
-                f"{partition}: {details['skipped']} of {details['records']} items are broken, more than "
-                f"{self.most:.2%}; the first: {details['skipped_examples'][:3]}"
-            )
 
-    def result(self) -> dg.AssetCheckResult:
-        """The verdict on all shards of the run."""
-        return dg.AssetCheckResult(
-            check_name="skipped_share",
-            passed=not self.failed,
-            metadata={"limit": self.most, "shards_above": dg.MetadataValue.json(self.failed)},
+def refuse_broken_shards(work: Work) -> None:
+    """Hold a refresh back where the check would fail.
+
+    Raises:
+        dagster.Failure: names the shards and the cure.
+    """
+    from semdedup_assets.stages.embeddings import broken_shards
+
+    broken = broken_shards(work)
+    if broken:
+        named = ", ".join(f"{shard.shard} ({shard.share:.2%}: {shard.examples})" for shard in broken[:5])
+        message = (
+            f"{_NAME}: {len(broken)} of {work.pipeline.dataset}'s shards have more than "
+            f"{work.pipeline.max_skipped:.2%} broken items: {named}; mend the files, or raise `max_skipped`"
         )
-
-
-def skipped_share(declaration: Declaration) -> SkippedShare:
-    """The check on a pipeline's embeddings."""
-    return SkippedShare(declaration.key("embeddings"), declaration.pipeline.max_skipped)
+        raise dg.Failure(message, allow_retries=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from semdedup_assets.assets.checks import skipped_share
+from semdedup_assets.assets.checks import skipped_share, skipped_share_spec
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import PartitionRecorder
 
@@ -21,7 +21,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
         group_name=declaration.group,
         kinds={"torch", "arrow"},
         pool="gpu",
-        check_specs=[skipped_share(declaration).spec],
+        check_specs=[skipped_share_spec(declaration)],
         description=(
             "One unit vector (n × d, float16) for each item of a shard, by a pre-trained model (SemDeDup, section 3), "
             "with the item's key and carried columns. Broken items are listed with their reasons beside it."
@@ -33,15 +33,17 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         from semdedup_assets.stages.embeddings import embed_shard
 
-        work, source, check = declaration.work(context, config), declaration.key("shards"), skipped_share(declaration)
+        work, source = declaration.work(context, config), declaration.key("shards")
         recorder = PartitionRecorder(context, declaration.code_version("embeddings"), frozenset({source}))
         shards = {shard.name: shard for shard in work.shards()}
         model = work.pipeline.encoder.load(work.compute)
         for partition in recorder.partitions:
             inputs = recorder.inputs({source: partition})
+            if partition not in shards:
+                message = f"{partition}: its files are gone; observe {work.pipeline.dataset}/shards anew"
+                raise dg.Failure(message, allow_retries=False)
             details = embed_shard(work, shards[partition], model=model)
             recorder.record(partition, version=details["version"], details=details, inputs=inputs)
-            check.evaluate(context, partition, details)
-        yield from recorder.finish(check.result())
+        yield from recorder.finish(skipped_share(work))
 
     return embeddings

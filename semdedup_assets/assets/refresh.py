@@ -7,9 +7,11 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from semdedup_assets.assets.checks import refuse_broken_shards
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.shards import observe_shards
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.work import Work
 
 ORDER = (
     "embeddings",
@@ -46,6 +48,7 @@ def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.Dagste
         Each asset in turn with the partitions that were made, none where all were fresh.
 
     Raises:
+        dagster.Failure: too many items of a shard are broken (`max_skipped`).
         Exception: what a stage raised; what was finished before stays.
     """
     declaration = Declaration(pipeline)
@@ -56,6 +59,8 @@ def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.Dagste
         for run in _ranges(definitions, instance, key, partitions):
             _materialise(definitions, instance, key, run)
         yield StageRun(asset, tuple(partitions))
+        if asset == "embeddings":
+            refuse_broken_shards(Work(pipeline))
 
 
 def _to_make(
@@ -63,7 +68,6 @@ def _to_make(
 ) -> list[str | None]:
     """What Dagster calls missing or stale, and what the recipes in the store tell is outdated, in order."""
     from semdedup_assets.stages.outdated import outdated_partitions
-    from semdedup_assets.stages.work import Work
 
     key = declaration.key(asset)
     stale = stale_partitions(definitions, instance, key)

@@ -48,6 +48,9 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _weights_are_named_once(self) -> "OpenClip":
+        if "{{" in self.model:
+            # A template of `defs.yaml`: judged once it is filled in.
+            return self
         prefixed = self.model.startswith((_HUB, _LOCAL_DIR, PACKAGE_PREFIX))
         own_weights = prefixed or Path(self.model).expanduser().is_dir()
         if own_weights and self.pretrained is not None:

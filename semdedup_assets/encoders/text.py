@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -92,6 +93,21 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         )
 
 
+# The hub has no list to ask offline: the paper's models, and those most used for texts.
+_USUAL = (
+    "facebook/opt-125m",
+    "facebook/opt-350m",
+    "facebook/opt-1.3b",
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "sentence-transformers/all-mpnet-base-v2",
+    "BAAI/bge-small-en-v1.5",
+    "BAAI/bge-base-en-v1.5",
+    "intfloat/e5-base-v2",
+    "FacebookAI/roberta-base",
+    "google-bert/bert-base-uncased",
+)
+
+
 def _from_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from safetensors import SafetensorError
@@ -104,8 +120,9 @@ def _from_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBa
             tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        near = ", ".join(get_close_matches(name, _USUAL, n=3, cutoff=0.3)) or ", ".join(_USUAL[:3])
         message = (
-            f"model: {name} cannot be loaded ({cause}); name a model of the hub that can be reached, "
+            f"model: {name} cannot be loaded ({cause}); name a model of the hub that can be reached (near: {near}), "
             "or a local folder with config.json, weights and tokenizer"
         )
         raise ValueError(message) from error

@@ -15,6 +15,9 @@ from semdedup_assets.storage.results import Recipe, read_recipe, writing
 from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import read_vectors
 
+# Below this many vectors a cluster, faiss itself warns that centroids are poorly determined.
+_FEWEST_PER_CLUSTER = 39
+
 
 def fit_centroids(work: Work, k: str) -> Recipe:
     """Fit k centroids by spherical k-means (SemDeDup, section 3 and appendix G), and plan the buckets.
@@ -30,6 +33,11 @@ def fit_centroids(work: Work, k: str) -> Recipe:
     items = int(sample.details["items"])
     count = suggest_k(items) if k == "auto" else int(k)
     rows = _rows_for(work, count)
+    if len(rows) < _FEWEST_PER_CLUSTER * count and len(rows) < items:
+        work.log(
+            f"centroids {k}: {len(rows):,} sampled vectors are {len(rows) / count:.1f} a cluster, and fewer than "
+            f"{_FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
+        )
     settings = work.pipeline.clustering
     fit = spherical_kmeans(
         rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, budget=work.compute.budget
@@ -75,6 +83,7 @@ def _details(fit: Centroids, *, items: int, sample: int, asked: int) -> dict[str
         "k_asked": asked,
         "k_suggested": suggest_k(items),
         "sample": sample,
+        "sample_per_cluster": sample / fit.k,
         "items_per_cluster": items / fit.k,
         "largest_cluster_predicted": round(largest),
         "pairs_predicted": predicted_pairs(fit.sizes, items=items),

@@ -3,12 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from semdedup_assets.records import Skipped, VectorBatch
 from semdedup_assets.sources.catalogue import Shard
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import ResultWriter, writing
+from semdedup_assets.storage.results import MissingResultError, ResultWriter, writing
 from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
 
 _LISTED = 20
@@ -85,3 +86,32 @@ def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[s
         "dimension": writer.dimension,
         "files": reader.by_file(),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenShard:
+    """A shard of which too much is broken.
+
+    Attributes:
+        shard: its name.
+        share: of its records that were skipped.
+        examples: key and reason of the first of them.
+    """
+
+    shard: str
+    share: float
+    examples: list[list[str]]
+
+
+def broken_shards(work: Work) -> list[BrokenShard]:
+    """The embedded shards with a greater share of broken items than `max_skipped`, whenever they were embedded."""
+    found = []
+    for shard in work.shards():
+        try:
+            details = work.embeddings(shard.name).details
+        except MissingResultError:
+            continue
+        share = details["skipped"] / max(1, details["records"])
+        if share > work.pipeline.max_skipped:
+            found.append(BrokenShard(shard.name, share, details["skipped_examples"][:3]))
+    return found

@@ -46,6 +46,9 @@ class KeptShard:
             start += rows
 
 
+# The CSV loader would read an empty title as the word "nan".
+_NO_CAPTION = " "
+
 Writer = Callable[[Work, list[KeptShard], str, ResultWriter], None]
 
 
@@ -117,7 +120,7 @@ def _csv(work: Work, shards: list[KeptShard], folder: str, result: ResultWriter)
         for kept in shards:
             for batch in kept_batches(work, kept):
                 paths, captions = batch.column("file").to_pylist(), batch.column("caption").to_pylist()
-                writer.writerows((path, caption or "") for path, caption in zip(paths, captions, strict=True))
+                writer.writerows((path, caption or _NO_CAPTION) for path, caption in zip(paths, captions, strict=True))
                 stream.write(text.getvalue().encode())
                 text.seek(0)
                 text.truncate()

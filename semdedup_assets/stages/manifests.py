@@ -43,11 +43,14 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
     if recipe is None:
         kept = _kept_shards(work, k, epsilon, shards, embeddings)
         with writing(join(folder, "manifest"), code_version=code_version, made_from=made_from) as result:
-            for name in work.pipeline.manifests:
-                WRITERS[name](work, kept, folder, result)
+            with work.progress(f"manifests {epsilon}", total=len(work.pipeline.manifests), unit="formats") as progress:
+                for name in work.pipeline.manifests:
+                    WRITERS[name](work, kept, folder, result)
+                    progress.advance(1)
             result.details = _details(work, masks, kept, version=version, k=k)
         recipe = result.recipe()
-    pointer = {"version": version, "folder": folder, "epsilon": epsilon, "k": k}
+    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
+    pointer = {"version": version, "folder": version, "epsilon": epsilon, "k": k}
     write_bytes(work.layout.current_manifest(k, epsilon), json.dumps(pointer, indent=1).encode())
     return recipe
 

@@ -1,12 +1,11 @@
 """Read back what was removed, and why."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.tables import read_tables
+from semdedup_assets.storage.files import open_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +29,13 @@ def removed_items(work: Work, k: str, epsilon: str) -> RemovedItems:
     Raises:
         MissingResultError: the masks have not been made.
     """
+    import polars as pl
+
     work.masks(k, epsilon)
-    parts = list(_removed_parts(work, k, epsilon))
-    columns = [np.concatenate([part[name] for part in parts]) for name in ("id", "kept_neighbour", "kept_similarity")]
-    order = np.lexsort((columns[0], -columns[2]))
-    return RemovedItems(*(column[order] for column in columns))
-
-
-def _removed_parts(work: Work, k: str, epsilon: str) -> Iterator[dict[str, np.ndarray]]:
-    names = ["id", "kept", "kept_neighbour", "kept_similarity"]
+    columns = ["id", "kept", "kept_neighbour", "kept_similarity"]
+    parts = []
     for bucket in work.buckets:
-        for part in read_tables(work.layout.mask(k, epsilon, bucket), names):
-            removed = ~part["kept"]
-            yield {name: part[name][removed] for name in names}
+        with open_file(work.layout.mask(k, epsilon, bucket)) as stream:
+            parts.append(pl.read_parquet(stream, columns=columns).filter(~pl.col("kept")))
+    removed = pl.concat(parts).sort("kept_similarity", "id", descending=[True, False])
+    return RemovedItems(*(removed[name].to_numpy() for name in ("id", "kept_neighbour", "kept_similarity")))

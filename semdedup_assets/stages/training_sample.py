@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from semdedup_assets.algorithm.sampling import UniformSample
-from semdedup_assets.stages.work import Work
+from semdedup_assets.stages.work import Progress, Work
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe, writing
 from semdedup_assets.storage.vectors import read_ids, read_vectors, write_sample
 
@@ -30,10 +30,12 @@ def draw_sample(work: Work) -> Recipe:
     recipes = {shard.name: work.embeddings(shard.name) for shard in shards}
     setting = work.pipeline.training_sample
     sample = UniformSample(None if setting.size == "all" else setting.size, setting.seed)
-    for shard in shards:
-        for ids in read_ids(work.layout.embeddings(shard.name)):
-            sample.add(ids)
-    vectors = _vectors_of(work, list(recipes), sample.ids)
+    with work.progress("training_sample", total=2 * len(shards), unit="shards") as progress:
+        for shard in shards:
+            for ids in read_ids(work.layout.embeddings(shard.name)):
+                sample.add(ids)
+            progress.advance(1)
+        vectors = _vectors_of(work, list(recipes), sample.ids, progress)
     with writing(
         work.layout.training_sample,
         code_version=work.code_version("training_sample"),
@@ -49,7 +51,7 @@ def _details(vectors: np.ndarray, seen: int, shards: int) -> dict[str, Any]:
     return {"vectors": len(vectors), "items": seen, "shards": shards, "share": len(vectors) / seen}
 
 
-def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray) -> np.ndarray:
+def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray, progress: Progress) -> np.ndarray:
     """(m, d) vectors of the chosen items, in the order of their ids, which ascend."""
     sample: np.ndarray | None = None
     for name in shards:
@@ -65,6 +67,7 @@ def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray) -> np.ndarray
             place = np.minimum(np.searchsorted(chosen, table.ids), len(chosen) - 1)
             wanted = chosen[place] == table.ids
             sample[place[wanted]] = table.vectors[wanted]
+        progress.advance(1)
     if sample is None:
         message = f"{work.pipeline.dataset}: no shard holds a single item that could be embedded; see the skipped items"
         raise ValueError(message)

@@ -86,7 +86,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def manifest_folder(runs: PipelineRuns) -> Path:
     k, epsilon = runs.pipeline.clustering.k[0], runs.pipeline.epsilons[0]
-    return Path(json.loads(Path(runs.work.layout.current_manifest(k, epsilon)).read_text())["folder"])
+    pointer = Path(runs.work.layout.current_manifest(k, epsilon))
+    return pointer.parent / json.loads(pointer.read_text())["folder"]
 
 
 def kept(runs: PipelineRuns) -> pl.DataFrame:

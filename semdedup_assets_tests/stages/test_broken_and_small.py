@@ -40,7 +40,8 @@ REASONS = {3: "not finite", 8: "zero vector", 11: "5 numbers", 15: "null", 19: "
 
 
 def manifest(runs: PipelineRuns, k: str = "3", epsilon: str = "0.05") -> tuple[Path, dict]:
-    folder = Path(json.loads(Path(runs.work.layout.current_manifest(k, epsilon)).read_text())["folder"])
+    pointer = Path(runs.work.layout.current_manifest(k, epsilon))
+    folder = pointer.parent / json.loads(pointer.read_text())["folder"]
     return folder, json.loads((folder / "manifest.recipe.json").read_text())["details"]
 
 
@@ -95,6 +96,9 @@ def test_the_check_fails_above_the_share_stops_the_run_and_passes_at_it(
     failed = last_check(below)
     assert failed.passed is False
     assert failed.metadata["shards_above"].value == {"s000000": 0.2}
+    assert "training_sample" in below.stale()
+    with pytest.raises(dg.Failure, match=r"1 of toy's shards have more than 19.00% broken items: s000000 \(20.00%"):
+        below.refresh()  # nothing is stale above the failed check, and yet nothing below it is made
     assert "training_sample" in below.stale()
     at = below.changed(max_skipped=0.2)
     at.materialise("embeddings", "s000000")

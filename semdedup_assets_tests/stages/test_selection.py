@@ -264,7 +264,7 @@ def test_masks_shrink_as_epsilon_grows(selected: Selected) -> None:
 def test_manifests_hold_the_kept_items_in_the_order_of_the_source(selected: Selected) -> None:
     for partition in EPSILONS:
         pointer = selected.runs.work.layout.current_manifest(K, partition)
-        folder = Path(json.loads(Path(pointer).read_text())["folder"])
+        folder = Path(pointer).parent / json.loads(Path(pointer).read_text())["folder"]
         tables = [pl.read_parquet(path) for path in sorted((folder / "parquet").iterdir())]
         found = [i for table in tables for i in table["id"].to_list()]
         assert found == sorted(selected.masks[partition].filter("kept")["id"].to_list())

@@ -111,7 +111,7 @@ def test_a_whole_pipeline_from_s3_to_s3(bucket: str, tmp_path: Path) -> None:
 
 
 def kept_keys(pointer: str) -> list[str]:
-    folder = json.loads(read_bytes(pointer))["folder"]
+    folder = f"{pointer.rpartition('/')[0]}/{json.loads(read_bytes(pointer))['folder']}"
     keys: list[str] = []
     for file in list_files(f"{folder}/parquet/*.parquet"):
         with open_file(file.path) as stream:
