@@ -128,7 +128,9 @@ def _members(path: str) -> Iterator[tuple[str, str, IO[bytes] | None]]:
         opened(path) as stream,
         tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, bufsize=_BUFFER) as tar,
     ):
-        while (member := tar.next()) is not None:
+        # Opening reads the first member; of an archive without one, Python 3.10 would then seek backwards.
+        empty = getattr(tar, "firstmember", None) is None
+        while not empty and (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # the list would grow with the archive
             parts = _MEMBER.fullmatch(member.name)
             if parts is not None and not member.isdir():
