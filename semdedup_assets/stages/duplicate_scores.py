@@ -27,15 +27,18 @@ class AssignedShards:
     k: str
 
     @cached_property
-    def version(self) -> str:
-        """One version for all of them.
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of each shard's assignments.
 
         Raises:
             MissingResultError: a shard is not assigned yet.
         """
-        return fingerprint(
-            {shard.name: self.work.assignments(self.k, shard.name).version for shard in self.work.shards()}
-        )
+        return {shard.name: self.work.assignments(self.k, shard.name) for shard in self.work.shards()}
+
+    @cached_property
+    def version(self) -> str:
+        """One version for all of them."""
+        return fingerprint({shard: recipe.version for shard, recipe in self.recipes.items()})
 
     @cached_property
     def clusters(self) -> FittedClusters:

@@ -66,14 +66,16 @@ def _checked_masks(work: Work, epsilon: str, assigned: AssignedShards, embedding
     """The masks' recipe, once the whole chain from the embeddings to them is seen to fit together."""
     k = assigned.k
     masks = work.masks(k, epsilon)
-    scores = fingerprint({bucket: work.scores(k, bucket).version for bucket in work.buckets})
-    if masks.made_from["duplicate_scores"] != scores:
+    scores = {bucket: work.scores(k, bucket) for bucket in work.buckets}
+    if masks.made_from["duplicate_scores"] != fingerprint(
+        {bucket: recipe.version for bucket, recipe in scores.items()}
+    ):
         _refuse(work.layout.masks(k, epsilon), "scores", work.cure("keep_masks", f"{epsilon}|{k}"))
-    for bucket in work.buckets:
-        if work.scores(k, bucket).made_from["assignments"] != assigned.version:
+    for bucket, recipe in scores.items():
+        if recipe.made_from["assignments"] != assigned.version:
             _refuse(work.layout.scores(k, bucket), "assignments", work.cure("duplicate_scores", f"{bucket}|{k}"))
     for shard, recipe in embeddings.items():
-        if work.assignments(k, shard).made_from["embeddings"] != recipe.version:
+        if assigned.recipes[shard].made_from["embeddings"] != recipe.version:
             _refuse(work.layout.assignments(k, shard), "embeddings", work.cure("assignments", f"{k}|{shard}"))
     return masks
 

@@ -4,42 +4,15 @@ import json
 import tarfile
 from collections.abc import Iterator
 
-import boto3
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from semdedup_assets.sources import Folder, JsonLines, Parquet, Vectors, WebDataset
 from semdedup_assets.storage.files import write_bytes
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """URL of a bucket on a real S3-compatible server, which fsspec is told of by its configuration."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    access = {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}
-    saved = fsspec.config.conf.get("s3")
-    fsspec.config.conf["s3"] = access
-    client = boto3.client(
-        "s3",
-        endpoint_url=access["endpoint_url"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="data")
-    client.close()
-    yield "s3://data"
-    server.stop()
-    fsspec.config.conf.pop("s3")
-    if saved is not None:
-        fsspec.config.conf["s3"] = saved
 
 
 def png(color: str) -> bytes:
@@ -58,33 +31,33 @@ def tar_bytes(members: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def test_tars_are_listed_and_read_from_s3(s3: str) -> None:
+def test_tars_are_listed_and_read_from_s3(bucket: str) -> None:
     for shard in range(3):
         members = {
             f"{shard}{n}.{suffix}": png("red") if suffix == "png" else b"red"
             for n in range(5)
             for suffix in ("png", "txt")
         }
-        write_bytes(f"{s3}/laion/part/0000{shard}.tar", tar_bytes(members))
-    write_bytes(f"{s3}/laion/part/00000_stats.json", b"{}")
-    for path in (f"{s3}/laion", f"{s3}/laion/*/0000?.tar", f"{s3}/laion/part/"):
+        write_bytes(f"{bucket}/laion/part/0000{shard}.tar", tar_bytes(members))
+    write_bytes(f"{bucket}/laion/part/00000_stats.json", b"{}")
+    for path in (f"{bucket}/laion", f"{bucket}/laion/*/0000?.tar", f"{bucket}/laion/part/"):
         source = WebDataset(path=path)
         files = source.files()
-        assert [file.path for file in files] == [f"{s3}/laion/part/0000{shard}.tar" for shard in range(3)]
+        assert [file.path for file in files] == [f"{bucket}/laion/part/0000{shard}.tar" for shard in range(3)]
         assert len({file.stamp for file in files}) == 3
         records = [record for file in files for record in source.read(file.path)]
         assert [record.key for record in records] == [f"{shard}{n}" for shard in range(3) for n in range(5)]
         assert {record.payload for record in records} == {png("red")}
-    before = WebDataset(path=f"{s3}/laion").files()
-    write_bytes(f"{s3}/laion/part/00001.tar", tar_bytes({"1.png": png("blue")}))
-    after = WebDataset(path=f"{s3}/laion").files()
+    before = WebDataset(path=f"{bucket}/laion").files()
+    write_bytes(f"{bucket}/laion/part/00001.tar", tar_bytes({"1.png": png("blue")}))
+    after = WebDataset(path=f"{bucket}/laion").files()
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
 
 
-def test_json_lines_are_read_from_s3(s3: str) -> None:
+def test_json_lines_are_read_from_s3(bucket: str) -> None:
     lines = b"".join(json.dumps({"text": f"text {n}", "url": f"u{n}"}).encode() + b"\n" for n in range(1000))
-    write_bytes(f"{s3}/c4/c4-train.00000.json.gz", gzip.compress(lines))
-    source = JsonLines(path=f"{s3}/c4/*.json.gz")
+    write_bytes(f"{bucket}/c4/c4-train.00000.json.gz", gzip.compress(lines))
+    source = JsonLines(path=f"{bucket}/c4/*.json.gz")
     (file,) = source.files()
     records = list(source.read(file.path))
     assert [record.payload for record in records] == [f"text {n}" for n in range(1000)]
@@ -92,20 +65,20 @@ def test_json_lines_are_read_from_s3(s3: str) -> None:
     assert b"\n".join(source.lines(file.path)) + b"\n" == lines
 
 
-def test_parquet_is_read_from_s3(s3: str) -> None:
+def test_parquet_is_read_from_s3(bucket: str) -> None:
     table = io.BytesIO()
     pq.write_table(pa.table({"text": [f"text {n}" for n in range(1000)]}), table, row_group_size=300)
-    write_bytes(f"{s3}/hf/train.parquet", table.getvalue())
-    source = Parquet(path=f"{s3}/hf/train.parquet", text="text")
+    write_bytes(f"{bucket}/hf/train.parquet", table.getvalue())
+    source = Parquet(path=f"{bucket}/hf/train.parquet", text="text")
     (file,) = source.files()
     assert [record.payload for record in source.read(file.path)] == [f"text {n}" for n in range(1000)]
 
 
-def test_what_is_not_on_s3_is_named(s3: str) -> None:
+def test_what_is_not_on_s3_is_named(bucket: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"s3://data/none: no file here ends in \.tar"):
-        WebDataset(path=f"{s3}/none").files()
+        WebDataset(path=f"{bucket}/none").files()
     with pytest.raises(FileNotFoundError, match=r"s3://data/none\.tar: cannot be opened"):
-        list(WebDataset(path=s3).read(f"{s3}/none.tar"))
+        list(WebDataset(path=bucket).read(f"{bucket}/none.tar"))
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@
 
 import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import dagster as dg
 import fsspec
 import polars as pl
 import pytest
-from moto.server import ThreadedMotoServer
 
 from semdedup_assets.storage.files import atomic_write, exists, is_local, list_files, open_file, read_bytes, write_bytes
 from semdedup_assets.storage.results import MissingResultError, read_recipe, writing
@@ -20,31 +17,6 @@ from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, v
 def stop() -> None:
     message = "stop"
     raise RuntimeError(message)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URL of a bucket, which fsspec is told of by its configuration."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    access = {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}
-    saved = fsspec.config.conf.get("s3")
-    fsspec.config.conf["s3"] = access
-    client = boto3.client(
-        "s3",
-        endpoint_url=access["endpoint_url"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="results")
-    client.close()
-    yield "s3://results"
-    server.stop()
-    fsspec.config.conf.pop("s3")
-    if saved is not None:
-        fsspec.config.conf["s3"] = saved
 
 
 @pytest.mark.parametrize("size", [10, 12 << 20], ids=["one put", "multipart"])
