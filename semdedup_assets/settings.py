@@ -121,6 +121,38 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Of `random`.")
 
 
+class Galleries(BaseModel, frozen=True, extra="forbid"):
+    """How much the galleries show: items are read from the source again, so this bounds what is read."""
+
+    groups: int = Field(12, ge=1, description="Largest groups of duplicates that are shown.")
+    seeds: int = Field(6, ge=1, description="Items that are shown with their neighbours at rising epsilon.")
+    items: int = Field(8, ge=2, description="Items of a group, and neighbours of a seed, that are shown.")
+    files: int = Field(32, ge=1, description="Source files that are read at most; items of others are only named.")
+    seed: int = Field(0, ge=0, description="Of the choice of seed items.")
+
+
+class Refresh(BaseModel, frozen=True, extra="forbid"):
+    """How results follow the source."""
+
+    automatic: bool = Field(
+        default=False,
+        description="Whether sensor, automation conditions and schedule are on from the start; each can be switched in the UI.",
+    )
+    schedule: str = Field(
+        "0 3 * * *",
+        pattern=r"^(@(hourly|daily|weekly|monthly)|\S+( +\S+){4})$",
+        description="Cron expression: when the source is looked through and whatever is missing, failed or stale is made.",
+    )
+    attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
+    retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
+    max_left_out: float = Field(
+        0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be left out."
+    )
+    max_drift: float = Field(
+        0.05, gt=0, le=2, description="Loss of mean similarity to the centroids since training above which a check asks to refit."
+    )
+
+
 class Pipeline(BaseModel, frozen=True, extra="forbid"):
     """One dataset deduplicated with one embedding model."""
 
@@ -143,6 +175,8 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(_distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
+    galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
+    refresh: Refresh = Field(Refresh(), description="How results follow the source.")
     compute: Compute = Field(Compute(), description="Where and how fast the work runs: changes no result.")
 
     @model_validator(mode="after")
@@ -210,8 +244,8 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         """The settings that can change a stage's result: those that only change its speed or place are left out.
 
         Args:
-            stage: `embeddings`, `training_sample`, `centroids`, `assignments`, `duplicate_scores`, `keep_masks` or
-                `manifests`.
+            stage: `embeddings`, `training_sample`, `centroids`, `assignments`, `duplicate_scores`, `keep_masks`,
+                `manifests`, `figures` or `galleries`.
         """
         embeddings = {
             "source": self.source.model_dump(mode="json", exclude={"path"}),
@@ -231,5 +265,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             "duplicate_scores": self.selection.model_dump(include={"keep", "seed"}),
             "keep_masks": self.selection.model_dump(include={"rule"}),
             "manifests": {"formats": self.manifests},
+            "figures": {"epsilons": self.epsilons},
+            "galleries": self.galleries.model_dump(),
         }
         return {"algorithm": ALGORITHM_VERSION, **stages[stage]}

@@ -42,8 +42,8 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
             if partition not in shards:
                 message = f"{partition}: its files are gone; observe {work.pipeline.dataset}/shards anew"
                 raise dg.Failure(message, allow_retries=False)
-            details = embed_shard(work, shards[partition], model=model)
-            recorder.record(partition, version=details["version"], details=details, inputs=inputs)
+            recipe = embed_shard(work, shards[partition], model=model)
+            recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
         yield from recorder.finish(skipped_share(work))
 
     return embeddings

@@ -13,7 +13,7 @@ from semdedup_assets.algorithm.keep_order import cluster_offsets
 from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.centroids import bucket_ranges, read_centroids
 from semdedup_assets.stages.work import Work, quantiles
-from semdedup_assets.storage.results import Recipe, writing
+from semdedup_assets.storage.results import Recipe
 from semdedup_assets.storage.vectors import (
     VectorTable,
     assignment_batch,
@@ -66,9 +66,11 @@ def assign_shard(work: Work, shard: str, *, clusters: FittedClusters) -> Recipe:
         MissingResultError: the shard is not embedded, or the centroids are not fitted.
         ValueError: embeddings and centroids differ in dimension.
     """
+    work.measures.restart()
     embeddings = work.embeddings(shard)
-    tables = list(read_vectors(work.layout.embeddings(shard)))
-    parts = [assign(as_tensor(table.vectors), clusters.centroids, budget=work.compute.budget) for table in tables]
+    tables = list(work.measures.each("read", read_vectors(work.layout.embeddings(shard))))
+    with work.measures.phase("assign"):
+        parts = [assign(as_tensor(table.vectors), clusters.centroids, budget=work.compute.budget) for table in tables]
     rows = _Rows(
         ids=_joined([table.ids for table in tables], np.uint64),
         cluster=_joined([part.cluster for part in parts], np.int32),
@@ -79,12 +81,10 @@ def assign_shard(work: Work, shard: str, *, clusters: FittedClusters) -> Recipe:
     schema = assignment_schema(
         clusters.centroids.shape[1], work.pipeline.vectors, keep_column=rows.keep_value is not None
     )
-    with writing(
-        work.layout.assignments(clusters.k, shard),
-        code_version=work.code_version("assignments"),
-        made_from={"embeddings": embeddings.version, "centroids": clusters.version},
-    ) as result:
-        with result.open(work.layout.assignments(clusters.k, shard)) as stream:
+    path = work.layout.assignments(clusters.k, shard)
+    made_from = {"embeddings": embeddings.version, "centroids": clusters.version}
+    with work.writing("assignments", path, made_from=made_from) as result:
+        with work.measures.phase("write"), result.open(path) as stream:
             write_assignments(
                 stream, _batches(rows, tables, offsets, clusters.buckets, schema), schema=schema, offsets=offsets
             )

@@ -11,7 +11,7 @@ from semdedup_assets.algorithm.kmeans import Centroids, spherical_kmeans, sugges
 from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.stages.work import Work, quantiles
 from semdedup_assets.storage.files import read_bytes
-from semdedup_assets.storage.results import Recipe, read_recipe, writing
+from semdedup_assets.storage.results import Recipe, read_recipe
 from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import read_vectors
 
@@ -29,6 +29,7 @@ def fit_centroids(work: Work, k: str) -> Recipe:
     Raises:
         MissingResultError: the training sample has not been drawn.
     """
+    work.measures.restart()
     sample = read_recipe(work.layout.training_sample, cure=work.cure("training_sample"))
     items = int(sample.details["items"])
     count = suggest_k(items) if k == "auto" else int(k)
@@ -39,15 +40,13 @@ def fit_centroids(work: Work, k: str) -> Recipe:
             f"{_FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
         )
     settings = work.pipeline.clustering
-    fit = spherical_kmeans(
-        rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, budget=work.compute.budget
-    )
+    with work.measures.phase("fit"):
+        fit = spherical_kmeans(
+            rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, budget=work.compute.budget
+        )
     bounds = plan_buckets(fit.sizes, buckets=settings.buckets)
-    with writing(
-        work.layout.centroids(k),
-        code_version=work.code_version("centroids"),
-        made_from={"training_sample": sample.version},
-    ) as result:
+    made_from = {"training_sample": sample.version}
+    with work.writing("centroids", work.layout.centroids(k), made_from=made_from) as result:
         with result.open(work.layout.centroids(k)) as stream:
             stream.write(_npy(fit.vectors))
         with result.open(work.layout.clusters(k)) as stream:

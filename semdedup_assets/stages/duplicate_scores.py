@@ -12,7 +12,7 @@ from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.assignments import FittedClusters
 from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.work import Work, quantiles
-from semdedup_assets.storage.results import Recipe, fingerprint, writing
+from semdedup_assets.storage.results import Recipe, fingerprint
 from semdedup_assets.storage.tables import TableWriter
 
 # Rows of a Parquet row group: large enough to compress well, small enough to be held a few times over.
@@ -57,20 +57,23 @@ def score_bucket(work: Work, bucket: int, *, assigned: AssignedShards) -> Recipe
     Raises:
         MissingResultError: a shard is not assigned yet.
     """
+    work.measures.restart()
     clusters = assigned.clusters.buckets[bucket]
     path = work.layout.scores(assigned.k, work.buckets[bucket])
     sizes: list[int] = []
-    with writing(
-        path, code_version=work.code_version("duplicate_scores"), made_from={"assignments": assigned.version}
-    ) as result:
+    with work.writing("duplicate_scores", path, made_from={"assignments": assigned.version}) as result:
         with (
             result.open(path) as stream,
             TableWriter(stream) as table,
             work.progress(f"duplicate_scores {work.buckets[bucket]}", total=len(clusters), unit="clusters") as progress,
         ):
             rows = _RowGroups(table)
-            for run in bucket_runs(work, assigned.k, bucket=bucket, clusters=clusters):
-                rows.add(run, _score(work, run))
+            read = bucket_runs(work, assigned.k, bucket=bucket, clusters=clusters)
+            for run in work.measures.each("read", read):
+                with work.measures.phase("compare"):
+                    scores = _score(work, run)
+                with work.measures.phase("write"):
+                    rows.add(run, scores)
                 found = np.diff(run.offsets)
                 sizes += found[found > 0].tolist()
                 progress.advance(len(found))

@@ -1,6 +1,5 @@
 """Embed the items of a shard."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 from semdedup_assets.records import Skipped, VectorBatch
 from semdedup_assets.sources.catalogue import Shard
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import MissingResultError, ResultWriter, writing
+from semdedup_assets.storage.results import MissingResultError, Recipe, ResultWriter
 from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
 
 _LISTED = 20
@@ -35,26 +34,19 @@ class _ShardReader:
         return [[path, rows] for path, rows in zip(self._files, self.rows, strict=True)]
 
 
-def embed_shard(work: Work, shard: Shard, *, model: Any) -> dict[str, Any]:
+def embed_shard(work: Work, shard: Shard, *, model: Any) -> Recipe:
     """Embed a shard: ids, keys, unit vectors and carried columns, with the skipped items beside them.
 
     Args:
         work: the pipeline at work.
         shard: which files.
         model: what the pipeline's encoder loaded.
-
-    Returns:
-        Counts and measures, as they also stand in the result's recipe.
     """
-    result_path = work.layout.embeddings(shard.name)
-    with writing(
-        result_path, code_version=work.code_version("embeddings"), made_from={"shards": shard.fingerprint}
-    ) as result:
-        started = time.monotonic()
+    work.measures.restart()
+    path, made_from = work.layout.embeddings(shard.name), {"shards": shard.fingerprint}
+    with work.writing("embeddings", path, made_from=made_from) as result:
         result.details = _write(work, shard, model, result)
-    seconds = time.monotonic() - started
-    measures = {"seconds": seconds, "items_per_second": result.details["items"] / max(seconds, 1e-9)}
-    return {**result.details, **measures, "version": result.recipe().version, "bytes": sum(result.files.values())}
+    return result.recipe()
 
 
 def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[str, Any]:
@@ -65,8 +57,9 @@ def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[s
     ):
         types = work.pipeline.source.column_types
         writer = EmbeddingsWriter(stream, shard.index, work.pipeline.vectors, types, None)
-        for batch in model.embed(reader):
-            writer.write(batch)
+        for batch in work.measures.each("embed", model.embed(reader)):
+            with work.measures.phase("write"):
+                writer.write(batch)
             skipped += batch.skipped
             keys.update(batch.keys)
             progress.advance(len(batch.keys))
@@ -84,6 +77,9 @@ def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[s
         "repeated_keys": len(repeated),
         "repeated_key_examples": repeated[:_LISTED],
         "dimension": writer.dimension,
+        "not_finite": writer.audit.not_finite,
+        "norm_error": writer.audit.norm_error,
+        "repeated_ids": writer.audit.repeated_rows,
         "files": reader.by_file(),
     }
 

@@ -20,7 +20,7 @@ from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, writing
+from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint
 from semdedup_assets.storage.tables import TableWriter, read_table, read_tables
 
 
@@ -71,12 +71,11 @@ def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recip
     Raises:
         MissingResultError: a bucket is not scored, or was scored from other assignments than there are now.
     """
+    work.measures.restart()
     k = assigned.k
     made_from = {"duplicate_scores": _scores_version(work, assigned)}
     number, totals = resolve_epsilon(work, k, epsilon), _Totals()
-    with writing(
-        work.layout.masks(k, epsilon), code_version=work.code_version("keep_masks"), made_from=made_from
-    ) as result:
+    with work.writing("keep_masks", work.layout.masks(k, epsilon), made_from=made_from) as result:
         with work.progress(f"keep_masks {epsilon}", total=len(work.buckets), unit="buckets") as progress:
             for bucket in range(len(work.buckets)):
                 path = work.layout.mask(k, epsilon, work.buckets[bucket])

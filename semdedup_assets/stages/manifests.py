@@ -11,7 +11,7 @@ from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.manifest_formats import WRITERS, KeptShard
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import join, write_bytes
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe, writing
+from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 from semdedup_assets.storage.tables import read_tables
 
 
@@ -29,6 +29,7 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
     Raises:
         MissingResultError: the masks are missing, or were made from other embeddings than there are now.
     """
+    work.measures.restart()
     k, shards = assigned.k, work.shards()
     embeddings = {shard.name: work.embeddings(shard.name) for shard in shards}
     masks = _checked_masks(work, epsilon, assigned, embeddings)
@@ -36,16 +37,17 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
         "keep_masks": masks.version,
         "embeddings": fingerprint({name: e.version for name, e in embeddings.items()}),
     }
-    code_version = work.code_version("manifests")
-    version = fingerprint([made_from, code_version])[:16]
+    version = fingerprint([made_from, work.code_version("manifests")])[:16]
     folder = work.layout.manifest(k, epsilon, version)
     recipe = _complete(folder)
     if recipe is None:
-        kept = _kept_shards(work, k, epsilon, shards, embeddings)
-        with writing(join(folder, "manifest"), code_version=code_version, made_from=made_from) as result:
+        with work.measures.phase("gather"):
+            kept = _kept_shards(work, k, epsilon, shards, embeddings)
+        with work.writing("manifests", join(folder, "manifest"), made_from=made_from) as result:
             with work.progress(f"manifests {epsilon}", total=len(work.pipeline.manifests), unit="formats") as progress:
                 for name in work.pipeline.manifests:
-                    WRITERS[name](work, kept, folder, result)
+                    with work.measures.phase(f"write {name}"):
+                        WRITERS[name](work, kept, folder, result)
                     progress.advance(1)
             result.details = _details(work, masks, kept, version=version, k=k)
         recipe = result.recipe()

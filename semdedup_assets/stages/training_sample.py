@@ -6,7 +6,7 @@ import numpy as np
 
 from semdedup_assets.algorithm.sampling import UniformSample
 from semdedup_assets.stages.work import Progress, Work
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe, writing
+from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 from semdedup_assets.storage.vectors import read_ids, read_vectors, write_sample
 
 
@@ -26,21 +26,21 @@ def draw_sample(work: Work) -> Recipe:
         MissingResultError: a shard is not embedded yet.
         ValueError: there are no items at all, or shards differ in dimension.
     """
+    work.measures.restart()
     shards = work.shards()
     recipes = {shard.name: work.embeddings(shard.name) for shard in shards}
     setting = work.pipeline.training_sample
     sample = UniformSample(None if setting.size == "all" else setting.size, setting.seed)
     with work.progress("training_sample", total=2 * len(shards), unit="shards") as progress:
         for shard in shards:
-            for ids in read_ids(work.layout.embeddings(shard.name)):
-                sample.add(ids)
+            with work.measures.phase("draw"):
+                for ids in read_ids(work.layout.embeddings(shard.name)):
+                    sample.add(ids)
             progress.advance(1)
-        vectors = _vectors_of(work, list(recipes), sample.ids, progress)
-    with writing(
-        work.layout.training_sample,
-        code_version=work.code_version("training_sample"),
-        made_from={"embeddings": fingerprint({name: recipe.version for name, recipe in recipes.items()})},
-    ) as result:
+        with work.measures.phase("gather"):
+            vectors = _vectors_of(work, list(recipes), sample.ids, progress)
+    made_from = {"embeddings": fingerprint({name: recipe.version for name, recipe in recipes.items()})}
+    with work.writing("training_sample", work.layout.training_sample, made_from=made_from) as result:
         with result.open(work.layout.training_sample) as stream:
             write_sample(stream, sample.ids, vectors)
         result.details = _details(vectors, sample.seen, len(shards))

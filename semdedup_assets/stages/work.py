@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -13,9 +14,10 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.catalogue import Catalogue, Shard
 from semdedup_assets.stages.code_version import code_version
+from semdedup_assets.stages.measures import Measures
 from semdedup_assets.storage.files import exists, read_bytes
 from semdedup_assets.storage.layout import Layout
-from semdedup_assets.storage.results import MissingResultError, Recipe, read_recipe
+from semdedup_assets.storage.results import MissingResultError, Recipe, ResultWriter, read_recipe, writing
 
 _REPORT_SECONDS = 15.0
 
@@ -91,11 +93,13 @@ class Work:
         pipeline: its settings.
         compute: where and how fast; changes no result.
         log: takes a line for the run's log.
+        measures: of the partition at hand.
     """
 
     pipeline: Pipeline
     compute: Compute = field(default_factory=Compute)
     log: Callable[[str], None] = _silent
+    measures: Measures = field(default_factory=Measures, repr=False, compare=False)
     _code_versions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -109,6 +113,21 @@ class Work:
             # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
             self._code_versions[stage] = code_version(self.pipeline, stage)
         return self._code_versions[stage]
+
+    @contextmanager
+    def writing(self, stage: str, result: str, *, made_from: dict[str, str]) -> Iterator[ResultWriter]:
+        """Write a stage's result, and note with it what it took since `measures` were last started.
+
+        Args:
+            stage: whose settings determine the result.
+            result: its path, from `layout`.
+            made_from: versions of what it is made from, by name.
+        """
+        with writing(result, code_version=self.code_version(stage), made_from=made_from) as writer:
+            yield writer
+            took = self.measures.taken(items=writer.details.get("items"))
+            device = str(self.compute.torch_device)
+            writer.details |= {**took, "bytes": sum(writer.files.values()), "device": device}
 
     def progress(self, title: str, *, total: int | None, unit: str) -> Progress:
         """Start to report on a stage."""

@@ -77,6 +77,27 @@ class Layout:
         """JSON: which manifest is current."""
         return self._selected(k, epsilon, "manifests", "current.json")
 
+    def figures(self, k: str) -> str:
+        """JSON: what the figures of one k add up to; written last."""
+        return self._below(f"k={k}", "figures", "figures")
+
+    def figure(self, k: str, name: str) -> str:
+        """PNG, or Parquet with its numbers: `<name>` holds the suffix."""
+        return self._below(f"k={k}", "figures", name)
+
+    def gallery(self, k: str, epsilon: str) -> str:
+        """JSON: what the gallery of one k and epsilon shows; written last."""
+        return self._selected(k, epsilon, "gallery", "gallery")
+
+    def gallery_file(self, k: str, epsilon: str, name: str) -> str:
+        """A page or a picture of the gallery: `<name>` holds the suffix."""
+        return self._selected(k, epsilon, "gallery", name)
+
+    @property
+    def estimate(self) -> str:
+        """JSON: what the pipeline is predicted to take; written last."""
+        return self._below("estimate", "estimate")
+
 
 def recipe_path(result: str) -> str:
     """JSON beside a result that says what made it; written last, so that it also says the result is complete."""

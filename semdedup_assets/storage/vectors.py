@@ -62,6 +62,31 @@ def _vector_field(dimension: int, dtype: VectorType) -> "pa.Field":
 
 
 @dataclass
+class VectorAudit:
+    """What is wrong with the vectors of a shard, as they are stored: nothing, if all went well.
+
+    Attributes:
+        not_finite: vectors with a NaN or an infinity.
+        norm_error: greatest distance of a finite vector's norm from 1.
+        repeated_rows: items whose row does not come after the one before it, so that ids might repeat.
+    """
+
+    not_finite: int = 0
+    norm_error: float = 0.0
+    repeated_rows: int = 0
+    _last_row: int = -1
+
+    def add(self, part: Embedded) -> None:
+        """Look at consecutive items."""
+        norms = np.sqrt(np.einsum("nd,nd->n", part.vectors, part.vectors, dtype=np.float64))
+        finite = np.isfinite(norms)
+        self.not_finite += int((~finite).sum())
+        self.norm_error = max(self.norm_error, float(np.abs(norms[finite] - 1).max(initial=0.0)))
+        self.repeated_rows += int((np.diff(part.rows, prepend=self._last_row) <= 0).sum())
+        self._last_row = int(part.rows[-1])
+
+
+@dataclass
 class EmbeddingsWriter:
     """Writes the embeddings of one shard, in record batches of equal size whatever the size of those it is given.
 
@@ -70,6 +95,7 @@ class EmbeddingsWriter:
         dtype: of the stored vectors.
         column_types: carried columns by name.
         dimension: d; None: that of the first batch with an item.
+        audit: of what was written so far.
     """
 
     stream: IO[bytes]
@@ -77,6 +103,7 @@ class EmbeddingsWriter:
     dtype: VectorType
     column_types: dict[str, ColumnType]
     dimension: int | None
+    audit: "VectorAudit" = field(default_factory=lambda: VectorAudit())
     _writer: Any = None
     _waiting: list[Embedded] = field(default_factory=list)
 
@@ -109,6 +136,8 @@ class EmbeddingsWriter:
         import pyarrow as pa
 
         parts, self._waiting = self._waiting, []
+        for part in parts:
+            self.audit.add(part)
         arrays = [
             pa.array(item_ids(self.shard, np.concatenate([part.rows for part in parts]))),
             pa.array([key for part in parts for key in part.keys], pa.string()),
