@@ -160,6 +160,9 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     model: str | None = Field(
         None, pattern=_NAME, description="Name of the model: second part of keys and paths; empty: the encoder's own."
     )
+    owners: tuple[str, ...] = Field(
+        (), description="Who is asked about the assets: e-mail addresses, or teams such as `team:data`."
+    )
     store: str = Field("data", description="Folder or URL below which all results lie.")
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")

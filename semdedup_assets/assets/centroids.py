@@ -12,18 +12,11 @@ def centroids_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition a k: k × d unit vectors."""
 
     @dg.asset(
-        key=declaration.key("centroids"),
+        **declaration.described("centroids"),
         partitions_def=declaration.k,
         deps=[declaration.key("training_sample")],
-        code_version=declaration.code_version("centroids"),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=declaration.group,
-        kinds={"faiss", "numpy"},
         pool="gpu",
-        description=(
-            "k centroids (k × d, float32, unit norm) by spherical k-means on the training sample (SemDeDup, section 3, "
-            "appendix G), with the clusters' sizes in the sample, and the buckets in which they will be scored."
-        ),
     )
     def centroids(
         context: dg.AssetExecutionContext,
@@ -32,12 +25,12 @@ def centroids_asset(declaration: Declaration) -> dg.AssetsDefinition:
         from semdedup_assets.stages.centroids import fit_centroids
 
         work = declaration.work(context, config)
-        recorder = PartitionRecorder(context, declaration.code_version("centroids"))
+        recorder = PartitionRecorder(context, declaration, "centroids")
         with work.progress("centroids", total=len(recorder.partitions), unit="fits") as progress:
             for k in recorder.partitions:
                 inputs = recorder.inputs({declaration.key("training_sample"): ALL})
                 recipe = fit_centroids(work, k)
-                recorder.record(k, version=recipe.version, details=recipe.details, inputs=inputs)
+                recorder.record(k, recipe, inputs=inputs)
                 progress.advance(1)
         yield from recorder.finish()
 

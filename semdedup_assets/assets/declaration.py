@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import dagster as dg
 from pydantic import Field, create_model
 
+from semdedup_assets.assets.description import STEP_TAG, description, static_metadata
 from semdedup_assets.compute import Compute
 from semdedup_assets.settings import Pipeline
 
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 _ALL = dg.AllPartitionMapping()
 
 
+class Described(TypedDict):
+    """What every asset has, as `dagster.asset` takes it."""
+
+    key: dg.AssetKey
+    group_name: str
+    owners: list[str]
+    code_version: str
+    description: str
+    kinds: set[str]
+    tags: dict[str, str]
+    metadata: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Declaration:
     """One pipeline as Dagster sees it."""
@@ -23,18 +37,37 @@ class Declaration:
     pipeline: Pipeline
 
     def key(self, asset: str) -> dg.AssetKey:
-        """`<dataset>/shards`, or `<dataset>/<model>/<asset>`."""
-        return dg.AssetKey([*(self.prefix[:1] if asset == "shards" else self.prefix), asset])
+        """`<dataset>/shards` and `<dataset>/catalogue`, or `<dataset>/<model>/<asset>`."""
+        return dg.AssetKey([*(self.prefix[:1] if asset in ("shards", "catalogue") else self.prefix), asset])
 
     @property
     def prefix(self) -> list[str]:
-        """First parts of all keys but that of the shards."""
+        """First parts of all keys but those of the source."""
         return [self.pipeline.dataset, self.pipeline.model_name]
+
+    @cached_property
+    def observed(self) -> frozenset[dg.AssetKey]:
+        """The assets that are observed, not materialised."""
+        return frozenset({self.key("shards"), self.key("catalogue")})
 
     @property
     def group(self) -> str:
         """The pipeline's group in the asset graph."""
         return "__".join(self.prefix).replace("-", "_").replace(".", "_")
+
+    def described(self, asset: str) -> Described:
+        """What is declared of an asset beside its partitions and what it is made from."""
+        shown = description(asset)
+        return {
+            "key": self.key(asset),
+            "group_name": self.group,
+            "owners": list(self.pipeline.owners),
+            "code_version": self.code_version(asset),
+            "description": shown.text,
+            "kinds": set(shown.kinds),
+            "tags": {STEP_TAG: shown.step},
+            "metadata": static_metadata(self.pipeline, asset),
+        }
 
     @cached_property
     def shard(self) -> dg.DynamicPartitionsDefinition:

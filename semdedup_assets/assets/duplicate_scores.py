@@ -12,18 +12,11 @@ def duplicate_scores_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition a bucket and k: the greatest similarity of each item to an earlier item of its cluster."""
 
     @dg.asset(
-        key=declaration.key("duplicate_scores"),
+        **declaration.described("duplicate_scores"),
         partitions_def=declaration.with_k("bucket"),
         deps=[declaration.every_of_same_k("assignments", "shard", "bucket")],
-        code_version=declaration.code_version("duplicate_scores"),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=declaration.group,
-        kinds={"torch", "parquet"},
         pool="gpu",
-        description=(
-            "For each item its greatest cosine similarity to an earlier item of its cluster, and which (SemDeDup, "
-            "Alg. A7). A bucket is a range of clusters. One pass serves every epsilon."
-        ),
     )
     def duplicate_scores(
         context: dg.AssetExecutionContext,
@@ -32,14 +25,14 @@ def duplicate_scores_asset(declaration: Declaration) -> dg.AssetsDefinition:
         from semdedup_assets.stages.duplicate_scores import AssignedShards, score_bucket
 
         work = declaration.work(context, config)
-        recorder = PartitionRecorder(context, declaration.code_version("duplicate_scores"))
+        recorder = PartitionRecorder(context, declaration, "duplicate_scores")
         assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             bucket, k = partition.split("|")
             inputs = recorder.inputs({declaration.key("assignments"): ALL})
             shards = assigned.setdefault(k, AssignedShards(work, k))
             recipe = score_bucket(work, work.buckets.index(bucket), assigned=shards)
-            recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
+            recorder.record(partition, recipe, inputs=inputs)
         yield from recorder.finish()
 
     return duplicate_scores

@@ -13,19 +13,12 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition a shard: ids, keys, unit vectors and carried columns, skipped items with their reasons beside."""
 
     @dg.asset(
-        key=declaration.key("embeddings"),
+        **declaration.described("embeddings"),
         partitions_def=declaration.shard,
         deps=[declaration.key("shards")],
-        code_version=declaration.code_version("embeddings"),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=declaration.group,
-        kinds={"torch", "arrow"},
         pool="gpu",
         check_specs=[skipped_share_spec(declaration)],
-        description=(
-            "One unit vector (n × d, float16) for each item of a shard, by a pre-trained model (SemDeDup, section 3), "
-            "with the item's key and carried columns. Broken items are listed with their reasons beside it."
-        ),
     )
     def embeddings(
         context: dg.AssetExecutionContext,
@@ -34,7 +27,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
         from semdedup_assets.stages.embeddings import embed_shard
 
         work, source = declaration.work(context, config), declaration.key("shards")
-        recorder = PartitionRecorder(context, declaration.code_version("embeddings"), frozenset({source}))
+        recorder = PartitionRecorder(context, declaration, "embeddings")
         shards = {shard.name: shard for shard in work.shards()}
         model = work.pipeline.encoder.load(work.compute)
         for partition in recorder.partitions:
@@ -43,7 +36,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 message = f"{partition}: its files are gone; observe {work.pipeline.dataset}/shards anew"
                 raise dg.Failure(message, allow_retries=False)
             recipe = embed_shard(work, shards[partition], model=model)
-            recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
+            recorder.record(partition, recipe, inputs=inputs)
         yield from recorder.finish(skipped_share(work))
 
     return embeddings

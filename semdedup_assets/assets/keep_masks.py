@@ -12,18 +12,10 @@ def keep_masks_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition an epsilon and k: kept or removed by item, and the nearest kept item of each removed one."""
 
     @dg.asset(
-        key=declaration.key("keep_masks"),
+        **declaration.described("keep_masks"),
         partitions_def=declaration.with_k("epsilon"),
         deps=[declaration.every_of_same_k("duplicate_scores", "bucket", "epsilon")],
-        code_version=declaration.code_version("keep_masks"),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=declaration.group,
-        kinds={"numpy", "parquet"},
-        description=(
-            "Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
-            "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
-            "`keep=50%` is solved exactly from the scores."
-        ),
     )
     def keep_masks(
         context: dg.AssetExecutionContext,
@@ -33,14 +25,14 @@ def keep_masks_asset(declaration: Declaration) -> dg.AssetsDefinition:
         from semdedup_assets.stages.keep_masks import select_items
 
         work = declaration.work(context, config)
-        recorder = PartitionRecorder(context, declaration.code_version("keep_masks"))
+        recorder = PartitionRecorder(context, declaration, "keep_masks")
         assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             epsilon, k = partition.split("|")
             inputs = recorder.inputs({declaration.key("duplicate_scores"): ALL})
             shards = assigned.setdefault(k, AssignedShards(work, k))
             recipe = select_items(work, epsilon, assigned=shards)
-            recorder.record(partition, version=recipe.version, details=recipe.details, inputs=inputs)
+            recorder.record(partition, recipe, inputs=inputs)
         yield from recorder.finish()
 
     return keep_masks

@@ -12,17 +12,10 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
     """One partition an epsilon and k: what a training job reads."""
 
     @dg.asset(
-        key=declaration.key("manifests"),
+        **declaration.described("manifests"),
         partitions_def=declaration.with_k("epsilon"),
         deps=[declaration.key("keep_masks"), declaration.every("embeddings")],
-        code_version=declaration.code_version("manifests"),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=declaration.group,
-        kinds={"parquet"},
-        description=(
-            "The kept items in the order of the source, in the formats that training jobs read. A manifest is never "
-            "changed: a new one lies beside the old, and `current.json` says which is current."
-        ),
     )
     def manifests(
         context: dg.AssetExecutionContext,
@@ -32,15 +25,14 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
         from semdedup_assets.stages.manifests import write_manifest
 
         work = declaration.work(context, config)
-        recorder = PartitionRecorder(context, declaration.code_version("manifests"))
+        recorder = PartitionRecorder(context, declaration, "manifests")
         assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             epsilon, k = partition.split("|")
             inputs = recorder.inputs({declaration.key("keep_masks"): partition, declaration.key("embeddings"): ALL})
             shards = assigned.setdefault(k, AssignedShards(work, k))
             recipe = write_manifest(work, epsilon, assigned=shards)
-            details = {**recipe.details, "folder": work.layout.manifest(k, epsilon, recipe.details["manifest"])}
-            recorder.record(partition, version=recipe.version, details=details, inputs=inputs)
+            recorder.record(partition, recipe, inputs=inputs)
         yield from recorder.finish()
 
     return manifests

@@ -6,11 +6,16 @@ each partition is logged as an event of its own, with the provenance tags that D
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.description import place
 from semdedup_assets.assets.metadata import as_metadata
+
+if TYPE_CHECKING:
+    from semdedup_assets.storage.results import Recipe
 
 ALL = None
 """In place of a partition: all partitions of an upstream asset, or its only one."""
@@ -24,13 +29,13 @@ class PartitionRecorder:
 
     Attributes:
         context: of the run.
-        code_version: of the asset.
-        observed: the upstream assets that are observed, not materialised.
+        declaration: the pipeline.
+        asset: name of the asset.
     """
 
     context: dg.AssetExecutionContext
-    code_version: str
-    observed: frozenset[dg.AssetKey] = frozenset()
+    declaration: Declaration
+    asset: str
     _events: list[dg.AssetMaterialization] = field(default_factory=list)
 
     @property
@@ -64,7 +69,7 @@ class PartitionRecorder:
     def _latest(self, key: dg.AssetKey, partition: str | None) -> tuple[int, str] | None:
         records_filter = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
         instance = self.context.instance
-        fetch = instance.fetch_observations if key in self.observed else instance.fetch_materializations
+        fetch = instance.fetch_observations if key in self.declaration.observed else instance.fetch_materializations
         records = fetch(records_filter, limit=1).records
         if not records:
             return None
@@ -73,24 +78,26 @@ class PartitionRecorder:
         tags = event.tags if event else None
         return records[0].storage_id, (tags or {}).get("dagster/data_version", "")
 
-    def record(self, partition: str, *, version: str, details: Mapping[str, Any], inputs: dict[str, str]) -> None:
+    def record(
+        self, partition: str, recipe: "Recipe", *, inputs: dict[str, str], pictures: Mapping[str, Any] | None = None
+    ) -> None:
         """Log that a partition is done.
 
         Args:
             partition: its key.
-            version: of its content.
-            details: counts and measures.
+            recipe: of its result.
             inputs: as `inputs` gave them.
+            pictures: further metadata.
         """
         tags = {
-            "dagster/code_version": self.code_version,
-            "dagster/data_version": version,
+            "dagster/code_version": self.declaration.code_version(self.asset),
+            "dagster/data_version": recipe.version,
             "dagster/data_version_is_user_provided": "true",
             **inputs,
         }
-        event = dg.AssetMaterialization(
-            self.context.asset_key, partition=partition, metadata=as_metadata(details), tags=tags
-        )
+        where = place(self.declaration.pipeline, self.asset, partition)
+        metadata = {**(pictures or {}), **as_metadata(recipe.details), "dagster/uri": where}
+        event = dg.AssetMaterialization(self.context.asset_key, partition=partition, metadata=metadata, tags=tags)
         self._events.append(event)
         self.context.log_event(event)
 

@@ -13,15 +13,8 @@ def training_sample_asset(declaration: Declaration) -> dg.AssetsDefinition:
     run_config = declaration.run_config_with(refit=(bool, refit))
 
     @dg.asset(
-        key=declaration.key("training_sample"),
+        **declaration.described("training_sample"),
         deps=[declaration.every("embeddings")],
-        code_version=declaration.code_version("training_sample"),
-        group_name=declaration.group,
-        kinds={"arrow"},
-        description=(
-            "A seeded, uniform sample of all vectors, to which the centroids are fitted. It is frozen: new data never "
-            "re-clusters the old. Materialising it keeps it as it is, unless the model has changed or `refit` is set."
-        ),
     )
     def training_sample(
         context: dg.AssetExecutionContext,
