@@ -1,12 +1,31 @@
 """The Dagster component: a pipeline's settings in a `defs.yaml` become its definitions."""
 
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
 import dagster as dg
-from pydantic import BaseModel
+from dagster.components.resolved.errors import ResolutionException
+from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.defs_yaml.problems import Problem, setting_problems
+from semdedup_assets.defs_yaml.scaffold import PipelineScaffolder
+from semdedup_assets.defs_yaml.schema import Place, WrittenSchema
 from semdedup_assets.settings import Pipeline
 
 
+class Attributes(RootModel[dict[str, Any]]):
+    """`attributes` as they are written, with the schema of `Pipeline`: they are judged once templates are filled in."""
+
+    @classmethod
+    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
+        """The schema that `dg check yaml` and editors go by."""
+        return Pipeline.model_json_schema(schema_generator=WrittenSchema)
+
+
+@dg.scaffold_with(PipelineScaffolder)
 class SemDedupPipeline(dg.Component):
     """One dataset deduplicated with one embedding model (SemDeDup, arXiv 2303.09540)."""
 
@@ -14,19 +33,110 @@ class SemDedupPipeline(dg.Component):
         self.pipeline = pipeline
 
     @classmethod
-    def get_model_cls(cls) -> type[Pipeline]:
+    def get_model_cls(cls) -> type[Attributes]:
         """The schema of `attributes`."""
-        return Pipeline
+        return Attributes
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "SemDedupPipeline":
-        """The pipeline that `attributes` describe, with `{{ env.NAME }}` filled in."""
-        if attributes is None:
+        """The pipeline that `attributes` describe, with `{{ env.NAME }}` filled in.
+
+        Raises:
+            DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
+        """
+        if not isinstance(attributes, Attributes):
             message = f"{context.path}: no attributes; give at least dataset, source and encoder"
-            raise ValueError(message)
-        filled = context.resolution_context.resolve_value(attributes.model_dump())
-        return cls(Pipeline.model_validate(filled))
+            raise dg.DagsterInvalidDefinitionError(message)
+        templates = _Templates(context)
+        settings = templates.filled(attributes.root, ())
+        unfilled = {problem.place for problem in templates.problems}
+        others = [problem for problem in setting_problems(settings) if problem.place not in unfilled]
+        if problems := [*templates.problems, *others]:
+            raise dg.DagsterInvalidDefinitionError("\n".join(_told(problems, context)))
+        return cls(Pipeline.model_validate(settings))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
         return pipeline_definitions(self.pipeline)
+
+
+def _told(problems: list[Problem], context: dg.ComponentLoadContext) -> Iterator[str]:
+    """The problems, each on a line with its file and line, in the file's order."""
+    yield f"{len(problems)} problem{'s' * (len(problems) > 1)} with the settings; nothing was run:"
+    tree = context.resolution_context.source_position_tree
+    lines = []
+    for problem in problems:
+        position = tree.lookup_closest_and_path(["attributes", *problem.place], None)[0] if tree else None
+        line = position.start.line if position else 0
+        lines.append((line, f"{position or context.path} {problem.setting}: {problem.message}"))
+    yield from (line for _, line in sorted(lines))
+
+
+class _Templates:
+    """Fills in `{{ … }}`, and remembers where that failed.
+
+    Attributes:
+        problems: of the values that could not be filled in, and were left as they are.
+    """
+
+    def __init__(self, context: dg.ComponentLoadContext) -> None:
+        self.problems: list[Problem] = []
+        self._environment = _Environment()
+        # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
+        project = SimpleNamespace(project_root=str(context.project_root.resolve()))
+        self._context = context.resolution_context.with_scope(env=self._environment, context=project)
+
+    def filled(self, value: Any, place: Place) -> Any:
+        """A value with all templates in it filled in."""
+        if isinstance(value, dict):
+            return {key: self.filled(part, (*place, key)) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self.filled(part, (*place, index)) for index, part in enumerate(value)]
+        # Other strings are left as they are: Dagster would read "2024" as a number.
+        return self._rendered(value, place) if isinstance(value, str) and "{{" in value else value
+
+    def _rendered(self, template: str, place: Place) -> Any:
+        self._environment.unset.clear()
+        try:
+            value = self._context.resolve_value(template, as_type=object)
+        except ResolutionException as error:
+            value, cause = None, str(error).strip().splitlines()[-1]
+        else:
+            if not isinstance(value, _Unset):
+                return value
+            cause = ""
+        unset = ", ".join(self._environment.unset)
+        reason = f"the environment variable {unset} is not set; set it where Dagster loads its code, or give a default"
+        self.problems.append(Problem(place, f"{template}: {reason}" if unset else f"{template}: {cause}"))
+        return template
+
+
+class _Environment:
+    """`env` in templates: `{{ env.NAME }}`, `{{ env('NAME', 'default') }}` or `{{ env.NAME or 'default' }}`."""
+
+    def __init__(self) -> None:
+        self.unset: list[str] = []
+
+    def __call__(self, name: str, default: Any = None) -> Any:
+        value = os.environ.get(name, default)
+        if value is None:
+            self.unset.append(name)
+            return _Unset()
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        # Jinja asks every object for marks of its own.
+        if name.startswith(("jinja", "_")):
+            raise AttributeError(name)
+        return self(name)
+
+
+class _Unset:
+    """A variable that is not set: false, and never a part of a text, which Jinja would make `None/photos` of."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        message = "the variable is not set"
+        raise LookupError(message)

@@ -124,7 +124,7 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
 class Galleries(BaseModel, frozen=True, extra="forbid"):
     """How much the galleries show: items are read from the source again, so this bounds what is read."""
 
-    groups: int = Field(12, ge=1, description="Largest groups of duplicates that are shown.")
+    groups: int = Field(12, ge=1, le=20, description="Largest groups of duplicates that are shown.")
     seeds: int = Field(6, ge=1, description="Items that are shown with their neighbours at rising epsilon.")
     items: int = Field(8, ge=2, description="Items of a group, and neighbours of a seed, that are shown.")
     files: int = Field(32, ge=1, description="Source files that are read at most; items of others are only named.")
@@ -136,12 +136,16 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
 
     automatic: bool = Field(
         default=False,
-        description="Whether sensor, automation conditions and schedule are on from the start; each can be switched in the UI.",
+        description="Whether what is missing or out of date is made as files arrive, from the start; can be switched in the UI.",
     )
-    schedule: str = Field(
-        "0 3 * * *",
+    schedule: str | None = Field(
+        None,
         pattern=r"^(@(hourly|daily|weekly|monthly)|\S+( +\S+){4})$",
-        description="Cron expression: when the source is looked through and whatever is missing, failed or stale is made.",
+        description="Cron expression, such as `0 3 * * *`: when the source is looked through, and whatever is missing, "
+        "stale or left out is made in one run; empty: never.",
+    )
+    interval_seconds: int = Field(
+        60, ge=5, description="How often the source is looked through, and what is missing or out of date is looked for."
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
     retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
@@ -269,6 +273,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             "keep_masks": self.selection.model_dump(include={"rule"}),
             "manifests": {"formats": self.manifests},
             "figures": {"epsilons": self.epsilons},
-            "galleries": self.galleries.model_dump(),
+            "galleries": {**self.galleries.model_dump(), "epsilons": self.epsilons},
+            "estimate": {},
         }
         return {"algorithm": ALGORITHM_VERSION, **stages[stage]}

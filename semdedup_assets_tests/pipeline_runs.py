@@ -63,12 +63,15 @@ class PipelineRuns:
         """The partitions with a materialisation in the event log after a record, sorted, by asset."""
         found: Partitions = {}
         for asset in ORDER:
-            records = self.instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=self.key(asset), after_storage_id=record_id), limit=1000
-            ).records
+            records = self.materialisations(asset, record_id)
             if records:
                 found[asset] = sorted({record.partition_key for record in records}, key=str)
         return found
+
+    def materialisations(self, asset: str, record_id: int) -> list[dg.EventLogRecord]:
+        """The materialisations of an asset in the event log after a record."""
+        chosen = dg.AssetRecordsFilter(asset_key=self.key(asset), after_storage_id=record_id)
+        return list(self.instance.fetch_materializations(chosen, limit=1000).records)
 
     def materialise(self, asset: str, *partitions: str, config: dict[str, Any] | None = None) -> None:
         """Materialise as the UI does, by a run of the implicit job."""

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Below 2**63, a checksum is an int64 wherever it is stored; it divides the 2**64 at which NumPy's sums wrap.
+CHECKSUM_MODULUS = 1 << 63
+
+_CHECKSUM_SEED = 0x5EED
+
 
 def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
     """A pseudo-random number for each id (SplitMix64, Steele et al. 2014).
@@ -17,6 +22,21 @@ def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
     """
     state = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
     return _mix(ids.astype(np.uint64) ^ state)
+
+
+def id_checksum(ids: np.ndarray) -> int:
+    """A number that tells two sets of ids apart, whatever their order: the sum of their hashes.
+
+    The checksums of parts add up, modulo `CHECKSUM_MODULUS`, to the checksum of the whole.
+
+    Args:
+        ids: (n,) uint64.
+
+    Returns:
+        At least 0 and less than `CHECKSUM_MODULUS`; 0 for no id.
+    """
+    total = int(id_hash(ids, seed=_CHECKSUM_SEED).sum(dtype=np.uint64))
+    return total % CHECKSUM_MODULUS
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from semdedup_assets.assets.checks import check_specs, checks_of
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import PartitionRecorder
 
@@ -16,6 +17,7 @@ def assignments_asset(declaration: Declaration) -> dg.AssetsDefinition:
         partitions_def=declaration.with_k("shard"),
         deps=[declaration.same("embeddings", "shard"), declaration.same("centroids", "k")],
         backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=check_specs(declaration, "assignments"),
         pool="gpu",
     )
     def assignments(
@@ -35,6 +37,6 @@ def assignments_asset(declaration: Declaration) -> dg.AssetsDefinition:
                 recipe = assign_shard(work, shard, clusters=fitted)
                 recorder.record(partition, recipe, inputs=inputs)
                 progress.advance(1)
-        yield from recorder.finish()
+        yield from recorder.finish(*checks_of(work, "assignments"))
 
     return assignments

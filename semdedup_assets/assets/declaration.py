@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import dagster as dg
 from pydantic import Field, create_model
 
+from semdedup_assets.assets.conditions import refresh_condition
 from semdedup_assets.assets.description import STEP_TAG, description, static_metadata
 from semdedup_assets.compute import Compute
 from semdedup_assets.settings import Pipeline
@@ -17,17 +18,23 @@ if TYPE_CHECKING:
 _ALL = dg.AllPartitionMapping()
 
 
-class Described(TypedDict):
-    """What every asset has, as `dagster.asset` takes it."""
+class Observable(TypedDict):
+    """What every observed source has, as `dagster.observable_source_asset` takes it."""
 
     key: dg.AssetKey
     group_name: str
-    owners: list[str]
-    code_version: str
     description: str
-    kinds: set[str]
     tags: dict[str, str]
     metadata: dict[str, Any]
+
+
+class Described(Observable):
+    """What every asset has, as `dagster.asset` takes it."""
+
+    owners: list[str]
+    code_version: str
+    kinds: set[str]
+    automation_condition: dg.AutomationCondition[Any] | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,26 @@ class Declaration:
             "kinds": set(shown.kinds),
             "tags": {STEP_TAG: shown.step},
             "metadata": static_metadata(self.pipeline, asset),
+            "automation_condition": None
+            if asset == "estimate"
+            else refresh_condition(self.pipeline, asset, refresh_job=self.refresh_job),
         }
+
+    def observable(self, asset: str, metadata: dict[str, Any]) -> Observable:
+        """What is declared of an observed source beside its partitions."""
+        shown = description(asset)
+        return {
+            "key": self.key(asset),
+            "group_name": self.group,
+            "description": shown.text,
+            "tags": {STEP_TAG: shown.step, **{f"dagster/kind/{kind}": "" for kind in sorted(shown.kinds)}},
+            "metadata": metadata,
+        }
+
+    @property
+    def refresh_job(self) -> str:
+        """Name of the job that makes all that is missing or stale."""
+        return f"{self.group}__refresh"
 
     @cached_property
     def shard(self) -> dg.DynamicPartitionsDefinition:

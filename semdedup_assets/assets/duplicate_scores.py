@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from semdedup_assets.assets.checks import check_specs, checks_of
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import ALL, PartitionRecorder
 
@@ -14,8 +15,9 @@ def duplicate_scores_asset(declaration: Declaration) -> dg.AssetsDefinition:
     @dg.asset(
         **declaration.described("duplicate_scores"),
         partitions_def=declaration.with_k("bucket"),
-        deps=[declaration.every_of_same_k("assignments", "shard", "bucket")],
+        deps=[declaration.every_of_same_k("assignments", "shard", "bucket"), declaration.key("catalogue")],
         backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=check_specs(declaration, "duplicate_scores"),
         pool="gpu",
     )
     def duplicate_scores(
@@ -29,10 +31,10 @@ def duplicate_scores_asset(declaration: Declaration) -> dg.AssetsDefinition:
         assigned: dict[str, AssignedShards] = {}
         for partition in recorder.partitions:
             bucket, k = partition.split("|")
-            inputs = recorder.inputs({declaration.key("assignments"): ALL})
+            inputs = recorder.inputs({declaration.key("assignments"): ALL, declaration.key("catalogue"): ALL})
             shards = assigned.setdefault(k, AssignedShards(work, k))
             recipe = score_bucket(work, work.buckets.index(bucket), assigned=shards)
             recorder.record(partition, recipe, inputs=inputs)
-        yield from recorder.finish()
+        yield from recorder.finish(*checks_of(work, "duplicate_scores"))
 
     return duplicate_scores

@@ -1,12 +1,17 @@
 """The asset `embeddings`."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from semdedup_assets.assets.checks import skipped_share, skipped_share_spec
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import PartitionRecorder
+
+if TYPE_CHECKING:
+    from semdedup_assets.sources.catalogue import Shard
+    from semdedup_assets.stages.work import Work
 
 
 def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
@@ -24,19 +29,26 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         config: declaration.run_config,  # type: ignore[name-defined]
     ) -> Iterator[dg.MaterializeResult[None]]:
-        from semdedup_assets.stages.embeddings import embed_shard
+        from semdedup_assets.stages.embeddings import embed_shards
 
         work, source = declaration.work(context, config), declaration.key("shards")
         recorder = PartitionRecorder(context, declaration, "embeddings")
-        shards = {shard.name: shard for shard in work.shards()}
+        wanted = _wanted_shards(work, recorder.partitions)
+        inputs = {shard.name: recorder.inputs({source: shard.name}) for shard in wanted}
         model = work.pipeline.encoder.load(work.compute)
-        for partition in recorder.partitions:
-            inputs = recorder.inputs({source: partition})
-            if partition not in shards:
-                message = f"{partition}: its files are gone; observe {work.pipeline.dataset}/shards anew"
-                raise dg.Failure(message, allow_retries=False)
-            recipe = embed_shard(work, shards[partition], model=model)
-            recorder.record(partition, recipe, inputs=inputs)
+        with work.progress("embeddings", total=len(wanted), unit="shards") as progress:
+            for shard, recipe in embed_shards(work, wanted, model=model):
+                recorder.record(shard.name, recipe, inputs=inputs[shard.name])
+                progress.advance(1)
         yield from recorder.finish(skipped_share(work))
 
     return embeddings
+
+
+def _wanted_shards(work: "Work", partitions: list[str]) -> list["Shard"]:
+    shards = {shard.name: shard for shard in work.shards()}
+    gone = [partition for partition in partitions if partition not in shards]
+    if gone:
+        message = f"{', '.join(gone)}: their files are gone; observe {work.pipeline.dataset}/shards anew"
+        raise dg.Failure(message, allow_retries=False)
+    return [shards[partition] for partition in partitions]

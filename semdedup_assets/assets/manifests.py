@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from semdedup_assets.assets.checks import check_specs, checks_of
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import ALL, PartitionRecorder
 
@@ -16,6 +17,7 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
         partitions_def=declaration.with_k("epsilon"),
         deps=[declaration.key("keep_masks"), declaration.every("embeddings")],
         backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=check_specs(declaration, "manifests"),
     )
     def manifests(
         context: dg.AssetExecutionContext,
@@ -33,6 +35,6 @@ def manifests_asset(declaration: Declaration) -> dg.AssetsDefinition:
             shards = assigned.setdefault(k, AssignedShards(work, k))
             recipe = write_manifest(work, epsilon, assigned=shards)
             recorder.record(partition, recipe, inputs=inputs)
-        yield from recorder.finish()
+        yield from recorder.finish(*checks_of(work, "manifests"))
 
     return manifests

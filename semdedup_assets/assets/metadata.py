@@ -1,5 +1,6 @@
 """Counts and measures as Dagster shows them."""
 
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,16 @@ def as_metadata(details: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def picture(png: bytes, *, title: str) -> dg.MarkdownMetadataValue:
+    """A picture as Dagster's UI shows it: inline, since it shows no file."""
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{b64encode(png).decode()})")
+
+
 def _value(value: Any) -> Any:
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return dg.MetadataValue.table([dg.TableRecord(row) for row in value[:_LONGEST]])
-    if isinstance(value, list) and len(value) > _LONGEST and isinstance(value[0], list):
-        return f"{len(value)} entries"
+    if isinstance(value, list | dict) and len(value) > _LONGEST:
+        return f"{len(value):,} entries"
     return dg.MetadataValue.json(value)

@@ -9,8 +9,9 @@ from dagster._core.loader import LoadingContextForTest
 
 from semdedup_assets.assets.checks import refuse_broken_shards
 from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.shards import observe_shards
+from semdedup_assets.assets.shards import observe_source
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.embeddings import left_out_shards
 from semdedup_assets.stages.work import Work
 
 ORDER = (
@@ -21,6 +22,8 @@ ORDER = (
     "duplicate_scores",
     "keep_masks",
     "manifests",
+    "figures",
+    "galleries",
 )
 """The assets of a pipeline, each after those it is made from."""
 
@@ -41,8 +44,16 @@ def stale_partitions(definitions: dg.Definitions, instance: dg.DagsterInstance, 
     return [partition for partition in keys if resolver.get_status(key, partition) != StaleStatus.FRESH]
 
 
-def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.DagsterInstance) -> Iterator[StageRun]:
+def refresh(
+    pipeline: Pipeline, definitions: dg.Definitions, instance: dg.DagsterInstance, *, again: bool = False
+) -> Iterator[StageRun]:
     """Observe the source, then materialise what is missing or stale, asset by asset.
+
+    Args:
+        pipeline: its settings.
+        definitions: its assets.
+        instance: what remembers them.
+        again: whether shards that were left out are tried once more.
 
     Yields:
         Each asset in turn with the partitions that were made, none where all were fresh.
@@ -52,10 +63,12 @@ def refresh(pipeline: Pipeline, definitions: dg.Definitions, instance: dg.Dagste
         Exception: what a stage raised; what was finished before stays.
     """
     declaration = Declaration(pipeline)
-    observe_shards(declaration, instance)
+    observe_source(declaration, instance)
     for asset in ORDER:
         key = declaration.key(asset)
         partitions = _to_make(definitions, instance, declaration, asset)
+        if again and asset == "embeddings":
+            partitions = sorted({*partitions, *left_out_shards(Work(pipeline))}, key=str)
         for run in _ranges(definitions, instance, key, partitions):
             _materialise(definitions, instance, key, run)
         yield StageRun(asset, tuple(partitions))

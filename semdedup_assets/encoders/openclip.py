@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,6 +58,10 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             message = f"pretrained: {self.model} holds its own weights; leave `pretrained` out"
             raise ValueError(message)
         if not own_weights and self.pretrained is None:
+            unknown = _unknown_model(self.model)
+            if unknown:
+                message = f"model: {unknown}"
+                raise ValueError(message)
             message = f"pretrained: missing for {self.model}; give a tag (laion2b_s34b_b88k, …) or a checkpoint file"
             raise ValueError(message)
         return self
@@ -106,6 +111,25 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             "precision": self.precision,
         }
 
+    def problems(self) -> list[str]:
+        """What is wrong with model and weights, seen without loading them or asking a hub.
+
+        Returns:
+            Sentences that begin with the setting's name. A tag of weights is not looked up.
+        """
+        found = []
+        try:
+            unknown = None if self.folder else _unknown_model(self.model)
+        except ValueError as error:
+            unknown = str(error)
+        if unknown:
+            found.append(f"model: {unknown}")
+        try:
+            local_path(self.pretrained or "")
+        except ValueError as error:
+            found.append(f"pretrained: {error}")
+        return found
+
     def load(self, compute: Compute) -> "ImageTower":
         """Load the image tower.
 
@@ -128,6 +152,19 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             dtype=dtype,
             compute=compute,
         )
+
+
+def _unknown_model(name: str) -> str | None:
+    """Why OpenCLIP has no model of this name, None where it has: by its files, for importing it takes seconds."""
+    spec = None if name.startswith(_HUB) else find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return None
+    known = sorted(file.stem for file in (Path(spec.origin).parent / "model_configs").glob("*.json"))
+    config = name.replace("/", "-")
+    if config in known or not known:
+        return None
+    folder = f"; nor is there a folder {Path.cwd() / Path(name).expanduser()}" if "/" in name else ""
+    return f"OpenCLIP has no {name!r}{folder}; near names: {_near(config, known)}"
 
 
 def _check_names(model: str, tag: str | None) -> None:

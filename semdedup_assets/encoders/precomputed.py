@@ -41,6 +41,10 @@ class Precomputed(BaseModel, frozen=True, extra="forbid"):
         """What can change the vectors."""
         return self.model_dump()
 
+    def problems(self) -> list[str]:
+        """Nothing can be missing."""
+        return []
+
     def load(self, compute: Compute) -> "VectorCheck":
         """Nothing is loaded: checking vectors needs no model and no device."""
         del compute

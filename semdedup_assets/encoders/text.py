@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -69,6 +70,19 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         """
         folder = local_path(self.model)
         return self.model_dump() | {"model": {"content": content_hash(folder)} if folder else self.model}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the model, seen without loading it or asking a hub; begins with the setting's name."""
+        try:
+            folder = local_path(self.model)
+        except ValueError as error:
+            return [f"model: {error}"]
+        if folder is None:
+            # A hub's id has one slash at most.
+            lost = self.model.count("/") > 1
+            return [f"model: {Path(self.model).absolute()}: no such folder; name one, or a hub id"] if lost else []
+        whole = (folder / "config.json").is_file()
+        return [] if whole else [f"model: {folder.absolute()} holds no config.json; name a folder with a whole model"]
 
     def load(self, compute: Compute) -> "TextModel":
         """Load model and tokenizer.

@@ -1,15 +1,21 @@
-"""Pairs of removed and kept images side by side."""
+"""Small pictures of many images: pairs side by side, and the panels of a gallery."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from semdedup_assets.figures.gallery import Exhibit, Panel, Section, Shown, shares
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 _CELL, _GAP, _LINE, _TITLE = 64, 12, 12, 26
-_INK, _GREY, _RIGHT, _WRONG = "#222222", "#777777", "#3a7d44", "#c0392b"
+_INK, _GREY, _LEAD, _RIGHT, _WRONG = "#222222", "#777777", "#2b6cd4", "#3a7d44", "#c0392b"
+
+# Of a gallery's picture: nine cells of 56 pixels fill 600, and 72 cells of 32 fit the limit in bytes at the worst.
+_COLUMNS, _LINES, _PANELS = 9, 8, 6
+_SIDES = (56, 48, 40, 32, 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +57,7 @@ def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6) -> byt
     draw.text((_GAP, _GAP // 2), title, fill=_INK, font_size=13)
     for index, pair in enumerate(pairs):
         _draw_pair(sheet, draw, pair, (index % columns * width, _TITLE + index // columns * height))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return _png(sheet)
 
 
 def _draw_pair(sheet: "Image.Image", draw: "ImageDraw.ImageDraw", pair: Pair, corner: tuple[int, int]) -> None:
@@ -68,14 +72,105 @@ def _draw_pair(sheet: "Image.Image", draw: "ImageDraw.ImageDraw", pair: Pair, co
     draw.text((x, below + _LINE), f"removed | kept   {pair.similarity:.3f}", fill=_GREY, font_size=10)
 
 
-def _thumbnail(content: bytes) -> "Image.Image":
+def gallery_picture(section: Section, *, exhibits: Mapping[int, Exhibit], most_bytes: int = 70_000) -> bytes:
+    """Draw the first panels of a section, small enough for an event log.
+
+    Args:
+        section: its first six panels are drawn, of each band as many items as there is room for.
+        exhibits: by id; one without an image is an empty frame.
+        most_bytes: the images are made smaller until the picture fits.
+
+    Returns:
+        PNG of 256 colours, at most 600 pixels wide.
+    """
+    picture = b""
+    for side in _SIDES:
+        picture = _panels_picture(section, exhibits, side)
+        if len(picture) <= most_bytes:
+            break
+    return picture
+
+
+def _panels_picture(section: Section, exhibits: Mapping[int, Exhibit], side: int) -> bytes:
+    from PIL import Image, ImageDraw
+
+    panels = section.panels[:_PANELS]
+    lines = max(1, _LINES // max(1, len(panels)))
+    rows = [_Cells(panel, most=lines * _COLUMNS, faint=section.fade) for panel in panels]
+    width, height = _COLUMNS * (side + 6) + 2 * _GAP, sum(cells.height(side) for cells in rows) + _TITLE
+    sheet = Image.new("RGB", (max(width, 300), height), "white")
+    draw, y = ImageDraw.Draw(sheet), _TITLE
+    words = (
+        (f"{section.lead} item" if any(p.lead for p in panels) else "", _LEAD),
+        ("kept", _RIGHT),
+        ("removed", _WRONG),
+    )
+    for x, (word, colour) in zip((_GAP, 90, 130), words, strict=True):
+        draw.text((x, _GAP // 2), word, fill=colour, font_size=10)
+    for cells in rows:
+        cells.draw(sheet, draw, exhibits, (y, side))
+        y += cells.height(side)
+    if not panels:
+        draw.text((_GAP, 0), "none", fill=_GREY, font_size=10)
+    return _png(sheet.quantize(256))
+
+
+class _Cells:
+    """The images of a panel that there is room for, each with the mark of the band it begins."""
+
+    def __init__(self, panel: Panel, *, most: int, faint: bool) -> None:
+        self._title, self._lead, self._faint = panel.title, panel.lead, faint
+        self._places: list[tuple[Shown, str | None]] = [] if panel.lead is None else [(panel.lead, None)]
+        room = most - len(self._places)
+        taken = shares([len(band.items) for band in panel.bands], most=room)
+        for band, count in zip(panel.bands, taken, strict=True):
+            self._places += [(place, None if i else band.mark) for i, place in enumerate(band.items[:count])]
+
+    def height(self, side: int) -> int:
+        """Pixels that the panel takes."""
+        return 2 * _LINE + -(-len(self._places) // _COLUMNS) * (side + 2 * _LINE)
+
+    def draw(
+        self, sheet: "Image.Image", pen: "ImageDraw.ImageDraw", exhibits: Mapping[int, Exhibit], at: tuple[int, int]
+    ) -> None:
+        """Draw the panel at a height, with images of a size."""
+        top, side = at
+        pen.text((_GAP, top), _ascii(self._title), fill=_INK, font_size=11)
+        for index, (place, mark) in enumerate(self._places):
+            x = _GAP + 3 + index % _COLUMNS * (side + 6)
+            y = top + 2 * _LINE + 3 + index // _COLUMNS * (side + 2 * _LINE)
+            image = exhibits[place.item].image
+            if image is not None:
+                sheet.paste(_thumbnail(image, side, faint=self._faint and not place.kept), (x, y))
+            colour = _LEAD if place is self._lead else _RIGHT if place.kept else _WRONG
+            pen.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=colour, width=2)
+            if mark:
+                pen.line((x - 5, y - _LINE, x - 5, y + side + 4), fill=_GREY)
+                pen.text((x - 2, y - _LINE - 3), mark, fill=_GREY, font_size=9)
+            if place.similarity is not None:
+                pen.text((x, y + side + 1), f"{place.similarity:.3f}", fill=_GREY, font_size=9)
+
+
+def _png(image: "Image.Image") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _thumbnail(content: bytes, side: int = _CELL, *, faint: bool = False) -> "Image.Image":
     from PIL import Image
 
     image = Image.open(io.BytesIO(content)).convert("RGBA")
-    image.thumbnail((_CELL, _CELL))
-    cell = Image.new("RGBA", (_CELL, _CELL), "white")
-    cell.alpha_composite(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
-    return cell.convert("RGB")
+    image.thumbnail((side, side))
+    white = Image.new("RGBA", (side, side), "white")
+    cell = white.copy()
+    cell.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return Image.blend(cell, white, 0.6 if faint else 0.0).convert("RGB")
+
+
+def _ascii(text: str) -> str:
+    """What the built-in font can draw."""
+    return text.replace("ε", "epsilon").encode("ascii", "replace").decode()
 
 
 def _shortened(text: str, most: int = 28) -> str:

@@ -15,6 +15,7 @@ from semdedup_assets.sources.reading import (
     is_glob,
     nothing_there,
     opened,
+    path_problem,
     patterns,
     printable,
 )
@@ -44,6 +45,11 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
         return {"caption": "string", **self.columns}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        problem = path_problem(self.path)
+        return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
         """Every image, by one listing, sorted by path.

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.records import Broken, ColumnType, Content, Record
 from semdedup_assets.sources.columns import TextColumns, carried_columns, item_key, item_text, json_object, lookup
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, source_files
+from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, path_problem, source_files
 from semdedup_assets.storage.files import FileStat
 
 _SUFFIXES = tuple(f".{name}{packed}" for name in ("jsonl", "json", "ndjson") for packed in ("", ".gz", ".zst"))
@@ -39,6 +39,11 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
         return {"url": "string", **self.columns, "text": "string"}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        problem = path_problem(self.path)
+        return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
         """Every file, sorted by path.

@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.records import Broken, ColumnType, Content, Record
 from semdedup_assets.sources.columns import Columns, carried_columns, item_image, item_key, item_text
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, source_files
+from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, path_problem, source_files
 from semdedup_assets.sources.tables import FieldPath, batches, field_path, field_type, parquet_file, values
 from semdedup_assets.storage.files import FileStat
 
@@ -64,6 +64,11 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
         if self.image:
             return {"caption": "string", "url": "string", **self.columns}
         return {**self.columns, "text": "string"}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        problem = path_problem(self.path)
+        return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
         """Every Parquet file, sorted by path.

@@ -4,11 +4,19 @@ import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import IO
+
+from fsspec import available_protocols
+from fsspec.registry import registry
+from fsspec.utils import get_protocol
 
 from semdedup_assets.storage.files import FileStat, filesystem, list_files, open_file
 
 _MAGIC = re.compile(r"[*?[]")
+_LISTED = 1000  # names that are looked through for one like a missing one
 
 
 class TruncatedFile(ValueError):
@@ -77,6 +85,35 @@ def nothing_there(path: str, suffixes: tuple[str, ...]) -> str:
     return (
         f"{path}: no file here ends in {' '.join(suffixes)}; set `path` to a file, to a folder that holds "
         "such files, to a glob (`/**` for all below a folder), or to a URL such as s3://bucket/folder"
+    )
+
+
+def path_problem(path: str) -> str | None:
+    """Why nothing can lie at a source's path, without a listing of files.
+
+    Returns:
+        None where the file or folder is there (files may still come into it), or the path is a URL.
+    """
+    protocol = get_protocol(path)
+    if protocol not in ("file", "local"):
+        known = {*available_protocols(), *registry}
+        near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
+        return None if protocol in known else f"{path}: no file system is called {protocol!r}; near names: {near}"
+    whole, folder = (Path(root or "/") for root in fixed_roots(path))
+    try:
+        return None if whole.exists() or folder.exists() else _missing(folder.resolve())
+    except OSError as error:
+        return f"{folder} cannot be looked at ({error.strerror}); let the user who runs Dagster read it"
+
+
+def _missing(place: Path) -> str:
+    there = next(folder for folder in place.parents if folder.exists())
+    name = place.relative_to(there).parts[0]
+    names = [entry.name for entry in islice(there.iterdir(), _LISTED)] if there.is_dir() else []
+    near = ", ".join(get_close_matches(name, names, n=3)) or "none"
+    return (
+        f"{place} does not exist: {there} has no {name!r} (near names: {near}); set it to where the files lie, or make "
+        f"the folder; a relative path starts at the current directory, {Path.cwd()}"
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from semdedup_assets.records import Broken, ColumnType, ColumnValue, Content, VectorBatch
 from semdedup_assets.sources.columns import Columns, column_value, item_key
 from semdedup_assets.sources.parquet import PARQUET
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, source_files
+from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, path_problem, source_files
 from semdedup_assets.sources.tables import FieldPath, batches, field_path, field_type, parquet_file, values
 from semdedup_assets.storage.files import FileStat
 
@@ -57,6 +57,11 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
         return dict(self.columns)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the paths, seen without a listing; begins with the setting's name."""
+        paths = {"path": self.path} | ({"metadata": self.metadata} if self.metadata else {})
+        return [f"{name}: {problem}" for name, path in paths.items() if (problem := path_problem(path))]
 
     def files(self) -> list[FileStat]:
         """Every file of embeddings, sorted by path; its stamp covers the metadata paired with it.

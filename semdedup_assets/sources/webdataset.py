@@ -7,7 +7,15 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.records import Broken, ColumnType, Content, Record
 from semdedup_assets.sources.columns import Columns, carried_columns, image_fields, item_image
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, printable, source_files
+from semdedup_assets.sources.reading import (
+    BadItem,
+    TruncatedFile,
+    file_name,
+    opened,
+    path_problem,
+    printable,
+    source_files,
+)
 from semdedup_assets.storage.files import FileStat
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -39,6 +47,11 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
         return {"caption": "string", "url": "string", **self.columns}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        problem = path_problem(self.path)
+        return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
         """Every tar, sorted by path.

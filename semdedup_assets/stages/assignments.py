@@ -1,6 +1,6 @@
 """Assign a shard's items to their nearest centroids, and lay them out by cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import torch
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.keep_order import cluster_offsets
+from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.centroids import bucket_ranges, read_centroids
 from semdedup_assets.stages.work import Work, quantiles
@@ -83,12 +84,12 @@ def assign_shard(work: Work, shard: str, *, clusters: FittedClusters) -> Recipe:
     )
     path = work.layout.assignments(clusters.k, shard)
     made_from = {"embeddings": embeddings.version, "centroids": clusters.version}
+    written = _Written()
     with work.writing("assignments", path, made_from=made_from) as result:
         with work.measures.phase("write"), result.open(path) as stream:
-            write_assignments(
-                stream, _batches(rows, tables, offsets, clusters.buckets, schema), schema=schema, offsets=offsets
-            )
-        result.details = _details(rows, offsets)
+            batches = written.counted(_batches(rows, tables, offsets, clusters.buckets, schema))
+            write_assignments(stream, batches, schema=schema, offsets=offsets)
+        result.details = _details(rows, offsets, written)
     return result.recipe()
 
 
@@ -100,6 +101,20 @@ class _Rows:
     cluster: np.ndarray
     similarity: np.ndarray
     keep_value: np.ndarray | None
+
+
+@dataclass
+class _Written:
+    """How many items were written, and their checksum: what the checks hold against the embeddings'."""
+
+    items: int = 0
+    checksum: int = 0
+
+    def counted(self, batches: Iterable["pa.RecordBatch"]) -> Iterator["pa.RecordBatch"]:
+        for batch in batches:
+            self.items += len(batch)
+            self.checksum = (self.checksum + id_checksum(batch.column("id").to_numpy())) % CHECKSUM_MODULUS
+            yield batch
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
@@ -133,10 +148,11 @@ def _batches(
         yield assignment_batch(schema, rows.ids[chosen], rows.similarity[chosen], value, vectors)
 
 
-def _details(rows: _Rows, offsets: np.ndarray) -> dict[str, Any]:
+def _details(rows: _Rows, offsets: np.ndarray, written: _Written) -> dict[str, Any]:
     sizes = np.diff(offsets)
     return {
-        "items": len(rows.ids),
+        "items": written.items,
+        "id_checksum": written.checksum,
         "clusters_met": int((sizes > 0).sum()),
         "largest_cluster": int(sizes.max(initial=0)),
         "similarity_to_centroid": quantiles(rows.similarity),

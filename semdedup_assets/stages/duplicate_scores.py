@@ -1,11 +1,13 @@
 """Score the clusters of a bucket: the greatest similarity of each item to an earlier one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.algorithm.selection import keep_mask
 from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
 from semdedup_assets.algorithm.unit_rows import as_tensor
@@ -33,7 +35,10 @@ class AssignedShards:
         Raises:
             MissingResultError: a shard is not assigned yet.
         """
-        return {shard.name: self.work.assignments(self.k, shard.name) for shard in self.work.shards()}
+        shards = [shard.name for shard in self.work.shards()]
+        # Of an object store each recipe is a wait and no work.
+        with ThreadPoolExecutor(16) as pool:
+            return dict(zip(shards, pool.map(partial(self.work.assignments, self.k), shards), strict=True))
 
     @cached_property
     def version(self) -> str:
@@ -78,7 +83,7 @@ def score_bucket(work: Work, bucket: int, *, assigned: AssignedShards) -> Recipe
                 sizes += found[found > 0].tolist()
                 progress.advance(len(found))
             rows.flush()
-        result.details = _details(sizes, rows.duplicates)
+        result.details = _details(sizes, rows)
     return result.recipe()
 
 
@@ -94,10 +99,14 @@ class _RowGroups:
         self._table = table
         self._parts: list[dict[str, np.ndarray]] = []
         self.duplicates: dict[str, int] = dict.fromkeys(("0.001", "0.01", "0.05", "0.1", "0.2"), 0)
+        self.checksum = 0
+        self.largest: dict[str, int] | None = None
 
     def add(self, run: ClusterRun, earlier: EarlierSimilarity) -> None:
         for epsilon in self.duplicates:
             self.duplicates[epsilon] += int((~keep_mask(earlier.similarity, float(epsilon))).sum())
+        self.checksum = (self.checksum + id_checksum(run.ids)) % CHECKSUM_MODULUS
+        self.largest = max(self.largest or {"items": 0}, _largest_cluster(run), key=lambda cluster: cluster["items"])
         self._parts.append(
             {
                 "id": run.ids,
@@ -117,6 +126,14 @@ class _RowGroups:
         self._parts = []
 
 
+def _largest_cluster(run: ClusterRun) -> dict[str, int]:
+    """The largest cluster of a run, and its item that is nearest to the centroid: the one to look at."""
+    within = int(np.diff(run.offsets).argmax())
+    start, stop = run.offsets[within : within + 2]
+    item = run.ids[start:stop][run.centroid_similarity[start:stop].argmax()]
+    return {"cluster": run.first + within, "items": int(stop - start), "item": int(item)}
+
+
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     if not isinstance(parts[0], np.ma.MaskedArray):
         return np.concatenate(parts)
@@ -130,12 +147,14 @@ def _no_rows() -> dict[str, np.ndarray]:
     return {**columns, "duplicate_of": np.ma.masked_array(np.empty(0, dtype=np.uint64), mask=np.empty(0, dtype=bool))}
 
 
-def _details(sizes: list[int], duplicates: dict[str, int]) -> dict[str, Any]:
+def _details(sizes: list[int], rows: _RowGroups) -> dict[str, Any]:
     counts = np.array(sizes, dtype=np.int64)
     return {
         "items": int(counts.sum()),
+        "id_checksum": rows.checksum,
         "clusters": len(sizes),
         "cluster_sizes": quantiles(counts),
+        "largest_cluster": rows.largest,
         "pairs_compared": int((counts * (counts - 1) // 2).sum()),
-        "duplicates_by_epsilon": duplicates,
+        "duplicates_by_epsilon": rows.duplicates,
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.algorithm.selection import (
     Selection,
     chain_selection,
@@ -34,6 +35,8 @@ class _Totals:
     kept_by_greedy: int = 0
     orphans: int = 0
     clusters: int = 0
+    clusters_without_kept: int = 0
+    checksum: int = 0
     groups: list[tuple[int, int]] = field(default_factory=list)
 
     def add_groups(self, neighbours: np.ndarray) -> None:
@@ -125,7 +128,10 @@ def _write_bucket(work: Work, epsilon: float, bucket: _Bucket, table: TableWrite
     totals.items += len(selection.keep)
     totals.kept += int(selection.keep.sum())
     totals.orphans += int((removed & keep_mask(selection.kept_similarity, epsilon)).sum())
-    totals.clusters += len(np.unique(scores["cluster"]))
+    clusters = len(np.unique(scores["cluster"]))
+    totals.clusters += clusters
+    totals.clusters_without_kept += clusters - len(np.unique(scores["cluster"][selection.keep]))
+    totals.checksum = (totals.checksum + id_checksum(scores["id"])) % CHECKSUM_MODULUS
     totals.add_groups(neighbour[removed])
 
 
@@ -182,6 +188,7 @@ def _details(epsilon: float, totals: _Totals, *, rule: str) -> dict[str, Any]:
         "epsilon": epsilon,
         "rule": rule,
         "items": totals.items,
+        "id_checksum": totals.checksum,
         "kept": totals.kept,
         "removed": removed,
         "kept_fraction": totals.kept / totals.items if totals.items else None,
@@ -189,5 +196,6 @@ def _details(epsilon: float, totals: _Totals, *, rule: str) -> dict[str, Any]:
         "kept_by_greedy": totals.kept_by_greedy,
         "orphans": totals.orphans,
         "clusters": totals.clusters,
+        "clusters_without_kept": totals.clusters_without_kept,
         "largest_groups": [{"kept": item, "removed": count} for count, item in totals.groups],
     }

@@ -8,9 +8,11 @@ import numpy as np
 from semdedup_assets.records import id_rows, id_shards
 from semdedup_assets.sources.catalogue import Shard
 from semdedup_assets.stages.duplicate_scores import AssignedShards
+from semdedup_assets.stages.embeddings import left_out_shards
 from semdedup_assets.stages.manifest_formats import WRITERS, KeptShard
+from semdedup_assets.stages.manifest_rows import rows_written
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.files import join, write_bytes
+from semdedup_assets.storage.files import exists, join, read_bytes, write_bytes
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 from semdedup_assets.storage.tables import read_tables
 
@@ -32,7 +34,7 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
     work.measures.restart()
     k, shards = assigned.k, work.shards()
     embeddings = {shard.name: work.embeddings(shard.name) for shard in shards}
-    masks = _checked_masks(work, epsilon, assigned, embeddings)
+    masks = checked_masks(work, epsilon, assigned, embeddings)
     made_from = {
         "keep_masks": masks.version,
         "embeddings": fingerprint({name: e.version for name, e in embeddings.items()}),
@@ -49,12 +51,28 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
                     with work.measures.phase(f"write {name}"):
                         WRITERS[name](work, kept, folder, result)
                     progress.advance(1)
-            result.details = _details(work, masks, kept, version=version, k=k)
+            with work.measures.phase("count"):
+                rows = rows_written(folder, result.files)
+            result.details = {**_details(work, masks, kept, version=version, k=k), "rows_written": rows}
         recipe = result.recipe()
     # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
     pointer = {"version": version, "folder": version, "epsilon": epsilon, "k": k}
     write_bytes(work.layout.current_manifest(k, epsilon), json.dumps(pointer, indent=1).encode())
     return recipe
+
+
+def current_manifest(work: Work, k: str, epsilon: str) -> Recipe:
+    """The recipe of the manifest that the pointer names.
+
+    Raises:
+        MissingResultError: there is none yet, or it is incomplete.
+    """
+    pointer, cure = work.layout.current_manifest(k, epsilon), work.cure("manifests", f"{epsilon}|{k}")
+    if not exists(pointer):
+        message = f"{pointer}: no manifest yet; {cure}"
+        raise MissingResultError(message)
+    version = json.loads(read_bytes(pointer))["version"]
+    return read_recipe(join(work.layout.manifest(k, epsilon, version), "manifest"), cure=cure)
 
 
 def _complete(folder: str) -> Recipe | None:
@@ -64,7 +82,7 @@ def _complete(folder: str) -> Recipe | None:
         return None
 
 
-def _checked_masks(work: Work, epsilon: str, assigned: AssignedShards, embeddings: dict[str, Recipe]) -> Recipe:
+def checked_masks(work: Work, epsilon: str, assigned: AssignedShards, embeddings: dict[str, Recipe]) -> Recipe:
     """The masks' recipe, once the whole chain from the embeddings to them is seen to fit together."""
     k = assigned.k
     masks = work.masks(k, epsilon)
@@ -138,5 +156,6 @@ def _details(work: Work, masks: Recipe, kept: list[KeptShard], *, version: str, 
             "training_sample": pipeline.training_sample.model_dump(mode="json"),
             "selection": pipeline.selection.model_dump(mode="json"),
             "epsilon": masks.details["epsilon"],
+            "left_out": left_out_shards(work),
         },
     }

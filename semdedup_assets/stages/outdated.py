@@ -1,8 +1,10 @@
-"""Which results are gone, or were made from other inputs than there are now, by what their recipes say."""
+"""Which results are gone, or were made from other inputs or settings than there are now, by what their recipes say."""
 
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.training_sample import frozen_sample
@@ -10,8 +12,24 @@ from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import exists, join, read_bytes
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 
-Judged = Iterator[tuple[str | None, bool]]
-"""Partitions, each with whether its result is there and made from what there is now."""
+# Of an object store each recipe is a wait and no work.
+_READERS = 16
+
+BEFORE = {
+    "embeddings": (),
+    "training_sample": ("embeddings",),
+    "centroids": ("training_sample",),
+    "assignments": ("embeddings", "training_sample", "centroids"),
+    "duplicate_scores": ("embeddings", "training_sample", "centroids", "assignments"),
+    "keep_masks": ("embeddings", "training_sample", "centroids", "assignments", "duplicate_scores"),
+    "manifests": ("embeddings", "training_sample", "centroids", "assignments", "duplicate_scores", "keep_masks"),
+    "figures": ("embeddings", "training_sample", "centroids", "assignments", "duplicate_scores"),
+    "galleries": ("embeddings", "training_sample", "centroids", "assignments", "duplicate_scores", "keep_masks"),
+}
+"""The stages that must be up to date before a stage can be."""
+
+Judged = Iterator[tuple[str | None, Callable[[], bool]]]
+"""Partitions, each with the question whether its result is there and made from what there is now."""
 
 
 def outdated_partitions(work: Work, stage: str) -> list[str | None]:
@@ -22,63 +40,132 @@ def outdated_partitions(work: Work, stage: str) -> list[str | None]:
 
     Args:
         work: the pipeline at work.
-        stage: `embeddings`, `training_sample`, `centroids`, `assignments`, `duplicate_scores`, `keep_masks` or
-            `manifests`; all stages before it are up to date.
+        stage: one of `BEFORE`; all stages before it are up to date.
+
+    Raises:
+        MissingResultError: a stage before it is not complete.
     """
-    return [partition for partition, same in _JUDGES[stage](work) if not same]
+    return _Store(work).outdated(stage)
 
 
-def _same(recipe: Callable[[], Recipe], now: dict[str, str]) -> bool:
+def is_ready(work: Work, stage: str) -> bool:
+    """Whether all stages before one are up to date."""
+    store = _Store(work)
     try:
-        return recipe().made_from == now
+        return not any(store.outdated(before) for before in BEFORE[stage])
     except MissingResultError:
         return False
 
 
-def _embeddings(work: Work) -> Judged:
-    for shard in work.shards():
-        yield shard.name, _same(partial(work.embeddings, shard.name), {"shards": shard.fingerprint})
+def _in_parallel(questions: Iterable[Callable[[], Recipe]]) -> list[Recipe]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda ask: ask(), questions))
 
 
-def _training_sample(work: Work) -> Judged:
-    yield None, frozen_sample(work) is not None
+@dataclass(frozen=True)
+class _Store:
+    """What the store holds now; each recipe is read once."""
 
+    work: Work
 
-def _centroids(work: Work) -> Judged:
-    sample = frozen_sample(work)
-    for k in work.pipeline.clustering.k:
-        yield k, sample is not None and _same(partial(work.centroids, k), {"training_sample": sample.version})
+    def outdated(self, stage: str) -> list[str | None]:
+        judges: dict[str, Callable[[], Judged]] = {
+            "embeddings": self._embeddings,
+            "training_sample": self._training_sample,
+            "centroids": self._centroids,
+            "assignments": self._assignments,
+            "duplicate_scores": self._duplicate_scores,
+            "keep_masks": self._keep_masks,
+            "manifests": self._manifests,
+            "figures": self._figures,
+            "galleries": self._galleries,
+        }
+        judged = list(judges[stage]())
+        with ThreadPoolExecutor(_READERS) as pool:
+            same = list(pool.map(lambda pair: pair[1](), judged))
+        return [partition for (partition, _), is_same in zip(judged, same, strict=True) if not is_same]
 
+    def _same(self, stage: str, recipe: Callable[[], Recipe], now: dict[str, str]) -> bool:
+        try:
+            found = recipe()
+        except MissingResultError:
+            return False
+        return found.made_from == now and found.code_version == self.work.code_version(stage)
 
-def _assignments(work: Work) -> Judged:
-    embeddings = {shard.name: work.embeddings(shard.name).version for shard in work.shards()}
-    for k in work.pipeline.clustering.k:
-        centroids = work.centroids(k).version
-        for shard, version in embeddings.items():
-            now = {"embeddings": version, "centroids": centroids}
-            yield f"{k}|{shard}", _same(partial(work.assignments, k, shard), now)
+    @cached_property
+    def embeddings(self) -> dict[str, str]:
+        """Version of each shard's embeddings."""
+        shards = [shard.name for shard in self.work.shards()]
+        recipes = _in_parallel(partial(self.work.embeddings, shard) for shard in shards)
+        return {shard: recipe.version for shard, recipe in zip(shards, recipes, strict=True)}
 
+    @cached_property
+    def scores(self) -> dict[str, str]:
+        """One version of all scores, by k."""
+        found = {}
+        for k in self.work.pipeline.clustering.k:
+            recipes = _in_parallel(partial(self.work.scores, k, bucket) for bucket in self.work.buckets)
+            versions = {bucket: recipe.version for bucket, recipe in zip(self.work.buckets, recipes, strict=True)}
+            found[k] = fingerprint(versions)
+        return found
 
-def _duplicate_scores(work: Work) -> Judged:
-    for k in work.pipeline.clustering.k:
-        now = {"assignments": AssignedShards(work, k).version}
-        for bucket in work.buckets:
-            yield f"{bucket}|{k}", _same(partial(work.scores, k, bucket), now)
+    def _embeddings(self) -> Judged:
+        for shard in self.work.shards():
+            read = partial(self.work.embeddings, shard.name)
+            yield shard.name, partial(self._same, "embeddings", read, {"shards": shard.fingerprint})
 
+    def _training_sample(self) -> Judged:
+        yield None, lambda: frozen_sample(self.work) is not None
 
-def _keep_masks(work: Work) -> Judged:
-    for k in work.pipeline.clustering.k:
-        now = {"duplicate_scores": fingerprint({bucket: work.scores(k, bucket).version for bucket in work.buckets})}
-        for epsilon in work.pipeline.epsilons:
-            yield f"{epsilon}|{k}", _same(partial(work.masks, k, epsilon), now)
+    def _centroids(self) -> Judged:
+        sample = frozen_sample(self.work)
+        now = {"training_sample": "" if sample is None else sample.version}
+        for k in self.work.pipeline.clustering.k:
+            yield k, partial(self._same, "centroids", partial(self.work.centroids, k), now)
 
+    def _assignments(self) -> Judged:
+        for k in self.work.pipeline.clustering.k:
+            centroids = self.work.centroids(k).version
+            for shard, version in self.embeddings.items():
+                now = {"embeddings": version, "centroids": centroids}
+                read = partial(self.work.assignments, k, shard)
+                yield f"{k}|{shard}", partial(self._same, "assignments", read, now)
 
-def _manifests(work: Work) -> Judged:
-    embeddings = fingerprint({shard.name: work.embeddings(shard.name).version for shard in work.shards()})
-    for k in work.pipeline.clustering.k:
-        for epsilon in work.pipeline.epsilons:
-            now = {"keep_masks": work.masks(k, epsilon).version, "embeddings": embeddings}
-            yield f"{epsilon}|{k}", _same(partial(_current_manifest, work, k, epsilon), now)
+    def _duplicate_scores(self) -> Judged:
+        for k in self.work.pipeline.clustering.k:
+            now = {"assignments": AssignedShards(self.work, k).version}
+            for bucket in self.work.buckets:
+                read = partial(self.work.scores, k, bucket)
+                yield f"{bucket}|{k}", partial(self._same, "duplicate_scores", read, now)
+
+    def _keep_masks(self) -> Judged:
+        for k, scores in self.scores.items():
+            for epsilon in self.work.pipeline.epsilons:
+                read = partial(self.work.masks, k, epsilon)
+                yield f"{epsilon}|{k}", partial(self._same, "keep_masks", read, {"duplicate_scores": scores})
+
+    def _figures(self) -> Judged:
+        for k, scores in self.scores.items():
+            read = partial(read_recipe, self.work.layout.figures(k), cure=self.work.cure("figures", k))
+            yield k, partial(self._same, "figures", read, {"duplicate_scores": scores})
+
+    def _manifests(self) -> Judged:
+        for k, epsilon, now in self._selected():
+            read = partial(_current_manifest, self.work, k, epsilon)
+            yield f"{epsilon}|{k}", partial(self._same, "manifests", read, now)
+
+    def _galleries(self) -> Judged:
+        for k, epsilon, now in self._selected():
+            cure = self.work.cure("galleries", f"{epsilon}|{k}")
+            read = partial(read_recipe, self.work.layout.gallery(k, epsilon), cure=cure)
+            yield f"{epsilon}|{k}", partial(self._same, "galleries", read, now)
+
+    def _selected(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Each k and epsilon, with the versions that a manifest or gallery is to be made from."""
+        embeddings = fingerprint(self.embeddings)
+        for k in self.work.pipeline.clustering.k:
+            for epsilon in self.work.pipeline.epsilons:
+                yield k, epsilon, {"keep_masks": self.work.masks(k, epsilon).version, "embeddings": embeddings}
 
 
 def _current_manifest(work: Work, k: str, epsilon: str) -> Recipe:
@@ -88,14 +175,3 @@ def _current_manifest(work: Work, k: str, epsilon: str) -> Recipe:
         raise MissingResultError(message)
     version = json.loads(read_bytes(pointer))["version"]
     return read_recipe(join(work.layout.manifest(k, epsilon, version), "manifest"), cure=cure)
-
-
-_JUDGES: dict[str, Callable[[Work], Judged]] = {
-    "embeddings": _embeddings,
-    "training_sample": _training_sample,
-    "centroids": _centroids,
-    "assignments": _assignments,
-    "duplicate_scores": _duplicate_scores,
-    "keep_masks": _keep_masks,
-    "manifests": _manifests,
-}

@@ -39,16 +39,23 @@ def draw_sample(work: Work) -> Recipe:
             progress.advance(1)
         with work.measures.phase("gather"):
             vectors = _vectors_of(work, list(recipes), sample.ids, progress)
-    made_from = {"embeddings": fingerprint({name: recipe.version for name, recipe in recipes.items()})}
+    versions = {name: recipe.version for name, recipe in recipes.items()}
+    made_from = {"embeddings": fingerprint(versions)}
     with work.writing("training_sample", work.layout.training_sample, made_from=made_from) as result:
         with result.open(work.layout.training_sample) as stream:
             write_sample(stream, sample.ids, vectors)
-        result.details = _details(vectors, sample.seen, len(shards))
+        result.details = _details(vectors, sample.seen, versions)
     return result.recipe()
 
 
-def _details(vectors: np.ndarray, seen: int, shards: int) -> dict[str, Any]:
-    return {"vectors": len(vectors), "items": seen, "shards": shards, "share": len(vectors) / seen}
+def _details(vectors: np.ndarray, seen: int, versions: dict[str, str]) -> dict[str, Any]:
+    return {
+        "vectors": len(vectors),
+        "items": seen,
+        "shards": len(versions),
+        "share": len(vectors) / seen,
+        "sampled_shards": versions,
+    }
 
 
 def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray, progress: Progress) -> np.ndarray:

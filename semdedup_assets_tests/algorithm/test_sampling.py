@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.algorithm.sampling import UniformSample, id_hash
+from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, UniformSample, id_checksum, id_hash
 from semdedup_assets.records import item_ids
 from semdedup_assets_tests.algorithm.vectors import repeatable
 
@@ -62,3 +62,28 @@ def test_hashes_are_distinct_and_unrelated_between_seeds() -> None:
     assert len(np.unique(one)) == len(ids)
     correlation = np.corrcoef(one.astype(np.float64), two.astype(np.float64))[0, 1]
     assert abs(correlation) < 5 / np.sqrt(len(ids))
+
+
+@given(n=st.integers(0, 300), parts=st.integers(1, 20), shuffle=st.integers(0, 1000))
+@repeatable
+def test_checksums_of_parts_add_up_in_any_order(n: int, parts: int, shuffle: int) -> None:
+    rng = np.random.default_rng(shuffle)
+    ids = item_ids(7, rng.choice(10**9, n, replace=False))
+    split = np.array_split(rng.permutation(ids), parts)
+    assert sum(id_checksum(part) for part in split) % CHECKSUM_MODULUS == id_checksum(ids)
+    exact = sum(int(number) for number in id_hash(ids, seed=0x5EED)) % CHECKSUM_MODULUS
+    assert id_checksum(ids) == exact
+    assert 0 <= id_checksum(ids) < 2**63
+
+
+def test_a_checksum_tells_a_lost_a_doubled_and_a_swapped_id() -> None:
+    ids = item_ids(0, np.arange(1000))
+    sums = {
+        id_checksum(ids),
+        id_checksum(ids[1:]),
+        id_checksum(np.concatenate([ids[1:], ids[1:2]])),
+        id_checksum(item_ids(1, np.arange(1000))),
+        id_checksum(ids[:0]),
+    }
+    assert len(sums) == 5
+    assert id_checksum(ids[:0]) == 0

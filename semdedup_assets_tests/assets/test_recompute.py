@@ -11,6 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.stages.embeddings import FailedShardsError, embed_shards, left_out_shards
+from semdedup_assets.stages.shards import update_catalogue
+from semdedup_assets.stages.work import Work
 from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, near_duplicates, vectors_settings, write_shard
 
 SHARDS = ["s000000", "s000001", "s000002"]
@@ -210,15 +214,75 @@ def test_refit_on_the_same_data_makes_nothing_stale(runs: PipelineRuns) -> None:
 
 
 def test_a_failure_halfway_keeps_what_was_finished(runs: PipelineRuns, tmp_path: Path) -> None:
-    np.save(tmp_path / "source" / "1.npy", np.zeros(3))  # One dimension: no table of vectors.
+    for name in "12":
+        np.save(tmp_path / "source" / f"{name}.npy", np.zeros(3))  # One dimension: no table of vectors.
+    at_once = runs.changed(refresh={"retry_seconds": 0})
     before = runs.instance.event_log_storage.get_maximum_record_id() or 0
-    with pytest.raises(ValueError, match=r"1\.npy"):
-        runs.refresh()
+    with pytest.raises(FailedShardsError, match=r"2 of 3 shards .* 1 may be left out; .*1\.npy"):
+        at_once.refresh()
     assert runs.materialised_since(before) == {"embeddings": ["s000000"]}
     assert runs.stale()["embeddings"] == ["s000001", "s000002"]
-    write_shard(tmp_path, "1", near_duplicates(1))
+    for name in "12":
+        write_shard(tmp_path, name, near_duplicates(int(name)))
     assert runs.refresh() == everything() | {"embeddings": ["s000001", "s000002"]}
     assert runs.refresh() == {}
+
+
+def test_one_shard_that_always_fails_is_left_out_and_comes_back_when_it_is_mended(
+    runs: PipelineRuns, tmp_path: Path
+) -> None:
+    path = tmp_path / "source" / "1.npy"
+    good = path.read_bytes()
+    np.save(path, np.zeros(3))
+    at_once = runs.changed(refresh={"retry_seconds": 0})
+    assert at_once.refresh() == everything()
+    assert left_out_shards(runs.work).keys() == {"s000001"}
+    manifest = runs.last_materialisation("manifests", ["0.05|3"]).metadata
+    assert manifest["records"].value == 2 * len(near_duplicates(0))
+    assert "s000001" in manifest["recipe"].value["left_out"]
+    assert at_once.refresh() == {}
+    tried = [
+        run.asset for run in refresh(at_once.pipeline, runs.definitions, runs.instance, again=True) if run.partitions
+    ]
+    assert tried == ["embeddings"]
+    path.write_bytes(good)
+    assert at_once.refresh() == {
+        "embeddings": ["s000001"],
+        "training_sample": [None],
+        **(below_centroids() | {"assignments": ["3|s000001"]}),
+    }
+    assert left_out_shards(runs.work) == {}
+    assert "left_out" not in runs.last_materialisation("embeddings", ["s000001"]).metadata
+
+
+def test_a_shard_that_fails_twice_and_then_succeeds_is_like_any_other(runs: PipelineRuns, tmp_path: Path) -> None:
+    path = tmp_path / "source" / "1.npy"
+    good, lines = path.read_bytes(), list[str]()
+    np.save(path, np.zeros(3))
+
+    def mend(line: str) -> None:
+        lines.append(line)
+        if "s000001: attempt 2 of 3 failed" in line:
+            path.write_bytes(good)
+
+    update_catalogue(runs.work)
+    work = Work(runs.changed(refresh={"retry_seconds": 0}).pipeline, log=mend)
+    model = work.pipeline.encoder.load(work.compute)
+    made = {shard.name: recipe for shard, recipe in embed_shards(work, work.shards(), model=model)}
+    assert [*made] == ["s000000", "s000002", "s000001"]
+    assert made["s000001"].details["items"] == len(near_duplicates(1))
+    assert "left_out" not in made["s000001"].details
+    assert sum("s000001: attempt" in line for line in lines) == 2
+
+
+def test_where_nothing_can_be_embedded_the_settings_are_wrong_and_nothing_is_tried_again(
+    runs: PipelineRuns, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "source").iterdir():
+        np.save(path, np.zeros(3))
+    with pytest.raises(FailedShardsError, match=r"no shard can be embedded; s000000: .*0\.npy"):
+        runs.refresh()
+    assert runs.stale()["embeddings"] == ["s000000", "s000001", "s000002"]
 
 
 def test_speed_settings_make_nothing_stale(runs: PipelineRuns) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.shards import observe_shards
+from semdedup_assets.assets.shards import observe_source
 from semdedup_assets.storage.results import MissingResultError
 from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, vectors_settings, write_shard
 
@@ -299,7 +299,7 @@ def test_masks_are_not_made_from_scores_of_other_assignments(instance: dg.Dagste
     runs = PipelineRuns(instance, vectors_settings(tmp_path))
     runs.refresh()
     write_shard(tmp_path, "1", near_duplicates(5))
-    observe_shards(Declaration(runs.pipeline), instance)
+    observe_source(Declaration(runs.pipeline), instance)
     runs.materialise("embeddings", "s000001")
     with pytest.raises(MissingResultError, match="made from other embeddings than there are now"):
         runs.materialise("manifests", "0.05|3")

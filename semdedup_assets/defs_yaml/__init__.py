@@ -1,0 +1,1 @@
+"""A pipeline's `defs.yaml`: how a new one is written, and what is wrong with one."""

@@ -1,0 +1,125 @@
+"""What is wrong with a pipeline's settings, found before anything runs."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from semdedup_assets.defs_yaml.schema import Place, fields_at
+from semdedup_assets.encoders import Encoder
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.sources import Source
+
+# A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
+_NAMED = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)(:?) ")
+_SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
+_ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, and the cure.
+
+    Attributes:
+        place: the setting; of one that is missing, where it should be.
+        message: without the setting's name.
+    """
+
+    place: Place
+    message: str
+
+    @property
+    def setting(self) -> str:
+        """The setting as messages spell it: `attributes.clustering.k.0`."""
+        return ".".join(["attributes", *map(str, self.place)])
+
+
+def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
+    """Everything that is wrong with settings, as far as this machine tells without reading data or loading a model.
+
+    Args:
+        attributes: as the YAML holds them, with templates filled in.
+
+    Returns:
+        One problem a setting; none where `Pipeline` takes them and what they name locally is there. URLs and models
+        of a hub are not looked up.
+    """
+    by_place: dict[Place, list[str]] = {}
+    for problem in (*_invalid(attributes), *_not_there(attributes)):
+        told = by_place.setdefault(problem.place, [])
+        if problem.message not in told:
+            told.append(problem.message)
+    return [Problem(place, "; or: ".join(messages)) for place, messages in by_place.items()]
+
+
+def _invalid(attributes: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the schema refuses."""
+    try:
+        Pipeline.model_validate(attributes)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            yield from _told(detail, attributes)
+
+
+def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the settings name and this machine has not, also where other settings are still wrong."""
+    for section, adapter in (("source", _SOURCE), ("encoder", _ENCODER)):
+        try:
+            part = adapter.validate_python(attributes.get(section))
+        except ValidationError:
+            # Refused by the schema already.
+            continue
+        for message in part.problems():
+            yield _named(message, (section,), [section, part.kind])
+
+
+def _told(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterator[Problem]:
+    location, kind = detail["loc"], detail["type"]
+    place = _place(location, attributes)
+    if kind == "value_error":
+        for line in str(detail["ctx"]["error"]).splitlines():
+            yield _named(line, place, location)
+    elif kind == "missing":
+        description = fields_at(Pipeline, location[:-1])[str(location[-1])].description
+        yield Problem(place, f"missing. {description}" if description else "missing")
+    elif kind == "extra_forbidden":
+        yield Problem(place, _unknown(str(location[-1]), list(fields_at(Pipeline, location[:-1]))))
+    else:
+        found = detail["input"]
+        shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
+        yield Problem(place, detail["msg"] + shown)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"no such setting; {'near names' if near else 'there are'}: {', '.join(near or known)}"
+
+
+def _named(message: str, place: Place, location: Sequence[str | int]) -> Problem:
+    """A message at the setting with whose name it begins, if it does."""
+    match = _NAMED.match(message)
+    parts = match[1].split(".") if match else []
+    if match is None or parts[0] not in fields_at(Pipeline, location):
+        return Problem(place, message)
+    return Problem((*place, *parts), message[match.end() :] if match[2] else message)
+
+
+def _place(location: Sequence[str | int], attributes: Mapping[str, Any]) -> Place:
+    """A location of Pydantic's without the kinds and classes that it names between the keys."""
+    value: Any = attributes
+    place: list[str | int] = []
+    for index, part in enumerate(location):
+        if isinstance(value, Mapping):
+            # The last key may be one that is missing.
+            is_key = part in value or (index == len(location) - 1 and part in fields_at(Pipeline, location[:index]))
+            value = value.get(part, value)
+        else:
+            is_key = isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str)
+            value = value[part] if is_key else value
+        if is_key:
+            place.append(part)
+    return tuple(place)

@@ -1,0 +1,94 @@
+"""What `dg scaffold defs semdedup_assets.SemDedupPipeline <name>` writes."""
+
+from typing import Any, Literal
+
+import dagster as dg
+import yaml
+from pydantic import BaseModel, Field, model_validator
+
+from semdedup_assets.defs_yaml.commented import commented_settings
+from semdedup_assets.settings import Pipeline
+
+_ENCODER_OF = {"folder": "openclip", "webdataset": "openclip", "vectors": "precomputed"}
+_PAPERS_WEIGHTS = {"model": "ViT-B-16", "pretrained": "laion2b_s34b_b88k"}
+_HEAD = """\
+# SemDeDup (arXiv 2303.09540) of one dataset with one embedding model.
+# A line `#name: value` shows a default: remove its `#` to change it.
+# `{{{{ env.NAME }}}}` takes a value from the environment. Relative paths start where Dagster is started;
+# `{{{{ context.project_root }}}}/photos` starts at this project's root.
+# `dg check defs` tells what is wrong, before anything runs.
+type: {type}
+
+attributes:
+"""
+
+
+class NewPipeline(BaseModel, extra="forbid"):
+    """What can be said of a new pipeline when its `defs.yaml` is scaffolded."""
+
+    dataset: str | None = Field(None, description="Name of the dataset; empty: that of the new folder.")
+    source: Literal["folder", "webdataset", "parquet", "jsonl", "vectors"] = Field(
+        "folder", description="Kind of the source."
+    )
+    path: str | None = Field(None, description="Where the source lies: a path, a glob or a URL.")
+    encoder: Literal["openclip", "transformers", "precomputed"] | None = Field(
+        None, description="Kind of the encoder; empty: the one that fits the source."
+    )
+    model: str | None = Field(None, description="The encoder's model: a name, a hub id or a local folder.")
+    pretrained: str | None = Field(None, description="Of an OpenCLIP model: the tag of its weights, or their file.")
+    store: str | None = Field(None, description="Folder or URL below which all results lie.")
+
+    @model_validator(mode="after")
+    def _makes_a_pipeline(self) -> "NewPipeline":
+        # Here, for Dagster makes the new folder between taking the options and writing the file.
+        Pipeline.model_validate(self.settings("dataset"))
+        return self
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings that have no default, and those that were given.
+
+        Args:
+            name: of the dataset, where none was given.
+        """
+        dataset = self.dataset or name
+        settings: dict[str, Any] = {"dataset": dataset, "store": self.store, "encoder": self._encoder()}
+        settings["source"] = {"kind": self.source, "path": self.path or f"path/to/{dataset}"}
+        if self.source == "parquet":
+            content = "image" if settings["encoder"]["kind"] == "openclip" else "text"
+            settings["source"][content] = content
+        return {setting: value for setting, value in settings.items() if value is not None}
+
+    def _encoder(self) -> dict[str, Any]:
+        kind = self.encoder or _ENCODER_OF.get(self.source, "transformers")
+        given = {name: value for name in ("model", "pretrained") if (value := getattr(self, name)) is not None}
+        if kind == "openclip":
+            return {"kind": kind, **(given or _PAPERS_WEIGHTS)}
+        return {"kind": kind, **({"model": "facebook/opt-125m"} if kind == "transformers" else {}), **given}
+
+
+class PipelineScaffolder(dg.Scaffolder[NewPipeline]):
+    """Writes a `defs.yaml` in which every setting is explained."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[NewPipeline]:
+        """The options of `dg scaffold defs`."""
+        return NewPipeline
+
+    def scaffold(self, request: dg.ScaffoldRequest[NewPipeline]) -> None:
+        """Write the file, or put another document into it.
+
+        Raises:
+            ValidationError: what was given makes no pipeline; nothing is written.
+        """
+        name = (request.target_path.parent if request.append else request.target_path).name
+        settings = request.params.settings(name)
+        if request.scaffold_format == "python":
+            dg.scaffold_component(request, settings)
+            return
+        content = _HEAD.format(type=request.type_name) + commented_settings(settings)
+        Pipeline.model_validate(yaml.safe_load(content)["attributes"])
+        if request.append:
+            with request.target_path.open("a", encoding="utf-8") as file:
+                file.write(f"---\n{content}")
+        else:
+            (request.target_path / "defs.yaml").write_text(content, encoding="utf-8")

@@ -1,0 +1,369 @@
+"""A new pipeline: what `dg scaffold defs` writes, and how what is wrong with it is told."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import dagster as dg
+import pytest
+import yaml
+from dagster.components.component_scaffolding import scaffold_object
+from pydantic import BaseModel, ValidationError
+
+from semdedup_assets.defs_yaml.scaffold import NewPipeline
+from semdedup_assets.encoders import Encoder
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.sources import Source
+
+COMPONENT = "semdedup_assets.SemDedupPipeline"
+COMMENTED_SETTING = re.compile(r"^( *)#(?=[a-z_]+:)", re.MULTILINE)
+DG = Path(sys.executable).with_name("dg")
+
+
+def project(folder: Path, defs_yaml: str = "") -> Path:
+    """A Dagster project of somebody else's; returns where its one pipeline is written."""
+    package = folder / "their_project"
+    (package / "defs" / "toy").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "defs" / "__init__.py").write_text("")
+    (folder / "pyproject.toml").write_text(
+        "[project]\nname = 'their-project'\nversion = '0'\n"
+        "[tool.dg]\ndirectory_type = 'project'\n[tool.dg.project]\nroot_module = 'their_project'\n"
+    )
+    path = package / "defs" / "toy" / "defs.yaml"
+    if defs_yaml:
+        path.write_text(defs_yaml)
+    return path
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "their_project"]:
+        monkeypatch.delitem(sys.modules, name)
+    return dg.load_from_defs_folder(path_within_project=folder)
+
+
+def told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The problems that are told in place of loading the project, without its folder's path."""
+    with pytest.raises(Exception, match="Error while loading component") as caught:
+        load(folder, monkeypatch)
+    error: BaseException | None = caught.value
+    while error is not None and not isinstance(error, dg.DagsterInvalidDefinitionError):
+        error = error.__cause__ or error.__context__
+    head, *lines = str(error).splitlines()
+    assert head.startswith(f"{len(lines)} problem")
+    start = f"{folder}/their_project/defs/toy/"
+    assert all(line.startswith(start) for line in lines)
+    return [line.removeprefix(start) for line in lines]
+
+
+def written(folder: Path, params: str = "{}", *, name: str = "photos") -> str:
+    """What the scaffolder of Dagster's registry writes."""
+    scaffold_object(folder / name, COMPONENT, params, "yaml", folder)
+    return (folder / name / "defs.yaml").read_text()
+
+
+def attributes(text: str) -> dict[str, Any]:
+    document = yaml.safe_load(text)
+    assert document["type"] == COMPONENT
+    found: dict[str, Any] = document["attributes"]
+    return found
+
+
+def models(union: Any) -> dict[str, type[BaseModel]]:
+    return {model.model_fields["kind"].default: model for model in get_args(get_args(union)[0])}
+
+
+KINDS = [
+    ("folder", "openclip"),
+    ("webdataset", "openclip"),
+    ("parquet", "openclip"),
+    ("parquet", "transformers"),
+    ("jsonl", "transformers"),
+    ("vectors", "precomputed"),
+]
+
+
+def params_of(kinds: tuple[str, str]) -> str:
+    return json.dumps(dict(zip(("source", "encoder"), kinds, strict=True)))
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_every_setting_of_the_schema_stands_in_a_new_file_with_its_default(
+    tmp_path: Path, kinds: tuple[str, str]
+) -> None:
+    text = written(tmp_path, params_of(kinds))
+    everything = attributes(COMMENTED_SETTING.sub(r"\1", text))
+    named = attributes(text)
+    minimal = {name: named[name] for name in ("dataset", "source", "encoder")}
+
+    pipeline = Pipeline.model_validate(everything)
+    assert pipeline == Pipeline.model_validate(named) == Pipeline.model_validate(minimal)
+    assert list(everything) == list(Pipeline.model_fields)
+    for name, section in pipeline:
+        if isinstance(section, BaseModel):
+            assert list(everything[name]) == list(type(section).model_fields)
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_each_commented_line_can_be_uncommented_alone(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    text = written(tmp_path, params_of(kinds))
+    matches = list(COMMENTED_SETTING.finditer(text))
+    assert len(matches) > 15
+    for match in matches:
+        line = text[match.end() :].partition("\n")[0]
+        changed = attributes(text[: match.end() - 1] + text[match.end() :])
+        assert changed != attributes(text), line
+        Pipeline.model_validate(changed)
+
+
+def test_every_setting_is_explained_in_the_line_above_by_the_schemas_own_words(tmp_path: Path) -> None:
+    lines = written(tmp_path).splitlines()
+    settings = [index for index, line in enumerate(lines) if re.match(r" +#?(?!kind:)[a-z_]+:", line)]
+    assert len(settings) > 30
+    for index in settings:
+        assert lines[index - 1].lstrip().startswith("# "), lines[index]
+    prose = " ".join(line.strip().removeprefix("# ") for line in lines if line.lstrip().startswith("# "))
+    for field in Pipeline.model_fields.values():
+        assert (field.description or "?") in prose
+
+
+def test_the_kinds_that_can_be_scaffolded_are_those_of_the_schema() -> None:
+    fields = NewPipeline.model_fields
+    assert get_args(fields["source"].annotation) == tuple(models(Source))
+    assert get_args(get_args(fields["encoder"].annotation)[0]) == tuple(models(Encoder))
+
+
+def test_what_makes_no_pipeline_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"'folder' holds images, encoder\.kind 'transformers' takes texts"):
+        written(tmp_path, '{"source": "folder", "encoder": "transformers"}')
+    with pytest.raises(ValidationError, match=r"near names: .*ViT-B-16"):
+        written(tmp_path, '{"model": "ViT-B-61"}')
+    assert not list(tmp_path.iterdir())
+
+
+def test_dg_scaffolds_a_pipeline_of_which_one_thing_is_left_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project(tmp_path)
+    path.parent.rmdir()
+    source = tmp_path / "photos"
+    command = [str(DG), "scaffold", "defs", COMPONENT, "toy", "--source", "folder", "--path", str(source)]
+    environment = {**os.environ, "DAGSTER_HOME": ""}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    line = path.read_text().splitlines().index(f"    path: {source}") + 1
+    (only,) = told(tmp_path, monkeypatch)
+    assert only.startswith(f"defs.yaml:{line} attributes.source.path: {source} does not exist")
+    source.mkdir()
+    assert load(tmp_path, monkeypatch).resolve_asset_graph().has(dg.AssetKey(["toy", "shards"]))
+
+
+def test_another_pipeline_is_put_into_the_same_file(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "photos" / "defs.yaml"
+    scaffold_object(path, COMPONENT, '{"dataset": "texts", "source": "jsonl"}', "yaml", tmp_path, append=True)
+    datasets = [document["attributes"]["dataset"] for document in yaml.safe_load_all(path.read_text())]
+    assert datasets == ["photos", "texts"]
+
+
+VECTORS = f"""\
+type: {COMPONENT}
+attributes:
+  dataset: toy
+  store: "{{{{ context.project_root }}}}/store"
+  source: {{kind: vectors, path: "{{{{ context.project_root }}}}"}}
+  encoder: {{kind: precomputed}}
+"""
+
+
+def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    (tmp_path / "photos").mkdir()
+    project(
+        tmp_path,
+        f"""\
+type: {COMPONENT}
+attributes:
+  dataset: toy
+  store: "{{{{ env.NOT_SET }}}}/store"
+  source:
+    kind: folder
+    path: {tmp_path}/photo
+  encoder:
+    kind: openclip
+    model: ViT-B-61
+  clustering:
+    k:
+      - 5
+      - 0
+    iteratons: 7
+  selection: {{keep: hardest}}
+  max_skipped: much
+""",
+    )
+    problems = told(tmp_path, monkeypatch)
+    places = [problem.partition(": ")[0] for problem in problems]
+    assert places == [
+        "defs.yaml:4 attributes.store",
+        "defs.yaml:7 attributes.source.path",
+        "defs.yaml:10 attributes.encoder.model",
+        "defs.yaml:14 attributes.clustering.k.1",
+        "defs.yaml:15 attributes.clustering.iteratons",
+        "defs.yaml:16 attributes.selection.keep",
+        "defs.yaml:17 attributes.max_skipped",
+    ]
+    for problem, cure in zip(
+        problems,
+        [
+            "the environment variable NOT_SET is not set; set it where",
+            f"{tmp_path}/photo does not exist: {tmp_path} has no 'photo' (near names: photos)",
+            "OpenCLIP has no 'ViT-B-61'; near names: ViT-B-16",
+            "0 is not a positive number of clusters",
+            "no such setting; near names: iterations",
+            "Input should be 'hard', 'easy' or 'random'",
+            "unable to parse string as a number, not 'much'",
+        ],
+        strict=True,
+    ):
+        assert cure in problem
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "problem"),
+    [
+        ("precomputed", "openclip", "5 attributes.source.kind: source.kind 'vectors' holds vectors, encoder.kind"),
+        ("encoder:", "manifests: [csv]\n  encoder:", "6 attributes.manifests: 'csv' needs a source of kind folder"),
+        (
+            "encoder:",
+            "selection:\n    keep:\n      column: age\n  encoder:",
+            "8 attributes.selection.keep.column: 'age'",
+        ),
+        ("kind: vectors,", "kind: parquet, text: t, image: i,", "5 attributes.source: set either `image` or `text`"),
+        ("kind: vectors,", "kind: vectors, metadata: ./gone/m,", "5 attributes.source.metadata: "),
+        ("kind: vectors, ", "kind: vectors} #", "5 attributes.source.path: missing. A Parquet or .npy file"),
+        ("dataset: toy", "model: toy", "2 attributes.dataset: missing. Name of the dataset"),
+        ("dataset: toy", "dataset: '{{ nothing }}'", "3 attributes.dataset: {{ nothing }}: UndefinedError: "),
+        ("dataset: toy", "dataset: '{{ env.X '", "3 attributes.dataset: {{ env.X : "),
+    ],
+)
+def test_a_problem_of_several_settings_is_told_at_the_one_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: str, by: str, problem: str
+) -> None:
+    text = VECTORS.replace(replaced, by)
+    if by == "openclip":
+        text = text.replace("openclip", "openclip, model: ViT-B-16, pretrained: openai")
+    project(tmp_path, text)
+    (only,) = told(tmp_path, monkeypatch)
+    assert only.startswith(f"defs.yaml:{problem}")
+
+
+def test_a_problem_in_the_second_document_has_the_line_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = VECTORS.replace("dataset: toy", "dataset: other").replace('root }}"}', 'root }}/gone/*.npy"}')
+    project(tmp_path, f"{VECTORS}---\n# The other.\n{second}")
+    (only,) = told(tmp_path, monkeypatch)
+    assert only.startswith(f"defs.yaml:13 attributes.source.path: {tmp_path}/gone does not exist")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "setting", "cure"),
+    [
+        ("{kind: transformers, model: ./gone/minilm}", "model", "./gone/minilm: no such file or folder"),
+        ("{kind: transformers, model: models/of/mine}", "model", "/models/of/mine: no such folder"),
+        ("{kind: transformers, model: their_project}", "model", "/their_project holds no config.json"),
+        ("{kind: transformers, model: 'package:gone/m'}", "model", "package 'gone' is not installed"),
+        ("{kind: openclip, model: models/clip}", "model", "nor is there a folder {folder}/models/clip"),
+        ("{kind: openclip, model: 'local-dir:gone'}", "model", "no folder with open_clip_config.json"),
+        ("{kind: openclip, model: ViT-B-16, pretrained: gone.pt}", "pretrained", "gone.pt: no such file"),
+        ("{kind: openclip, model: ViT-B-16}", "pretrained", "missing for ViT-B-16; give a tag"),
+    ],
+)
+def test_a_model_that_is_not_here_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, setting: str, cure: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind = "jsonl" if "transformers" in encoder else "folder"
+    text = VECTORS.replace("{kind: precomputed}", encoder).replace("kind: vectors", f"kind: {kind}")
+    project(tmp_path, text)
+    (only,) = told(tmp_path, monkeypatch)
+    assert only.startswith(f"defs.yaml:6 attributes.encoder.{setting}: ")
+    assert cure.format(folder=tmp_path) in only
+
+
+@pytest.mark.parametrize(
+    ("source", "encoder"),
+    [
+        ("{kind: folder, path: 's3://bucket/photos'}", "{kind: openclip, model: 'hf-hub:org/name'}"),
+        ("{kind: folder, path: '.'}", "{kind: openclip, model: ViT-B/16, pretrained: openai}"),
+        ("{kind: folder, path: 'their_*/**/*.png'}", "{kind: openclip, model: ViT-B-16, pretrained: openai}"),
+        ("{kind: jsonl, path: 'their_project'}", "{kind: transformers, model: facebook/opt-125m}"),
+    ],
+    ids=["urls and hubs are not asked", "files may still come", "a glob in a folder", "a hub's id"],
+)
+def test_what_may_be_right_is_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, encoder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project(tmp_path, f"type: {COMPONENT}\nattributes: {{dataset: toy, source: {source}, encoder: {encoder}}}\n")
+    keys = {key.to_user_string() for key in load(tmp_path, monkeypatch).resolve_asset_graph().get_all_asset_keys()}
+    assert "toy/shards" in keys
+
+
+def test_the_environment_fills_every_kind_of_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PLACE": str(tmp_path), "COUNT": "7", "EPSILONS": "[0.1, 0.2]"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    project(
+        tmp_path,
+        f"""\
+type: {COMPONENT}
+attributes:
+  dataset: "{{{{ env.NOT_SET or 'fallback' }}}}"
+  model: "{{{{ env('NOT_SET', 'default') }}}}"
+  source: {{kind: vectors, path: "{{{{ env.PLACE }}}}"}}
+  encoder: {{kind: precomputed}}
+  clustering: {{k: ["{{{{ env.COUNT }}}}"], buckets: "{{{{ env.COUNT }}}}"}}
+  epsilons: "{{{{ env.EPSILONS }}}}"
+""",
+    )
+    graph = load(tmp_path, monkeypatch).resolve_asset_graph()
+    masks = graph.get(dg.AssetKey(["fallback", "default", "keep_masks"])).partitions_def
+    scores = graph.get(dg.AssetKey(["fallback", "default", "duplicate_scores"])).partitions_def
+    assert masks is not None
+    assert sorted(masks.get_partition_keys()) == ["0.1|7", "0.2|7"]
+    assert scores is not None
+    assert len(scores.get_partition_keys()) == 7
+
+
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path, VECTORS.replace("dataset: toy", "dataset: '2024'"))
+    keys = load(tmp_path, monkeypatch).resolve_asset_graph().get_all_asset_keys()
+    assert dg.AssetKey(["2024", "shards"]) in keys
+
+
+def test_looking_for_problems_imports_no_model_library(tmp_path: Path) -> None:
+    project(tmp_path, VECTORS.replace("{kind: precomputed}", "{kind: openclip, model: ViT-B-61}"))
+    script = f"""
+import sys
+from pathlib import Path
+import dagster as dg
+try:
+    dg.load_from_defs_folder(path_within_project=Path({str(tmp_path)!r}))
+except Exception as error:
+    assert "ViT-B-16" in str(error.__cause__), error
+else:
+    raise SystemExit("it loaded")
+heavy = {{"torch", "open_clip", "transformers", "faiss", "polars"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
