@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,15 +66,13 @@ def running_dagster(folder: Path) -> Iterator[RunningDagster]:
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(url), seconds=120, what=f"{url} to answer", log=log)
-        with _instance(folder) as instance:
+        with configured_instance(folder) as instance:
             yield RunningDagster(url, instance, log)
     finally:
         # Its children outlive it: the whole group goes.
         os.killpg(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         _kill_group(process.pid)
 
 
@@ -86,8 +84,8 @@ def _kill_group(group: int) -> None:
 
 
 @contextmanager
-def _instance(folder: Path) -> Iterator[dg.DagsterInstance]:
-    # The configuration names folders relative to where the process runs.
+def configured_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
+    """What the project's Dagster remembers; its configuration names folders relative to where the process runs."""
     before = Path.cwd()
     os.chdir(folder)
     try:

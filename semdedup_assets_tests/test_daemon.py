@@ -1,16 +1,23 @@
 """Refreshes by the real daemon: which partitions ran is read from the event log."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.shards import observe_source
 from semdedup_assets.stages.embeddings import left_out_shards
-from semdedup_assets_tests.dagster_process import RunningDagster, running_dagster, wait_for, write_project
+from semdedup_assets_tests.dagster_process import (
+    RunningDagster,
+    configured_instance,
+    running_dagster,
+    wait_for,
+    write_project,
+)
 from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, near_duplicates, vectors_settings, write_shard
 
 SHARDS = ["s000000", "s000001"]
@@ -21,7 +28,7 @@ def of_new(*shards: str) -> Partitions:
     return {
         "embeddings": sorted(shards),
         "assignments": sorted(f"3|{shard}" for shard in shards),
-        "duplicate_scores": ["b0000|3", "b0001|3"],
+        "duplicate_scores": ["b0000|3"],
         "keep_masks": ["0.05|3"],
         "manifests": ["0.05|3"],
         "figures": ["3"],
@@ -34,12 +41,18 @@ def everything() -> Partitions:
 
 
 @contextmanager
-def refreshing(folder: Path, refresh: dict[str, Any]) -> Iterator[tuple[PipelineRuns, RunningDagster]]:
-    """The daemon at work on a pipeline of two shards."""
+def refreshing(
+    folder: Path, refresh: dict[str, Any], *, before: Callable[[PipelineRuns, Path], None] | None = None
+) -> Iterator[tuple[PipelineRuns, RunningDagster]]:
+    """The daemon at work on a pipeline of two shards, after something else was done before it was started."""
     for seed in range(2):
         write_shard(folder, f"{seed}", near_duplicates(seed))
     settings = {**vectors_settings(folder), "refresh": {"interval_seconds": 5, **refresh}}
+    settings["clustering"]["buckets"] = 1
     write_project(folder, settings)
+    if before:
+        with configured_instance(folder) as instance:
+            before(PipelineRuns(instance, settings), folder)
     with running_dagster(folder) as dagster:
         yield PipelineRuns(dagster.instance, settings), dagster
 
@@ -93,37 +106,37 @@ def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: P
         assert not said(runs, "s000002: attempt 3 of 3 failed")
         assert left_out_shards(runs.work) == {}
         assert runs.data_version("manifests", "0.05|3") != manifest
-        assert (
-            runs.last_materialisation("manifests", ["0.05|3"]).metadata["records"].value
-            == len(near_duplicates(0)) * 3
-        )
+        manifest_now = runs.last_materialisation("manifests", ["0.05|3"])
+        assert manifest_now.metadata["records"].value == 3 * len(near_duplicates(0))
 
 
 def said(runs: PipelineRuns, text: str) -> bool:
     """Whether any run's log holds a text."""
     return any(
-        text in entry.user_message for run in runs.instance.get_runs(limit=20) for entry in runs.instance.all_logs(run.run_id)
+        text in entry.user_message
+        for run in runs.instance.get_runs(limit=20)
+        for entry in runs.instance.all_logs(run.run_id)
     )
 
 
-def test_files_that_arrive_are_followed_by_what_depends_on_them_and_nothing_else(tmp_path: Path) -> None:
-    with refreshing(tmp_path, {"automatic": True}) as (runs, dagster):
-        wait_until_made(runs, dagster, everything(), 0)
-
-        before = now(runs)
-        for seed in (2, 3):
-            write_shard(tmp_path, f"{seed}", near_duplicates(seed))
+def test_what_was_missing_before_the_daemon_first_looked_is_made_and_a_vanished_shard_leaves(tmp_path: Path) -> None:
+    with refreshing(tmp_path, {"automatic": True}, before=two_shards_made_and_two_missing) as (runs, dagster):
+        before = runs.instance.fetch_observations(runs.key("shards"), limit=1).records[0].storage_id
         wait_until_made(runs, dagster, of_new("s000002", "s000003"), before)
 
         before = now(runs)
-        time.sleep(30)
+        time.sleep(20)  # Four looks at nothing to do.
         assert runs.materialised_since(before) == {}
         assert not unfinished(runs)
 
         (tmp_path / "source" / "0.npy").unlink()
-        without_shards = {asset: made for asset, made in of_new().items() if made}
-        wait_until_made(runs, dagster, without_shards, before)
-        assert (
-            runs.last_materialisation("manifests", ["0.05|3"]).metadata["records"].value
-            == len(near_duplicates(0)) * 3
-        )
+        wait_until_made(runs, dagster, {asset: made for asset, made in of_new().items() if made}, before)
+        manifest = runs.last_materialisation("manifests", ["0.05|3"])
+        assert manifest.metadata["records"].value == 3 * len(near_duplicates(0))
+
+
+def two_shards_made_and_two_missing(runs: PipelineRuns, folder: Path) -> None:
+    runs.refresh()
+    for seed in (2, 3):
+        write_shard(folder, f"{seed}", near_duplicates(seed))
+    observe_source(Declaration(runs.pipeline), runs.instance)

@@ -96,7 +96,7 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     ),
 }
 
-_MADE_OF_MANY = ("assignments", "duplicate_scores", "keep_masks", "manifests")
+_MADE_OF_MANY = ("assignments", "duplicate_scores", "keep_masks", "manifests", "figures", "galleries")
 
 
 def check_specs(declaration: Declaration, asset: str) -> list[dg.AssetCheckSpec]:

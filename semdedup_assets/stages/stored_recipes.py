@@ -1,6 +1,7 @@
 """The recipes of all results that are there, each read once however many checks look at it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -9,6 +10,9 @@ from semdedup_assets.sources.catalogue import Shard
 from semdedup_assets.stages.training_sample import frozen_sample
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint
+
+# Of an object store each recipe is a wait and no work.
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +115,15 @@ def common_version(recipes: dict[str, Recipe]) -> str:
     return fingerprint({name: recipe.version for name, recipe in recipes.items()})
 
 
-def _found(names: Iterable[str], read: Callable[[str], Recipe]) -> dict[str, Recipe]:
-    recipes = {}
-    for name in names:
-        try:
-            recipes[name] = read(name)
-        except MissingResultError:
-            # What is not there cannot be wrong: Dagster shows it as missing.
-            continue
-    return recipes
+def _found(names: Sequence[str], read: Callable[[str], Recipe]) -> dict[str, Recipe]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        recipes = pool.map(partial(_or_none, read), names)
+        # What is not there cannot be wrong: Dagster shows it as missing.
+        return {name: recipe for name, recipe in zip(names, recipes, strict=True) if recipe is not None}
+
+
+def _or_none(read: Callable[[str], Recipe], name: str) -> Recipe | None:
+    try:
+        return read(name)
+    except MissingResultError:
+        return None

@@ -4,7 +4,8 @@ A verdict is on all partitions that are there, whichever run made them. Results 
 have changed since, are outdated and not wrong: only `made_from_current` looks at those.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from semdedup_assets.records import id_shards
 from semdedup_assets.stages.stored_recipes import StoredRecipes, Tally, common_version
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import exists
-from semdedup_assets.storage.layout import recipe_path
+from semdedup_assets.storage.layout import Layout, recipe_path
 from semdedup_assets.storage.results import MissingResultError, Recipe
 from semdedup_assets.storage.tables import read_tables
 from semdedup_assets.storage.vectors import read_columns
@@ -37,6 +38,11 @@ _LARGE_CLUSTER = 1_000
 _MASK_ROWS = 5_000_000
 
 _WORST = 5
+
+# Of an object store each look is a wait and no work.
+_READERS = 16
+
+_Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,25 +388,32 @@ def _rises(work: Work, pair: _MaskPair) -> Problem | None:
 
 
 def _compare_masks(work: Work, pairs: list[_MaskPair]) -> tuple[int, list[Problem]]:
-    """Compare stored masks item by item, bucket after bucket, as far as the bound on rows allows."""
+    """Compare stored masks item by item, as far as the bound on rows allows; returns how many rows were compared."""
     rows, returned = 0, dict[_MaskPair, int]()
+    for pair, low, high in _mask_pieces(work, pairs):
+        rows += len(low["id"])
+        same = np.array_equal(low["id"], high["id"])
+        count = int((high["kept"] & ~low["kept"]).sum()) if same else len(high["id"])
+        returned[pair] = returned.get(pair, 0) + count
+        if rows >= _MASK_ROWS:
+            break
+    problems = [
+        pair.problem(work, f"{count:,} items kept that are removed") for pair, count in returned.items() if count
+    ]
+    return rows, problems
+
+
+def _mask_pieces(work: Work, pairs: list[_MaskPair]) -> Iterator[tuple[_MaskPair, _Columns, _Columns]]:
+    """Rows of the masks of each pair, bucket after bucket."""
     # Other buckets come first whenever masks are made anew, so that in time all are looked at.
     start = int(pairs[0].version[:8], 16) if pairs else 0
     for turn in range(len(work.buckets)):
         bucket = work.buckets[(start + turn) % len(work.buckets)]
         for pair in pairs:
-            paths = [work.layout.mask(pair.k, epsilon, bucket) for epsilon in (pair.lower, pair.higher)]
-            for low, high in zip(*(read_tables(path, ["id", "kept"]) for path in paths), strict=False):
-                if rows >= _MASK_ROWS:
-                    break
-                rows += len(low["id"])
-                same = np.array_equal(low["id"], high["id"])
-                count = int((high["kept"] & ~low["kept"]).sum()) if same else len(high["id"])
-                returned[pair] = returned.get(pair, 0) + count
-    problems = [
-        pair.problem(work, f"{count:,} items kept that are removed") for pair, count in returned.items() if count
-    ]
-    return rows, problems
+            lower, higher = (work.layout.mask(pair.k, epsilon, bucket) for epsilon in (pair.lower, pair.higher))
+            pieces = (read_tables(path, ["id", "kept"]) for path in (lower, higher))
+            for low, high in zip(*pieces, strict=False):
+                yield pair, low, high
 
 
 def every_cluster_keeps_one(stored: StoredRecipes) -> Verdict:
@@ -489,12 +502,12 @@ def made_from_current(work: Work, stage: str) -> Verdict:
 
     Args:
         work: the pipeline at work.
-        stage: `assignments`, `duplicate_scores`, `keep_masks` or `manifests`.
+        stage: `assignments`, `duplicate_scores`, `keep_masks`, `manifests`, `figures` or `galleries`.
     """
     from semdedup_assets.stages.outdated import outdated_partitions
 
     fault = f"{stage} were made from other results or settings than there are now"
-    made = [partition for partition in _partitions(work, stage) if exists(_marker(work, stage, partition))]
+    made = _made(work, stage)
     if not made:
         return Verdict(fault, [], {"made": 0})
     try:
@@ -508,24 +521,37 @@ def made_from_current(work: Work, stage: str) -> Verdict:
     return Verdict(fault, problems, {"made": len(made), "outdated": len(problems)}, certain=False)
 
 
+def _made(work: Work, stage: str) -> list[str]:
+    """The partitions that are there, whatever they were made from."""
+    partitions = _partitions(work, stage)
+    with ThreadPoolExecutor(_READERS) as pool:
+        there = pool.map(lambda partition: exists(_marker(work.layout, stage, partition)), partitions)
+        return [partition for partition, is_there in zip(partitions, there, strict=True) if is_there]
+
+
 def _partitions(work: Work, stage: str) -> list[str]:
     pipeline = work.pipeline
     ks = pipeline.clustering.k
+    if stage == "figures":
+        return list(ks)
     if stage == "assignments":
         return [f"{k}|{shard.name}" for k in ks for shard in work.catalogue().shards]
     others = work.buckets if stage == "duplicate_scores" else pipeline.epsilons
     return [f"{other}|{k}" for k in ks for other in others]
 
 
-def _marker(work: Work, stage: str, partition: str) -> str:
+def _marker(layout: Layout, stage: str, partition: str) -> str:
     """The file that completes a result."""
     first, _, second = partition.partition("|")
-    if stage == "manifests":
-        return work.layout.current_manifest(second, first)
-    if stage == "assignments":
-        return recipe_path(work.layout.assignments(first, second))
-    place = work.layout.scores if stage == "duplicate_scores" else work.layout.masks
-    return recipe_path(place(second, first))
+    places: dict[str, Callable[[], str]] = {
+        "assignments": lambda: recipe_path(layout.assignments(first, second)),
+        "duplicate_scores": lambda: recipe_path(layout.scores(second, first)),
+        "keep_masks": lambda: recipe_path(layout.masks(second, first)),
+        "manifests": lambda: layout.current_manifest(second, first),
+        "figures": lambda: recipe_path(layout.figures(first)),
+        "galleries": lambda: recipe_path(layout.gallery(second, first)),
+    }
+    return places[stage]()
 
 
 def _asset(work: Work, stage: str) -> str:

@@ -8,7 +8,6 @@ import pytest
 
 from semdedup_assets.assets.checks import check_specs, checks_of, current_checks, refuse_failed
 from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.refresh import ORDER
 from semdedup_assets.stages.assignments import FittedClusters, assign_shard
 from semdedup_assets.stages.centroids import fit_centroids
 from semdedup_assets.stages.duplicate_scores import AssignedShards, score_bucket
@@ -37,7 +36,7 @@ WARNING = {
     "keep_masks": set[str](),
     "manifests": set[str](),
 }
-MADE_OF_MANY = ["assignments", "duplicate_scores", "keep_masks", "manifests"]
+MADE_OF_MANY = ["assignments", "duplicate_scores", "figures", "galleries", "keep_masks", "manifests"]
 
 
 @pytest.fixture
@@ -73,9 +72,7 @@ def test_these_checks_are_declared_and_these_block(runs: PipelineRuns) -> None:
 
 
 def test_every_run_evaluates_its_assets_checks_and_on_a_sound_pipeline_all_pass(runs: PipelineRuns) -> None:
-    for asset in ORDER:
-        if asset == "training_sample":
-            continue
+    for asset in BLOCKING:
         found = evaluations(runs, asset)
         assert set(found) == BLOCKING[asset] | WARNING[asset]
         assert all(evaluation.passed for evaluation in found.values())
@@ -194,6 +191,7 @@ def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_told(tmp_pa
         assert found["assignments"].passed
         assert failing(found["duplicate_scores"]) == ["b0000|3", "b0001|3"]
         assert failing(found["manifests"]) == ["0.05|3"]  # made from other embeddings
+        assert found["figures"].metadata["made"].value == 0  # never made, and so not outdated
         make_below_centroids(runs.work)
         assert all(evaluation.passed for evaluation in evaluate_current(runs, *MADE_OF_MANY).values())
 

@@ -106,8 +106,10 @@ def test_all_pass_on_a_sound_store(work: Work) -> None:
     stored = StoredRecipes(work)
     for judge in JUDGES:
         assert judge(stored).problems == [], judge.__name__
-    for stage in ("assignments", "duplicate_scores", "keep_masks", "manifests"):
-        assert made_from_current(work, stage).problems == []
+    for stage in ("assignments", "duplicate_scores", "keep_masks", "manifests", "figures", "galleries"):
+        verdict = made_from_current(work, stage)
+        assert verdict.problems == []
+        assert verdict.measured["made"] > 0
 
 
 def test_a_sound_store_was_really_looked_at(work: Work) -> None:

@@ -1,0 +1,199 @@
+"""What the automation conditions ask for, tick by tick, and what the schedule and the jobs do."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.refresh import ORDER
+from semdedup_assets.assets.shards import observe_source
+from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, near_duplicates, vectors_settings, write_shard
+
+BUCKETS = ["b0000|3", "b0001|3"]
+AFTER_ASSIGNMENTS = [
+    {"duplicate_scores": BUCKETS},
+    {"keep_masks": ["0.05|3"], "figures": ["3"]},
+    {"manifests": ["0.05|3"], "galleries": ["0.05|3"]},
+]
+TICKS_TO_SETTLE = 12
+
+
+class Ticks:
+    """The daemon's looks at a pipeline, each followed by runs of what it asks for."""
+
+    def __init__(self, runs: PipelineRuns) -> None:
+        self.runs = runs
+        self._cursor = None
+
+    def tick(self) -> Partitions:
+        """What one look asks for."""
+        result = dg.evaluate_automation_conditions(self.runs.definitions, self.runs.instance, cursor=self._cursor)
+        self._cursor = result.cursor
+        requested = {asset: result.get_requested_partitions(self.runs.key(asset)) for asset in ORDER}
+        return {asset: sorted(partitions, key=str) for asset, partitions in requested.items() if partitions}
+
+    def settle(self) -> list[Partitions]:
+        """What each look asks for until one asks for nothing, all of it being made in between."""
+        observe_source(Declaration(self.runs.pipeline), self.runs.instance)
+        waves = []
+        for _ in range(TICKS_TO_SETTLE):
+            wave = self.tick()
+            if not wave:
+                return waves
+            waves.append(wave)
+            self.make(wave)
+        raise AssertionError(waves)
+
+    def make(self, wave: Partitions) -> None:
+        for asset, partitions in wave.items():
+            for partition in partitions:
+                self.runs.materialise(asset, *([] if partition is None else [partition]))
+
+
+@pytest.fixture
+def ticks(tmp_path: Path) -> Iterator[Ticks]:
+    """Three shards, nothing done yet."""
+    for seed in range(3):
+        write_shard(tmp_path, f"{seed}", near_duplicates(seed))
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Ticks(PipelineRuns(instance, vectors_settings(tmp_path)))
+
+
+def test_all_that_is_missing_is_made_in_order_each_partition_once(ticks: Ticks) -> None:
+    assert ticks.settle() == [
+        {"embeddings": ["s000000", "s000001", "s000002"]},
+        {"training_sample": [None]},
+        {"centroids": ["3"]},
+        {"assignments": ["3|s000000", "3|s000001", "3|s000002"]},
+        *AFTER_ASSIGNMENTS,
+    ]
+    assert ticks.settle() == []
+
+
+def test_a_new_and_a_changed_shard_are_followed_by_what_depends_on_them(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    write_shard(tmp_path, "9", near_duplicates(9))
+    write_shard(tmp_path, "1", near_duplicates(11))
+    assert ticks.settle() == [
+        {"embeddings": ["s000001", "s000003"]},
+        {"assignments": ["3|s000001", "3|s000003"]},
+        *AFTER_ASSIGNMENTS,
+    ]
+
+
+def test_the_same_bytes_again_are_followed_by_nothing(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    os.utime(tmp_path / "source" / "1.npy", ns=(1, 1))
+    assert ticks.settle() == [{"embeddings": ["s000001"]}]
+
+
+def test_a_vanished_shard_leaves_without_anything_being_embedded(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    (tmp_path / "source" / "2.npy").unlink()
+    assert ticks.settle() == AFTER_ASSIGNMENTS
+
+
+def test_a_refit_is_followed_by_the_centroids_and_all_below(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    write_shard(tmp_path, "9", near_duplicates(9))
+    ticks.settle()
+    ticks.runs.materialise("training_sample", config={"refit": True})
+    shards = [f"3|s00000{index}" for index in range(4)]
+    assert ticks.settle() == [{"centroids": ["3"]}, {"assignments": shards}, *AFTER_ASSIGNMENTS]
+
+
+def test_another_model_makes_everything_anew_in_order(ticks: Ticks) -> None:
+    ticks.settle()
+    before = ticks.runs.changed(vectors="float32")
+    ticks.runs = before
+    waves = ticks.settle()
+    assert [sorted(wave) for wave in waves[:4]] == [
+        ["embeddings"],
+        ["training_sample"],
+        ["centroids"],
+        ["assignments"],
+    ]
+    assert waves[4:] == AFTER_ASSIGNMENTS
+
+
+def test_what_a_refresh_has_made_is_not_asked_for_again(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    write_shard(tmp_path, "9", near_duplicates(9))
+    ticks.runs.refresh()
+    assert ticks.settle() == []
+
+
+def test_while_one_shard_is_embedded_the_others_wait_to_be_assigned_together(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    for seed in (8, 9):
+        write_shard(tmp_path, f"{seed}", near_duplicates(seed))
+    observe_source(Declaration(ticks.runs.pipeline), ticks.runs.instance)
+    assert ticks.tick() == {"embeddings": ["s000003", "s000004"]}
+    ticks.make({"embeddings": ["s000003"]})
+    under_way = ticks.runs.instance.create_run_for_job(
+        ticks.runs.definitions.resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset({ticks.runs.key("embeddings")}),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert ticks.tick() == {}
+    ticks.runs.instance.report_run_canceled(under_way)
+    ticks.make({"embeddings": ["s000004"]})
+    assert ticks.tick() == {"assignments": ["3|s000003", "3|s000004"]}
+
+
+def test_too_many_broken_items_hold_back_what_follows(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    vectors = near_duplicates(1)
+    vectors[:30] = np.nan
+    write_shard(tmp_path, "1", vectors)
+    observe_source(Declaration(ticks.runs.pipeline), ticks.runs.instance)
+    assert ticks.tick() == {"embeddings": ["s000001"]}
+    with pytest.raises(dg.DagsterError, match="skipped_share"):
+        ticks.make({"embeddings": ["s000001"]})
+    assert ticks.tick() == {}
+    write_shard(tmp_path, "1", near_duplicates(11))
+    assert ticks.settle()[1] == {"assignments": ["3|s000001"]}
+
+
+def test_the_refresh_job_does_it_all_in_one_run(ticks: Ticks) -> None:
+    job = ticks.runs.definitions.resolve_job_def("toy__precomputed__refresh")
+    assert job.execute_in_process(instance=ticks.runs.instance).success
+    assert ticks.runs.stale() == {}
+    assert ticks.runs.refresh() == {}
+
+
+def test_one_click_refits(ticks: Ticks, tmp_path: Path) -> None:
+    ticks.settle()
+    write_shard(tmp_path, "9", near_duplicates(9))
+    ticks.settle()
+    sample = ticks.runs.data_version("training_sample")
+    job = ticks.runs.definitions.resolve_job_def("toy__precomputed__refit")
+    assert job.execute_in_process(instance=ticks.runs.instance).success
+    assert ticks.runs.data_version("training_sample") != sample
+    assert ticks.runs.stale() == {"centroids": ["3"]}
+
+
+def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_under_way(ticks: Ticks) -> None:
+    runs = ticks.runs
+    assert not runs.definitions.get_repository_def().schedule_defs
+    definitions = runs.changed(refresh={"schedule": "0 3 * * *"}).definitions
+    (schedule,) = definitions.get_repository_def().schedule_defs
+    assert schedule.cron_schedule == "0 3 * * *"
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+
+    def evaluate() -> Any:
+        return schedule.evaluate_tick(dg.build_schedule_context(instance=runs.instance))
+
+    assert len(evaluate().run_requests or []) == 1
+    runs.instance.create_run_for_job(
+        definitions.resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset({runs.key("centroids")}),
+        status=dg.DagsterRunStatus.QUEUED,
+    )
+    assert not evaluate().run_requests
+    assert "is under way" in str(evaluate().skip_message)

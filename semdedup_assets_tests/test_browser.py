@@ -1,0 +1,195 @@
+"""Dagster's UI in a real browser, on a pipeline of real images: what a person sees and clicks."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from semdedup_assets.assets.checks import check_specs
+from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.refresh import ORDER
+from semdedup_assets.compute import Compute
+from semdedup_assets_tests.browser import BrowserNotFoundError, DagsterUI, browsing
+from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_dagster, wait_for, write_project
+from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+
+LOCATION = "their_project.definitions"
+GROUP = "emoji__tiny_clip"
+SKIP = "SEMDEDUP_NO_BROWSER"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A pipeline, the Dagster it runs in, and a browser that looks at it."""
+
+    runs: PipelineRuns
+    dagster: RunningDagster
+    ui: DagsterUI
+
+    def key(self, asset: str) -> list[str]:
+        return list(self.runs.key(asset).path)
+
+    def text(self) -> str:
+        """What can be read on the page, in one line."""
+        return " ".join(self.ui.page.locator("body").inner_text().split())
+
+    def wait_for_texts(self, *texts: str) -> None:
+        for text in texts:
+            self.ui.page.get_by_text(text, exact=True).first.wait_for()
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """A shard of the emoji, and the small CLIP that this repository ships."""
+    return vectors_settings(folder) | {
+        "dataset": "emoji",
+        "model": "tiny-clip",
+        "source": {"kind": "webdataset", "path": str(folder / "source")},
+        "encoder": {"kind": "openclip", "model": str(ROOT / "examples/emoji/encoder"), "precision": "float32"},
+        "clustering": {"k": [6, 4], "buckets": 2, "iterations": 10},
+        "epsilons": ["0.05", "keep=70%"],
+        "manifests": ["parquet"],
+        # A minute that a test never meets.
+        "refresh": {"schedule": "0 4 29 2 *"},
+    }
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    """A pipeline in Dagster, of which one k and one target have not been made yet."""
+    if os.environ.get(SKIP) == "1":
+        pytest.skip(f"{SKIP}=1: NOTHING OF THE UI IS TESTED; install Chromium and unset it")
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "source").mkdir()
+    shutil.copy(min((ROOT / "examples/emoji/shards").glob("*.tar")), folder / "source")
+    write_project(folder, settings(folder))
+    with running_dagster(folder) as dagster:
+        runs = PipelineRuns(dagster.instance, settings(folder))
+        runs.changed(clustering={"k": [6]}, epsilons=["0.05"]).refresh()
+        # Only now: Playwright's event loop would be in the way of Dagster's.
+        with browsing_or_fail(dagster.url) as ui:
+            yield Seen(runs, dagster, ui)
+
+
+@contextmanager
+def browsing_or_fail(url: str) -> Iterator[DagsterUI]:
+    try:
+        with browsing(url) as ui:
+            yield ui
+    except BrowserNotFoundError as error:
+        pytest.fail(f"{error}; {SKIP}=1 leaves these tests out", pytrace=False)
+
+
+def launch_and_wait(seen: Seen, asset: str, partition: str) -> dg.AssetMaterialization:
+    """Materialise a partition that is missing through the UI's dialog; waits for the log and the page to tell."""
+    seen.ui.open_partition(seen.key(asset), partition)
+    seen.ui.page.get_by_text("No metadata entries").first.wait_for()
+    before = {run.run_id for run in seen.dagster.instance.get_runs()}
+    missing = missing_partitions(seen.text())
+    seen.ui.launch_selected_partition()
+
+    def finished() -> dg.DagsterRun | None:
+        new = [run for run in seen.dagster.instance.get_runs() if run.run_id not in before]
+        return next((run for run in new if run.is_finished), None)
+
+    run = wait_for(finished, seconds=120, what=f"a run of {asset}", log=seen.dagster.log)
+    assert run.is_success
+    # The list of partitions follows by itself, its details when they are opened again.
+    seen.ui.page.get_by_text(f"Missing ({missing - 1})", exact=True).wait_for()
+    seen.ui.open_partition(seen.key(asset), partition)
+    seen.ui.page.get_by_role("link", name=run.run_id[:8]).first.wait_for()
+    seen.ui.page.get_by_text("Materialized", exact=True).first.wait_for()
+    return seen.runs.last_materialisation(asset, [partition])
+
+
+def missing_partitions(text: str) -> int:
+    """How many partitions the list of them tells to be missing."""
+    found = re.search(r"Missing \((\d+)\)", text)
+    assert found, text
+    return int(found[1])
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_the_graph_of_the_group_shows_every_asset(seen: Seen) -> None:
+    seen.ui.open_graph(LOCATION, GROUP)
+    seen.wait_for_texts("shards", "catalogue", "estimate", *ORDER)
+
+
+def test_a_fit_launched_from_the_dialog_shows_its_numbers_and_its_curve(seen: Seen) -> None:
+    event = launch_and_wait(seen, "centroids", "4")
+    for name in ("k", "dimension", "empty_clusters", "seconds", "peak_memory_mib", "bytes"):
+        shown = number(seen.ui.metadata(name).inner_text())
+        assert shown == pytest.approx(event.metadata[name].value, rel=1e-6), name
+    assert number(seen.ui.metadata("k").inner_text()) == 4
+    picture = seen.ui.show_picture("convergence")
+    assert picture.evaluate("image => image.naturalWidth") > 200
+    assert picture.evaluate("image => image.clientWidth") > 200
+    seen.ui.close_dialog()
+
+
+def test_a_target_launched_from_the_dialog_shows_what_is_kept(seen: Seen) -> None:
+    event = launch_and_wait(seen, "keep_masks", "keep=70%|6")
+    items, kept = (number(seen.ui.metadata(name).inner_text()) for name in ("items", "kept"))
+    assert items == sum(record["items"] for record in embedded(seen))
+    assert kept / items == pytest.approx(0.7, abs=0.02)
+    assert {"seconds", "peak_memory_mib"} <= event.metadata.keys()
+
+
+def embedded(seen: Seen) -> list[dict[str, Any]]:
+    return [dict(seen.runs.work.embeddings(shard.name).details) for shard in seen.runs.work.shards()]
+
+
+@pytest.mark.parametrize(
+    ("asset", "partition", "picture"), [("figures", "6", "kept_by_epsilon"), ("galleries", "0.05|6", "groups")]
+)
+def test_pictures_of_a_partition_are_drawn_on_its_page(seen: Seen, asset: str, partition: str, picture: str) -> None:
+    seen.ui.open_partition(seen.key(asset), partition)
+    image = seen.ui.show_picture(picture)
+    assert image.evaluate("image => image.naturalWidth") > 200
+    seen.ui.close_dialog()
+
+
+def test_the_lineage_of_an_asset_shows_what_it_is_made_from_and_what_is_made_of_it(seen: Seen) -> None:
+    seen.ui.open_asset(seen.key("keep_masks"), "lineage")
+    seen.wait_for_texts("duplicate_scores", "keep_masks", "manifests", "galleries")
+
+
+def test_the_launchpad_describes_each_setting(seen: Seen) -> None:
+    seen.ui.open_asset(seen.key("embeddings"), "partitions")
+    seen.ui.open_launchpad()
+    seen.ui.dialog.get_by_text("memory_mib?").wait_for()
+    text = seen.text()
+    for name, field in Compute.model_fields.items():
+        assert name in text
+        assert str(field.description) in text
+
+
+def test_the_checks_tab_shows_each_check_with_its_result(seen: Seen) -> None:
+    seen.ui.open_asset(seen.key("keep_masks"), "checks")
+    names = check_names(seen, "keep_masks")
+    assert names
+    for name in names:
+        seen.ui.page.get_by_text(name, exact=True).first.click()
+        seen.ui.page.get_by_text("Passed", exact=True).first.wait_for()
+        seen.ui.page.get_by_text("failing_partitions", exact=True).first.wait_for()
+
+
+def check_names(seen: Seen, asset: str) -> list[str]:
+    """The checks that each run of an asset evaluates."""
+    return [spec.name for spec in check_specs(Declaration(seen.runs.pipeline), asset)]
+
+
+def test_jobs_schedule_and_sensors_are_listed(seen: Seen) -> None:
+    seen.ui.open("/jobs")
+    seen.wait_for_texts(f"{GROUP}__refresh", f"{GROUP}__refit")
+    seen.ui.open("/automation")
+    seen.wait_for_texts("emoji__files", f"{GROUP}__automation", f"{GROUP}__schedule")
