@@ -145,7 +145,9 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
         "stale or left out is made in one run; empty: never.",
     )
     interval_seconds: int = Field(
-        60, ge=5, description="How often the source is looked through, and what is missing or out of date is looked for."
+        60,
+        ge=5,
+        description="How often the source is looked through, and what is missing or out of date is looked for.",
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
     retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
@@ -153,7 +155,10 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
         0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be left out."
     )
     max_drift: float = Field(
-        0.05, gt=0, le=2, description="Loss of mean similarity to the centroids since training above which a check asks to refit."
+        0.05,
+        gt=0,
+        le=2,
+        description="Loss of mean similarity to the centroids since training above which a check asks to refit.",
     )
 
 

@@ -189,19 +189,3 @@ def _sentence(work: Work, name: str, verdict: Verdict) -> str:
     more = ", …" if len(verdict.problems) > _NAMED else ""
     count = f"{len(verdict.problems)} of {work.pipeline.dataset}'s {verdict.fault}"
     return f"{name}: {count}: {named}{more}; {verdict.problems[0].cure}"
-
-
-# Until embeddings.py and refresh.py call the names above.
-def skipped_share_spec(declaration: Declaration) -> dg.AssetCheckSpec:
-    """One of `check_specs`."""
-    return next(spec for spec in check_specs(declaration, "embeddings") if spec.name == "skipped_share")
-
-
-def skipped_share(work: Work) -> dg.AssetCheckResult:
-    """One of `checks_of`."""
-    return next(result for result in checks_of(work, "embeddings") if result.check_name == "skipped_share")
-
-
-def refuse_broken_shards(work: Work) -> None:
-    """`refuse_failed` of the embeddings."""
-    refuse_failed(work, "embeddings")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from semdedup_assets.assets.checks import skipped_share, skipped_share_spec
+from semdedup_assets.assets.checks import check_specs, checks_of
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.provenance import PartitionRecorder
 
@@ -23,7 +23,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
         deps=[declaration.key("shards")],
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool="gpu",
-        check_specs=[skipped_share_spec(declaration)],
+        check_specs=check_specs(declaration, "embeddings"),
     )
     def embeddings(
         context: dg.AssetExecutionContext,
@@ -40,7 +40,7 @@ def embeddings_asset(declaration: Declaration) -> dg.AssetsDefinition:
             for shard, recipe in embed_shards(work, wanted, model=model):
                 recorder.record(shard.name, recipe, inputs=inputs[shard.name])
                 progress.advance(1)
-        yield from recorder.finish(skipped_share(work))
+        yield from recorder.finish(*checks_of(work, "embeddings"))
 
     return embeddings
 

@@ -4,6 +4,7 @@ import dagster as dg
 
 from semdedup_assets.assets.assignments import assignments_asset
 from semdedup_assets.assets.automation import automation_definitions
+from semdedup_assets.assets.checks import current_checks
 from semdedup_assets.assets.centroids import centroids_asset
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.duplicate_scores import duplicate_scores_asset
@@ -33,5 +34,7 @@ def pipeline_definitions(pipeline: Pipeline) -> dg.Definitions:
         figures_asset(declaration),
         galleries_asset(declaration),
     ]
-    definitions = dg.Definitions.merge(shards_definitions(declaration), dg.Definitions(assets=assets))
+    definitions = dg.Definitions.merge(
+        shards_definitions(declaration), dg.Definitions(assets=assets, asset_checks=[current_checks(declaration)])
+    )
     return dg.Definitions.merge(definitions, automation_definitions(declaration, definitions))

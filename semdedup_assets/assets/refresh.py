@@ -7,7 +7,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from semdedup_assets.assets.checks import refuse_broken_shards
+from semdedup_assets.assets.checks import refuse_failed
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.shards import observe_source
 from semdedup_assets.settings import Pipeline
@@ -59,7 +59,7 @@ def refresh(
         Each asset in turn with the partitions that were made, none where all were fresh.
 
     Raises:
-        dagster.Failure: too many items of a shard are broken (`max_skipped`).
+        dagster.Failure: a blocking check of an asset fails.
         Exception: what a stage raised; what was finished before stays.
     """
     declaration = Declaration(pipeline)
@@ -72,8 +72,7 @@ def refresh(
         for run in _ranges(definitions, instance, key, partitions):
             _materialise(definitions, instance, key, run)
         yield StageRun(asset, tuple(partitions))
-        if asset == "embeddings":
-            refuse_broken_shards(Work(pipeline))
+        refuse_failed(Work(pipeline), asset)
 
 
 def _to_make(

@@ -187,7 +187,7 @@ def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
 
     def evaluate() -> Any:
-        return schedule.evaluate_tick(dg.build_schedule_context(instance=runs.instance))
+        return schedule.evaluate_tick(dg.build_schedule_context(instance_ref=runs.instance.get_ref()))
 
     assert len(evaluate().run_requests or []) == 1
     runs.instance.create_run_for_job(
