@@ -193,14 +193,10 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Pipeline":
-        for problem in (
-            self._content_problem(),
-            self._column_problem(),
-            self._keep_problem(),
-            self._manifest_problem(),
-        ):
-            if problem:
-                raise ValueError(problem)
+        found = (self._content_problem(), self._column_problem(), self._keep_problem(), self._manifest_problem())
+        problems = [problem for problem in found if problem]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def _content_problem(self) -> str | None:
@@ -257,7 +253,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
 
         Args:
             stage: `embeddings`, `training_sample`, `centroids`, `assignments`, `duplicate_scores`, `keep_masks`,
-                `manifests`, `figures` or `galleries`.
+                `manifests`, `figures`, `galleries` or `estimate`.
         """
         embeddings = {
             "source": self.source.model_dump(mode="json", exclude={"path"}),

@@ -7,6 +7,9 @@ import numpy as np
 # Below 2**63, a checksum is an int64 wherever it is stored; it divides the 2**64 at which NumPy's sums wrap.
 CHECKSUM_MODULUS = 1 << 63
 
+# Below this many vectors a cluster, faiss itself warns that centroids are poorly determined.
+FEWEST_PER_CLUSTER = 39
+
 _CHECKSUM_SEED = 0x5EED
 
 

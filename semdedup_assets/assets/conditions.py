@@ -33,11 +33,13 @@ def refresh_condition(pipeline: Pipeline, asset: str, *, refresh_job: str) -> dg
     """
     condition = dg.AutomationCondition
     # What was missing before the first look would otherwise never be new.
-    wanted = condition.newly_missing() | (condition.missing() & condition.initial_evaluation())
-    wanted |= condition.code_version_changed()
-    wanted |= condition.execution_failed() & condition.cron_tick_passed(_RETRY)
+    wanted: dg.AutomationCondition[Any] = condition.newly_missing() | (
+        condition.missing() & condition.initial_evaluation()
+    )
+    wanted = wanted | condition.code_version_changed()
+    wanted = wanted | (condition.execution_failed() & condition.cron_tick_passed(_RETRY))
     if asset != "training_sample":
-        wanted |= condition.any_deps_match(condition.data_version_changed())
+        wanted = wanted | condition.any_deps_match(condition.data_version_changed())
     return (
         wanted.since(condition.newly_requested() | condition.newly_updated()).with_label("missing, changed or failed")
         & ~condition.any_deps_missing()

@@ -4,8 +4,8 @@ import dagster as dg
 
 from semdedup_assets.assets.assignments import assignments_asset
 from semdedup_assets.assets.automation import automation_definitions
-from semdedup_assets.assets.checks import current_checks
 from semdedup_assets.assets.centroids import centroids_asset
+from semdedup_assets.assets.checks import current_checks
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.duplicate_scores import duplicate_scores_asset
 from semdedup_assets.assets.embeddings import embeddings_asset

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.loader import LoadingContextForTest
 
 from semdedup_assets.assets.checks import refuse_failed
@@ -69,8 +70,12 @@ def refresh(
         partitions = _to_make(definitions, instance, declaration, asset)
         if again and asset == "embeddings":
             partitions = sorted({*partitions, *left_out_shards(Work(pipeline))}, key=str)
-        for run in _ranges(definitions, instance, key, partitions):
-            _materialise(definitions, instance, key, run)
+        try:
+            for run in _ranges(definitions, instance, key, partitions):
+                _materialise(definitions, instance, key, run)
+        except DagsterAssetCheckFailedError:
+            refuse_failed(Work(pipeline), asset)  # Says what Dagster's error does not: where, and the cure.
+            raise
         yield StageRun(asset, tuple(partitions))
         refuse_failed(Work(pipeline), asset)
 

@@ -45,16 +45,18 @@ def normalise_rows(vectors: np.ndarray) -> UnitRows:
 
 
 def check_unit_rows(vectors: np.ndarray) -> UnitRows:
-    """Rows that must have unit norm already.
+    """Rows that must have unit norm already, as far as the precision they were kept in allows.
 
     Args:
         vectors: (n, d) floats of any width; left as they are.
 
     Returns:
-        The same rows in float32; refused are those that are not finite, zero, or of a norm more than 0.01 off.
+        The same rows in float32, of unit norm to its precision; refused are those that are not finite, zero, or of a norm more than 0.01 off.
     """
     rows, norms = _with_norms(vectors)
-    off = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # NaN counts as off
+    near = np.abs(norms - 1) <= _NORM_TOLERANCE  # False for NaN
+    rows /= np.where(near, norms, np.float32(1))[:, None]
+    off = np.flatnonzero(~near)
     return UnitRows(rows, {int(position): _refusal(vectors[position], norms[position]) for position in off})
 
 

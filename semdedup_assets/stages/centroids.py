@@ -8,15 +8,12 @@ import numpy as np
 
 from semdedup_assets.algorithm.buckets import plan_buckets, predicted_pairs
 from semdedup_assets.algorithm.kmeans import Centroids, spherical_kmeans, suggest_k
-from semdedup_assets.algorithm.sampling import id_hash
+from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER, id_hash
 from semdedup_assets.stages.work import Work, quantiles
 from semdedup_assets.storage.files import read_bytes
 from semdedup_assets.storage.results import Recipe, read_recipe
 from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import read_vectors
-
-# Below this many vectors a cluster, faiss itself warns that centroids are poorly determined.
-_FEWEST_PER_CLUSTER = 39
 
 
 def fit_centroids(work: Work, k: str) -> Recipe:
@@ -34,10 +31,10 @@ def fit_centroids(work: Work, k: str) -> Recipe:
     items = int(sample.details["items"])
     count = suggest_k(items) if k == "auto" else int(k)
     rows = _rows_for(work, count)
-    if len(rows) < _FEWEST_PER_CLUSTER * count and len(rows) < items:
+    if len(rows) < FEWEST_PER_CLUSTER * count and len(rows) < items:
         work.log(
             f"centroids {k}: {len(rows):,} sampled vectors are {len(rows) / count:.1f} a cluster, and fewer than "
-            f"{_FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
+            f"{FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
         )
     settings = work.pipeline.clustering
     with work.measures.phase("fit"):

@@ -14,7 +14,7 @@ from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.assignments import FittedClusters
 from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.work import Work, quantiles
-from semdedup_assets.storage.results import Recipe, fingerprint
+from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint
 from semdedup_assets.storage.tables import TableWriter
 
 # Rows of a Parquet row group: large enough to compress well, small enough to be held a few times over.
@@ -44,6 +44,30 @@ class AssignedShards:
     def version(self) -> str:
         """One version for all of them."""
         return fingerprint({shard: recipe.version for shard, recipe in self.recipes.items()})
+
+    @cached_property
+    def scores(self) -> dict[str, Recipe]:
+        """The recipe of each bucket's scores.
+
+        Raises:
+            MissingResultError: a bucket is not scored, or was scored from other assignments or with other settings.
+        """
+        recipes = {bucket: self.work.scores(self.k, bucket) for bucket in self.work.buckets}
+        for bucket, recipe in recipes.items():
+            same_settings = recipe.code_version == self.work.code_version("duplicate_scores")
+            if recipe.made_from["assignments"] != self.version or not same_settings:
+                what = "assignments" if same_settings else "settings"
+                cure = self.work.cure("duplicate_scores", f"{bucket}|{self.k}")
+                message = (
+                    f"{self.work.layout.scores(self.k, bucket)}: made from other {what} than there are now; {cure}"
+                )
+                raise MissingResultError(message)
+        return recipes
+
+    @property
+    def scores_version(self) -> str:
+        """One version for all scores."""
+        return fingerprint({bucket: recipe.version for bucket, recipe in self.scores.items()})
 
     @cached_property
     def clusters(self) -> FittedClusters:

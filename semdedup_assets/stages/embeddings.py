@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
@@ -177,32 +176,3 @@ def _write(work: Work, shard: Shard, model: Any, result: ResultWriter) -> dict[s
         "id_checksum": checksum,
         "files": reader.by_file(),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenShard:
-    """A shard of which too much is broken.
-
-    Attributes:
-        shard: its name.
-        share: of its records that were skipped.
-        examples: key and reason of the first of them.
-    """
-
-    shard: str
-    share: float
-    examples: list[list[str]]
-
-
-def broken_shards(work: Work) -> list[BrokenShard]:
-    """The embedded shards with a greater share of broken items than `max_skipped`, whenever they were embedded."""
-    found = []
-    for shard in work.shards():
-        try:
-            details = work.embeddings(shard.name).details
-        except MissingResultError:
-            continue
-        share = details["skipped"] / max(1, details["records"])
-        if share > work.pipeline.max_skipped:
-            found.append(BrokenShard(shard.name, share, details["skipped_examples"][:3]))
-    return found

@@ -18,7 +18,7 @@ from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.keep_masks import resolve_epsilon
 from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import read_bytes
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
+from semdedup_assets.storage.results import Recipe, read_recipe
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
 
 # Finer than a picture shows: some hundred epsilons for each power of ten.
@@ -47,12 +47,11 @@ def draw_figures(work: Work, k: str) -> Recipe:
     """
     work.measures.restart()
     assigned = AssignedShards(work, k)
-    scores = _scores(work, assigned)
     with work.measures.phase("count"):
-        tally = _counted(work, assigned, _own_epsilons(work, k, scores))
+        tally = _counted(work, assigned, _own_epsilons(work, k, assigned.scores))
     with work.measures.phase("compare"):
         sample = _sampled(work, assigned, tally)
-    made_from = {"duplicate_scores": fingerprint({bucket: recipe.version for bucket, recipe in scores.items()})}
+    made_from = {"duplicate_scores": assigned.scores_version}
     with work.writing("figures", work.layout.figures(k), made_from=made_from) as result:
         subject = f"{work.pipeline.dataset}/{work.pipeline.model_name}, k={k}"
         for figure in work.measures.each("draw", _figures(tally, sample, subject)):
@@ -77,18 +76,6 @@ def read_figure(work: Work, k: str, name: str) -> bytes:
     """
     read_recipe(work.layout.figures(k), cure=work.cure("figures", k))
     return read_bytes(work.layout.figure(k, name))
-
-
-def _scores(work: Work, assigned: AssignedShards) -> dict[str, Recipe]:
-    recipes = {bucket: work.scores(assigned.k, bucket) for bucket in work.buckets}
-    for bucket, recipe in recipes.items():
-        same_settings = recipe.code_version == work.code_version("duplicate_scores")
-        if recipe.made_from["assignments"] != assigned.version or not same_settings:
-            what = "assignments" if same_settings else "settings"
-            cure = work.cure("duplicate_scores", f"{bucket}|{assigned.k}")
-            message = f"{work.layout.scores(assigned.k, bucket)}: made from other {what} than there are now; {cure}"
-            raise MissingResultError(message)
-    return recipes
 
 
 def _own_epsilons(work: Work, k: str, scores: dict[str, Recipe]) -> dict[str, float]:

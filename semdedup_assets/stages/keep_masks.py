@@ -21,7 +21,7 @@ from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint
+from semdedup_assets.storage.results import Recipe
 from semdedup_assets.storage.tables import TableWriter, read_table, read_tables
 
 
@@ -76,7 +76,7 @@ def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recip
     """
     work.measures.restart()
     k = assigned.k
-    made_from = {"duplicate_scores": _scores_version(work, assigned)}
+    made_from = {"duplicate_scores": assigned.scores_version}
     number, totals = resolve_epsilon(work, k, epsilon), _Totals()
     with work.writing("keep_masks", work.layout.masks(k, epsilon), made_from=made_from) as result:
         with work.progress(f"keep_masks {epsilon}", total=len(work.buckets), unit="buckets") as progress:
@@ -87,18 +87,6 @@ def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recip
                 progress.advance(1)
         result.details = _details(number, totals, rule=work.pipeline.selection.rule)
     return result.recipe()
-
-
-def _scores_version(work: Work, assigned: AssignedShards) -> str:
-    recipes = {bucket: work.scores(assigned.k, bucket) for bucket in work.buckets}
-    for bucket, recipe in recipes.items():
-        same_settings = recipe.code_version == work.code_version("duplicate_scores")
-        if recipe.made_from["assignments"] != assigned.version or not same_settings:
-            what = "assignments" if same_settings else "settings"
-            cure = work.cure("duplicate_scores", f"{bucket}|{assigned.k}")
-            message = f"{work.layout.scores(assigned.k, bucket)}: made from other {what} than there are now; {cure}"
-            raise MissingResultError(message)
-    return fingerprint({bucket: recipe.version for bucket, recipe in recipes.items()})
 
 
 @dataclass(frozen=True, slots=True)

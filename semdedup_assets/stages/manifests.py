@@ -12,7 +12,7 @@ from semdedup_assets.stages.embeddings import left_out_shards
 from semdedup_assets.stages.manifest_formats import WRITERS, KeptShard
 from semdedup_assets.stages.manifest_rows import rows_written
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.files import exists, join, read_bytes, write_bytes
+from semdedup_assets.storage.files import join, write_bytes
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 from semdedup_assets.storage.tables import read_tables
 
@@ -61,20 +61,6 @@ def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Rec
     return recipe
 
 
-def current_manifest(work: Work, k: str, epsilon: str) -> Recipe:
-    """The recipe of the manifest that the pointer names.
-
-    Raises:
-        MissingResultError: there is none yet, or it is incomplete.
-    """
-    pointer, cure = work.layout.current_manifest(k, epsilon), work.cure("manifests", f"{epsilon}|{k}")
-    if not exists(pointer):
-        message = f"{pointer}: no manifest yet; {cure}"
-        raise MissingResultError(message)
-    version = json.loads(read_bytes(pointer))["version"]
-    return read_recipe(join(work.layout.manifest(k, epsilon, version), "manifest"), cure=cure)
-
-
 def _complete(folder: str) -> Recipe | None:
     try:
         return read_recipe(join(folder, "manifest"), cure="")
@@ -86,14 +72,8 @@ def checked_masks(work: Work, epsilon: str, assigned: AssignedShards, embeddings
     """The masks' recipe, once the whole chain from the embeddings to them is seen to fit together."""
     k = assigned.k
     masks = work.masks(k, epsilon)
-    scores = {bucket: work.scores(k, bucket) for bucket in work.buckets}
-    if masks.made_from["duplicate_scores"] != fingerprint(
-        {bucket: recipe.version for bucket, recipe in scores.items()}
-    ):
+    if masks.made_from["duplicate_scores"] != assigned.scores_version:
         _refuse(work.layout.masks(k, epsilon), "scores", work.cure("keep_masks", f"{epsilon}|{k}"))
-    for bucket, recipe in scores.items():
-        if recipe.made_from["assignments"] != assigned.version:
-            _refuse(work.layout.scores(k, bucket), "assignments", work.cure("duplicate_scores", f"{bucket}|{k}"))
     for shard, recipe in embeddings.items():
         if assigned.recipes[shard].made_from["embeddings"] != recipe.version:
             _refuse(work.layout.assignments(k, shard), "embeddings", work.cure("assignments", f"{k}|{shard}"))

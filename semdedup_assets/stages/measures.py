@@ -1,5 +1,6 @@
 """What a partition took: seconds by phase, and the greatest memory."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -62,11 +63,9 @@ class Measures:
 
 def _reset_peak() -> None:
     """Let the greatest memory be that of what follows, where the system can."""
-    try:
+    # Elsewhere than on Linux, or in a sandbox, the peak stays the process' own: still an upper bound.
+    with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
-    except OSError:
-        # Elsewhere than on Linux, or in a sandbox: the peak is then the process' own, still an upper bound.
-        pass
     cuda = _cuda()
     if cuda is not None:
         cuda.reset_peak_memory_stats()

@@ -1,6 +1,5 @@
 """Which results are gone, or were made from other inputs or settings than there are now, by what their recipes say."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from functools import cached_property, partial
 from semdedup_assets.stages.duplicate_scores import AssignedShards
 from semdedup_assets.stages.training_sample import frozen_sample
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.files import exists, join, read_bytes
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
 
 # Of an object store each recipe is a wait and no work.
@@ -151,7 +149,7 @@ class _Store:
 
     def _manifests(self) -> Judged:
         for k, epsilon, now in self._selected():
-            read = partial(_current_manifest, self.work, k, epsilon)
+            read = partial(self.work.manifest, k, epsilon)
             yield f"{epsilon}|{k}", partial(self._same, "manifests", read, now)
 
     def _galleries(self) -> Judged:
@@ -166,12 +164,3 @@ class _Store:
         for k in self.work.pipeline.clustering.k:
             for epsilon in self.work.pipeline.epsilons:
                 yield k, epsilon, {"keep_masks": self.work.masks(k, epsilon).version, "embeddings": embeddings}
-
-
-def _current_manifest(work: Work, k: str, epsilon: str) -> Recipe:
-    pointer, cure = work.layout.current_manifest(k, epsilon), work.cure("manifests", f"{epsilon}|{k}")
-    if not exists(pointer):
-        message = f"{pointer}: no manifest yet; {cure}"
-        raise MissingResultError(message)
-    version = json.loads(read_bytes(pointer))["version"]
-    return read_recipe(join(work.layout.manifest(k, epsilon, version), "manifest"), cure=cure)

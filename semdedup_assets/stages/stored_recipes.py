@@ -98,9 +98,7 @@ class StoredRecipes:
     @cached_property
     def manifests(self) -> dict[str, dict[str, Recipe]]:
         """The current ones, by k and epsilon."""
-        from semdedup_assets.stages.manifests import current_manifest
-
-        return self._by_k(self.work.pipeline.epsilons, partial(current_manifest, self.work))
+        return self._by_k(self.work.pipeline.epsilons, self.work.manifest)
 
     @property
     def _ks(self) -> tuple[str, ...]:

@@ -1,12 +1,10 @@
 """What the stages took, by the recipes of their results."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.files import exists, join, read_bytes
 from semdedup_assets.storage.results import MissingResultError, Recipe, read_recipe
 
 
@@ -56,16 +54,7 @@ def _of_k(work: Work, k: str, shards: list[str]) -> Iterator[tuple[str, list[Cal
     yield "assignments", [partial(work.assignments, k, shard) for shard in shards]
     yield "duplicate_scores", [partial(work.scores, k, bucket) for bucket in work.buckets]
     yield "keep_masks", [partial(work.masks, k, epsilon) for epsilon in epsilons]
-    yield "manifests", [partial(_manifest, work, k, epsilon) for epsilon in epsilons]
-
-
-def _manifest(work: Work, k: str, epsilon: str) -> Recipe:
-    pointer, cure = work.layout.current_manifest(k, epsilon), work.cure("manifests", f"{epsilon}|{k}")
-    if not exists(pointer):
-        message = f"{pointer}: no manifest yet; {cure}"
-        raise MissingResultError(message)
-    version = json.loads(read_bytes(pointer))["version"]
-    return read_recipe(join(work.layout.manifest(k, epsilon, version), "manifest"), cure=cure)
+    yield "manifests", [partial(work.manifest, k, epsilon) for epsilon in epsilons]
 
 
 def _sum(recipes: list[Callable[[], Recipe]]) -> Taken:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER
 from semdedup_assets.encoders import Precomputed
 from semdedup_assets.records import id_shards
 from semdedup_assets.stages.stored_recipes import StoredRecipes, Tally, common_version
@@ -25,9 +26,6 @@ from semdedup_assets.storage.vectors import read_columns
 # Rounding to float16 moves each number by at most 2**-11 of itself, and so the norm by at most 5e-4; to float32 by
 # 6e-8, and the norms are sums over the dimension. Beyond four times the first, a vector was never of unit norm.
 _NORM_ERROR = {"float16": 2e-3, "float32": 1e-5}
-
-# Below this many vectors a cluster, faiss itself warns that centroids are poorly determined.
-_FEWEST_PER_CLUSTER = 39
 
 # The paper's 307,000 flags of the European Union were one of 50,000 clusters of 440 million images: 35 times the
 # average. Clusters of k-means on varied data seldom exceed ten times.
@@ -188,10 +186,10 @@ def sample_is_large_enough(stored: StoredRecipes) -> Verdict:
     problems = []
     for k, recipe in stored.centroids.items():
         sampled, items = recipe.details["sample_per_cluster"], recipe.details["items_per_cluster"]
-        if sampled < min(_FEWEST_PER_CLUSTER, items):
+        if sampled < min(FEWEST_PER_CLUSTER, items):
             problems.append(Problem(k, f"{sampled:.1f} sampled vectors a cluster of {items:,.1f} items", cure))
     measured = {f"k={k} sampled": recipe.details["sample_per_cluster"] for k, recipe in stored.centroids.items()}
-    return Verdict(f"centroids were fitted to fewer than {_FEWEST_PER_CLUSTER} vectors a cluster", problems, measured)
+    return Verdict(f"centroids were fitted to fewer than {FEWEST_PER_CLUSTER} vectors a cluster", problems, measured)
 
 
 def every_item_in_one_cluster(stored: StoredRecipes) -> Verdict:

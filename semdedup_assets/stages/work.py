@@ -1,5 +1,6 @@
 """What every stage is given: the pipeline's settings, its place, and how to report progress."""
 
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.catalogue import Catalogue, Shard
 from semdedup_assets.stages.code_version import code_version
 from semdedup_assets.stages.measures import Measures
-from semdedup_assets.storage.files import exists, read_bytes
+from semdedup_assets.storage.files import exists, join, read_bytes
 from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import MissingResultError, Recipe, ResultWriter, read_recipe, writing
 
@@ -174,6 +175,19 @@ class Work:
     def masks(self, k: str, epsilon: str) -> Recipe:
         """The recipe of the keep masks."""
         return read_recipe(self.layout.masks(k, epsilon), cure=self.cure("keep_masks", f"{epsilon}|{k}"))
+
+    def manifest(self, k: str, epsilon: str) -> Recipe:
+        """The recipe of the current manifest.
+
+        Raises:
+            MissingResultError: there is none yet, or it is incomplete.
+        """
+        pointer, cure = self.layout.current_manifest(k, epsilon), self.cure("manifests", f"{epsilon}|{k}")
+        if not exists(pointer):
+            message = f"{pointer}: no manifest yet; {cure}"
+            raise MissingResultError(message)
+        version = json.loads(read_bytes(pointer))["version"]
+        return read_recipe(join(self.layout.manifest(k, epsilon, version), "manifest"), cure=cure)
 
     @property
     def buckets(self) -> list[str]:

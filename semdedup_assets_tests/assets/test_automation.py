@@ -178,8 +178,12 @@ def test_one_click_refits(ticks: Ticks, tmp_path: Path) -> None:
     assert ticks.runs.stale() == {"centroids": ["3"]}
 
 
-def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_under_way(ticks: Ticks) -> None:
-    runs = ticks.runs
+def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_under_way(tmp_path: Path) -> None:
+    with dg.instance_for_test() as instance:
+        _expect_the_schedule_to_wait(PipelineRuns(instance, vectors_settings(tmp_path)))
+
+
+def _expect_the_schedule_to_wait(runs: PipelineRuns) -> None:
     assert not runs.definitions.get_repository_def().schedule_defs
     definitions = runs.changed(refresh={"schedule": "0 3 * * *"}).definitions
     (schedule,) = definitions.get_repository_def().schedule_defs
@@ -193,7 +197,7 @@ def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_
     runs.instance.create_run_for_job(
         definitions.resolve_implicit_global_asset_job_def(),
         asset_selection=frozenset({runs.key("centroids")}),
-        status=dg.DagsterRunStatus.QUEUED,
+        status=dg.DagsterRunStatus.STARTED,
     )
     assert not evaluate().run_requests
     assert "is under way" in str(evaluate().skip_message)

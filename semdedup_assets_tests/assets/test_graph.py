@@ -33,6 +33,12 @@ GRAPH = {
         ("epsilon", "k"),
         ("toy/precomputed/embeddings", "toy/precomputed/keep_masks"),
     ),
+    "toy/precomputed/figures": (("k",), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/galleries": (
+        ("epsilon", "k"),
+        ("toy/precomputed/embeddings", "toy/precomputed/keep_masks"),
+    ),
+    "toy/precomputed/estimate": ((), ("toy/shards",)),
 }
 
 

@@ -45,6 +45,8 @@ def below_centroids(*, k: str = "3", epsilon: str = "0.05", shards: list[str] = 
         "duplicate_scores": [f"{bucket}|{k}" for bucket in BUCKETS],
         "keep_masks": [f"{epsilon}|{k}"],
         "manifests": [f"{epsilon}|{k}"],
+        "figures": [k],
+        "galleries": [f"{epsilon}|{k}"],
     }
 
 
@@ -73,16 +75,24 @@ def test_another_epsilon_makes_only_masks_and_manifests(runs: PipelineRuns) -> N
     runs.refresh()
     more = runs.changed(epsilons=["0.01", "0.05", "keep=50%"])
     new = ["0.01|3", "keep=50%|3"]
-    assert more.stale() == {"keep_masks": new, "manifests": new}
-    assert more.refresh() == {"keep_masks": new, "manifests": new}
+    expected = {
+        "keep_masks": new,
+        "manifests": new,
+        # A figure shows, and a gallery's seeds have thresholds at, every epsilon.
+        "figures": ["3"],
+        "galleries": ["0.01|3", "0.05|3", "keep=50%|3"],
+    }
+    assert more.stale() == expected
+    assert more.refresh() == expected
     assert more.refresh() == {}
 
 
 def test_a_taken_back_k_and_epsilon_are_still_there(runs: PipelineRuns) -> None:
     more = runs.changed(clustering={"k": [3, 5]}, epsilons=["0.05", "0.1"])
     more.refresh()
-    assert runs.refresh() == {}
-    assert more.refresh() == {}
+    pictures = {"figures": ["3"], "galleries": ["0.05|3"]}  # They show the epsilons that there are.
+    assert runs.refresh() == pictures
+    assert more.refresh().keys() == pictures.keys()
 
 
 @pytest.mark.parametrize("change", [{"vectors": "float32"}, {"source": {"key": None}, "encoder": {"dimension": 16}}])

@@ -91,7 +91,7 @@ def test_the_check_fails_above_the_share_stops_the_run_and_passes_at_it(
 ) -> None:
     broken_table(tmp_path)
     below = PipelineRuns(instance, vectors_settings(tmp_path)).changed(max_skipped=0.19)
-    with pytest.raises(dg.DagsterError, match="skipped_share"):
+    with pytest.raises(dg.Failure, match="skipped_share"):
         below.refresh()
     failed = last_check(below)
     assert failed.passed is False
@@ -123,7 +123,7 @@ def test_a_shard_of_another_dimension_is_refused_by_name(instance: dg.DagsterIns
     write_shard(tmp_path, "0", near_duplicates(0, dimension=16))
     write_shard(tmp_path, "1", near_duplicates(1, dimension=8))
     runs = PipelineRuns(instance, vectors_settings(tmp_path))
-    with pytest.raises(ValueError, match=r"toy: shards hold vectors of \[8, 16\] numbers"):
+    with pytest.raises(dg.Failure, match=r"one_dimension: 1 of toy's .*s00000[01]"):
         runs.refresh()
     named = runs.changed(encoder={"dimension": 16}, max_skipped=1.0)
     named.refresh()
@@ -306,4 +306,5 @@ def test_masks_are_not_made_from_scores_of_other_assignments(instance: dg.Dagste
     runs.materialise("assignments", "3|s000001")
     with pytest.raises(MissingResultError, match="made from other assignments than there are now"):
         runs.materialise("keep_masks", "0.05|3")
-    assert set(runs.refresh()) == {"training_sample", "duplicate_scores", "keep_masks", "manifests"}
+    made = {"training_sample", "duplicate_scores", "keep_masks", "manifests", "figures", "galleries"}
+    assert set(runs.refresh()) == made
