@@ -12,7 +12,7 @@ EXTRAS_test := demo,s3,dg,test
 EXTRAS_lint := demo,s3,dg,test,lint
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test lint format bench constraints clean
+.PHONY: help install demo ui screenshots test lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -25,6 +25,9 @@ demo: install ## both demos end to end, offline; a second time nothing is recomp
 
 ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 	DAGSTER_HOME="$(CURDIR)" $(BIN)/dagster dev -w workspace.yaml
+
+screenshots: demo $(VENV)/.installed-test ## the README's pictures of the UI anew; needs Chromium
+	$(OFFLINE) $(BIN)/python -m semdedup_assets_tests.screenshots
 
 test: $(VENV)/.installed-test ## all tests; PYTEST_ARGS="-k greedy" for some
 	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
