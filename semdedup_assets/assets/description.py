@@ -1,13 +1,15 @@
 """What a person reads of each asset in Dagster's UI: descriptions, kinds, steps of the method, columns, places."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STEP_TAG = "semdedup/step"
 
@@ -41,8 +43,9 @@ _DESCRIPTIONS = {
     ),
     "catalogue": Description(
         "1-embed",
-        "Which shards there are. Its version changes when a shard comes or vanishes, so that everything made of all "
-        "shards is marked as out of date, also where no shard is left to tell.",
+        "The list of all shards. Its version changes when a shard comes or vanishes. The scores depend on it for the "
+        "sake of shards that vanish: a partition that is gone has no version left that could change, and its items "
+        "would stay in the manifests.",
         frozenset({"json"}),
     ),
     "estimate": Description(
@@ -110,7 +113,8 @@ _DESCRIPTIONS = {
         "4-select",
         "Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
         "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
-        "`keep=50%` is solved exactly from the scores.",
+        "`keep=50%` is solved exactly from the scores. `removed_by_chain` counts the removed items whose similar "
+        "neighbours were all removed themselves; `selection.rule: greedy` keeps them.",
         frozenset({"numpy", "parquet"}),
         (
             _ITEM,
@@ -140,14 +144,27 @@ def description(asset: str) -> Description:
     return _DESCRIPTIONS[asset]
 
 
-def place(pipeline: Pipeline, asset: str, partition: str | None = None) -> str:
-    """Where a partition's result lies; without a partition `*` stands in its place."""
+def place(pipeline: Pipeline, asset: str, partition: str | None = None, *, manifest: str = "*") -> str:
+    """Where a partition's result lies: a file, or the folder of several; without a partition the folder of all.
+
+    Args:
+        pipeline: the pipeline.
+        asset: name of the asset.
+        partition: its key.
+        manifest: version of the manifest, of which a partition may have many.
+    """
+    where, star, _ = _pattern(pipeline, asset, partition, manifest).partition("*")
+    return where.rpartition("/")[0] if star else where
+
+
+def _pattern(pipeline: Pipeline, asset: str, partition: str | None, manifest: str) -> str:
+    """The path of an asset's result, `*` for what is not known of it."""
     layout = Layout(pipeline.store, pipeline.dataset, pipeline.model_name)
     # Dagster spells the dimensions of a partition in the order of their names: bucket, epsilon, k, shard.
     one, two = (partition or "*|*").split("|") if "|" in (partition or "*|*") else (partition or "*", "*")
     places: dict[str, Callable[[], str]] = {
         "catalogue": lambda: layout.catalogue,
-        "estimate": lambda: layout.estimate,
+        "estimate": lambda: f"{layout.estimate}.json",
         "embeddings": lambda: layout.embeddings(one),
         "training_sample": lambda: layout.training_sample,
         "centroids": lambda: layout.centroids(one),
@@ -155,18 +172,17 @@ def place(pipeline: Pipeline, asset: str, partition: str | None = None) -> str:
         "duplicate_scores": lambda: layout.scores(two, one),
         "figures": lambda: layout.figure(one, "*"),
         "keep_masks": lambda: layout.mask(two, one, "*"),
-        "galleries": lambda: layout.gallery_file(two, one, "index.html"),
-        "manifests": lambda: layout.manifest(two, one, "*"),
+        "galleries": lambda: layout.gallery_file(two, one, "*"),
+        "manifests": lambda: layout.manifest(two, one, manifest),
     }
     return places[asset]()
 
 
 def static_metadata(pipeline: Pipeline, asset: str) -> dict[str, Any]:
     """Metadata of the asset itself: where it lies, how it is stored, its columns."""
-    where = place(pipeline, asset)
-    name = where.rpartition("/")[2]
+    name = _pattern(pipeline, asset, None, "*").rpartition("/")[2]
     kind = name.rpartition(".")[2] if "." in name else "folder"
-    metadata: dict[str, Any] = {"dagster/uri": where, "dagster/storage_kind": kind}
+    metadata: dict[str, Any] = {"dagster/uri": place(pipeline, asset), "dagster/storage_kind": kind}
     columns = [*_DESCRIPTIONS[asset].columns]
     if columns and asset in ("embeddings", "manifests"):
         columns += [(name, of, "Carried from the source.") for name, of in pipeline.source.column_types.items()]

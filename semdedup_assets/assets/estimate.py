@@ -1,6 +1,6 @@
 """The asset `estimate`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,21 +12,18 @@ if TYPE_CHECKING:
     from semdedup_assets.stages.taken import Taken
 
 _MIB = 1 << 20
-
-# Shown otherwise, or of the estimate's own small result.
-_NOT_SHOWN = ("stages", "settings", "items", "items_per_second", "bytes")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 _SCHEMA = dg.TableSchema(
     columns=[
         dg.TableColumn("stage", "string"),
         dg.TableColumn("k", "string", description="Number of clusters, where the stage hangs on it."),
-        dg.TableColumn("items", "int"),
-        dg.TableColumn("estimated_time", "string"),
-        dg.TableColumn("took", "string", description="By the results that are there."),
-        dg.TableColumn("estimated_disk", "string"),
-        dg.TableColumn("on_disk", "string", description="By the results that are there."),
-        dg.TableColumn("estimated_memory", "string", description="Of the whole process, model and mapped files too."),
-        dg.TableColumn("peak_memory", "string", description="Of the process that ran the stage."),
+        dg.TableColumn("items", "string"),
+        dg.TableColumn("time (took)", "string", description="Estimated, and by the results that are there."),
+        dg.TableColumn("disk (is)", "string", description="Estimated, and of the results that are there."),
+        dg.TableColumn(
+            "memory (was)", "string", description="Of the process, model and mapped files too: estimated, and its peak."
+        ),
     ]
 )
 
@@ -52,41 +49,64 @@ def estimate_asset(declaration: Declaration) -> dg.AssetsDefinition:
 
 
 def estimate_metadata(details: Mapping[str, Any], took: Mapping[tuple[str, str], "Taken"]) -> dict[str, Any]:
-    """The table of stages, verdicts in words, and numbers that plot over time.
+    """Verdicts in words, the table of stages, and numbers that plot over time.
 
     Args:
         details: of the estimate's recipe.
         took: what each stage took, by stage and k.
     """
     rows = [_record(row, took[row["stage"], row["k"]], process=details["process_bytes"]) for row in details["stages"]]
-    numbers = {name: value for name, value in details.items() if name not in _NOT_SHOWN}
-    seconds = [there.seconds for there in took.values() if there.seconds is not None]
     return {
+        **_sentences(details, list(took.values())),
         "stages": dg.MetadataValue.table(rows, schema=_SCHEMA),
-        "time": f"{readable_seconds(details['seconds_total'])} in all, {readable_seconds(details['seconds_left'])} left",
-        "disk": room(details["bytes_left"], details["disk_free_bytes"], of="the store's disk"),
+        **as_metadata(
+            {
+                "dimension": details["dimension"],
+                "seconds_total": float(details["seconds_total"]),
+                "seconds_left": float(details["seconds_left"]),
+                "seconds_taken": float(sum(there.seconds or 0.0 for there in took.values())),
+                "seconds_of_estimate": float(details["seconds"]),
+            }
+        ),
+    }
+
+
+def _sentences(details: Mapping[str, Any], took: Sequence["Taken"]) -> dict[str, str]:
+    """What a person asks first: how long, and whether there is room."""
+    time, disk = (
+        f"{readable_seconds(details['seconds_total'])} in all",
+        f"{readable_bytes(details['bytes_total'])} in all",
+    )
+    if all(there.done == there.results for there in took):
+        seconds, stored = sum(there.seconds or 0.0 for there in took), sum(there.bytes for there in took)
+        time += f": all made, took {readable_seconds(seconds)}"
+        disk += f": all made, takes {readable_bytes(stored)}"
+    else:
+        left = room(details["bytes_left"], details["disk_free_bytes"], of="the store's disk")
+        time += f", {readable_seconds(details['seconds_left'])} left"
+        disk += f", to come {left}"
+    return {
+        "time": time,
+        "disk": disk,
         "memory": room(details["memory_peak_bytes"], details["machine_memory_bytes"], of="this machine"),
-        "items": details["items"],
-        **as_metadata(numbers),
-        "taken_seconds": float(sum(seconds)),
-        "taken_bytes": sum(there.bytes for there in took.values()),
+        "items": f"{details['items']:,} ({details['counted']})",
     }
 
 
 def _record(row: Mapping[str, Any], there: "Taken", *, process: int) -> dg.TableRecord:
-    partly = "" if there.done in (0, there.results) else f" ({there.done} of {there.results})"
+    partly = "" if there.done in (0, there.results) else f", {there.done} of {there.results}"
     peak = there.peak_memory_mib
+    took = "" if there.seconds is None else f" ({readable_seconds(there.seconds)}{partly})"
+    disk = f" ({readable_bytes(there.bytes)}{partly})" if there.done else ""
+    memory = "" if peak is None else f" ({readable_bytes(round(peak * _MIB))})"
     return dg.TableRecord(
         {
             "stage": row["stage"],
             "k": row["k"],
-            "items": row["items"],
-            "estimated_time": readable_seconds(row["seconds"]),
-            "took": "" if there.seconds is None else f"{readable_seconds(there.seconds)}{partly}",
-            "estimated_disk": readable_bytes(row["bytes"]),
-            "on_disk": f"{readable_bytes(there.bytes)}{partly}" if there.done else "",
-            "estimated_memory": readable_bytes(row["memory"] + process),
-            "peak_memory": "" if peak is None else readable_bytes(round(peak * _MIB)),
+            "items": f"{row['items']:,}",
+            "time (took)": f"{readable_seconds(row['seconds'])}{took}",
+            "disk (is)": f"{readable_bytes(row['bytes'])}{disk}",
+            "memory (was)": f"{readable_bytes(row['memory'] + process)}{memory}",
         }
     )
 
@@ -100,23 +120,24 @@ def room(needed: int, there: int | None, *, of: str) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """Such as `< 0.1 s`, `0.4 s`, `3 min 20 s`, `5 h 10 min` or `2 d 4 h`."""
+    """Such as `< 0.1 s`, `0.4 s`, `3 min 20 s`, `5 h 10 min` or `2 d 4 h`, which no line breaks."""
     if seconds < 0.05:
-        return "< 0.1 s"
+        return f"<{_NO_BREAK}0.1{_NO_BREAK}s"
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{_NO_BREAK}s"
     whole = round(seconds)
     for unit, size, lower, lower_size in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
-            return f"{whole // size} {unit} {whole % size // lower_size} {lower}"
-    return f"{whole} s"
+            return _NO_BREAK.join([str(whole // size), unit, str(whole % size // lower_size), lower])
+    return f"{whole}{_NO_BREAK}s"
 
 
 def readable_bytes(count: int) -> str:
-    """Such as `512 bytes`, `24.1 kB`, `1.4 GB`."""
+    """Such as `512 bytes`, `24.1 kB`, `1.4 GB`, which no line breaks."""
     amount = float(count)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if amount < 999.5:
-            return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
+            whole = unit == "bytes" or amount >= 100
+            return f"{amount:.0f}{_NO_BREAK}{unit}" if whole else f"{amount:.1f}{_NO_BREAK}{unit}"
         amount /= 1000
-    return f"{amount:,.1f} PB"
+    return f"{amount:,.1f}{_NO_BREAK}PB"

@@ -13,12 +13,15 @@ import dagster as dg
 from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.description import place
 from semdedup_assets.assets.metadata import as_metadata
+from semdedup_assets.settings import Pipeline
 
 if TYPE_CHECKING:
     from semdedup_assets.storage.results import Recipe
 
 ALL = None
 """In place of a partition: all partitions of an upstream asset, or its only one."""
+
+_MOST_GROUPS = 8
 
 Inputs = Mapping[dg.AssetKey, str | None]
 
@@ -87,16 +90,19 @@ class PartitionRecorder:
             partition: its key.
             recipe: of its result.
             inputs: as `inputs` gave them.
-            pictures: further metadata.
+            pictures: further metadata, which stands first, and in place of the recipe's of the same name.
         """
+        shown_first, pipeline = dict(pictures or {}), self.declaration.pipeline
         tags = {
             "dagster/code_version": self.declaration.code_version(self.asset),
             "dagster/data_version": recipe.version,
             "dagster/data_version_is_user_provided": "true",
             **inputs,
         }
-        where = place(self.declaration.pipeline, self.asset, partition)
-        metadata = {**(pictures or {}), **as_metadata(recipe.details), "dagster/uri": where}
+        where = place(pipeline, self.asset, partition, manifest=recipe.details.get("manifest", "*"))
+        details = with_named_groups(pipeline, recipe.details)
+        shown = as_metadata({name: value for name, value in details.items() if name not in shown_first})
+        metadata = {**shown_first, **shown, "dagster/uri": where}
         event = dg.AssetMaterialization(self.context.asset_key, partition=partition, metadata=metadata, tags=tags)
         self._events.append(event)
         self.context.log_event(event)
@@ -110,3 +116,16 @@ class PartitionRecorder:
         yield dg.MaterializeResult(check_results=checks)
         for event in self._events:
             self.context.log_event(event)
+
+
+def with_named_groups(pipeline: Pipeline, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Details in which the largest groups of duplicates bear the keys of their kept items, in place of numbers."""
+    if not details.get("largest_groups"):
+        return dict(details)
+    from semdedup_assets.stages.gallery_items import item_keys
+    from semdedup_assets.stages.work import Work
+
+    groups = details["largest_groups"][:_MOST_GROUPS]
+    keys = item_keys(Work(pipeline), [group["kept"] for group in groups])
+    named = [{"kept item": keys[group["kept"]], "removed for it": group["removed"]} for group in groups]
+    return {**details, "largest_groups": named}

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 _CELL, _GAP, _LINE, _TITLE = 64, 12, 12, 26
-_INK, _GREY, _LEAD, _RIGHT, _WRONG = "#222222", "#777777", "#2b6cd4", "#3a7d44", "#c0392b"
+_INK, _GREY, _LEAD, _RIGHT, _WRONG = "#222222", "#6b6b6b", "#2b6cd4", "#3a7d44", "#c0392b"
 
 # Of a gallery's picture: nine cells of 56 pixels fill 600, and 72 cells of 32 fit the limit in bytes at the worst.
-_COLUMNS, _LINES, _PANELS = 9, 8, 6
-_SIDES = (56, 48, 40, 32, 24)
+_COLUMNS, _LINES, _PANELS, _WIDEST = 9, 8, 6, 600
+_SIDES = (56, 48, 40, 32)
+# Smaller letters cannot be read; a line of them takes more than they are high.
+_LETTERS, _ROW = 11, 14
+_CHAIN = "#b8860b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,58 +100,81 @@ def _panels_picture(section: Section, exhibits: Mapping[int, Exhibit], side: int
     panels = section.panels[:_PANELS]
     lines = max(1, _LINES // max(1, len(panels)))
     rows = [_Cells(panel, most=lines * _COLUMNS, faint=section.fade) for panel in panels]
-    width, height = _COLUMNS * (side + 6) + 2 * _GAP, sum(cells.height(side) for cells in rows) + _TITLE
-    sheet = Image.new("RGB", (max(width, 300), height), "white")
-    draw, y = ImageDraw.Draw(sheet), _TITLE
-    words = (
-        (f"{section.lead} item" if any(p.lead for p in panels) else "", _LEAD),
-        ("kept", _RIGHT),
-        ("removed", _WRONG),
-    )
-    for x, (word, colour) in zip((_GAP, 90, 130), words, strict=True):
-        draw.text((x, _GAP // 2), word, fill=colour, font_size=10)
+    ruler, words = ImageDraw.Draw(Image.new("RGB", (1, 1))), _legend(section, panels)
+    lengths = [ruler.textlength(cells.title, font_size=_LETTERS) for cells in rows]
+    lengths += [_COLUMNS * (side + 6), sum(ruler.textlength(word, font_size=_LETTERS) + _GAP for word, _ in words)]
+    height = sum(cells.height(side) for cells in rows) + _TITLE
+    sheet = Image.new("RGB", (min(_WIDEST, round(max(lengths)) + 2 * _GAP), height), "white")
+    draw, x, y = ImageDraw.Draw(sheet), float(_GAP), _TITLE
+    for word, colour in words:
+        draw.text((x, _GAP // 2), word, fill=colour, font_size=_LETTERS)
+        x += ruler.textlength(word, font_size=_LETTERS) + _GAP
     for cells in rows:
         cells.draw(sheet, draw, exhibits, (y, side))
         y += cells.height(side)
-    if not panels:
-        draw.text((_GAP, 0), "none", fill=_GREY, font_size=10)
     return _png(sheet.quantize(256))
+
+
+def _legend(section: Section, panels: Sequence[Panel]) -> list[tuple[str, str]]:
+    """What the colours of frames and the numbers mean, of those that occur."""
+    if not panels:
+        return [("none", _GREY)]
+    bands = [band for panel in panels for band in panel.bands]
+    words = [(f"{section.lead} item", _LEAD)] if any(panel.lead for panel in panels) else []
+    words += [("kept", _RIGHT), ("removed", _WRONG)]
+    if any(place.by_chain for band in bands for place in band.items):
+        words.append(("removed by chain", _CHAIN))
+    above = "above: from which epsilon on, " if any(band.mark for band in bands) else ""
+    return [*words, (f"({above}below: similarity{'' if panels[0].lead else ' to the centroid'})", _GREY)]
 
 
 class _Cells:
     """The images of a panel that there is room for, each with the mark of the band it begins."""
 
     def __init__(self, panel: Panel, *, most: int, faint: bool) -> None:
-        self._title, self._lead, self._faint = panel.title, panel.lead, faint
+        self._lead, self._faint = panel.lead, faint
         self._places: list[tuple[Shown, str | None]] = [] if panel.lead is None else [(panel.lead, None)]
         room = most - len(self._places)
         taken = shares([len(band.items) for band in panel.bands], most=room)
         for band, count in zip(panel.bands, taken, strict=True):
             self._places += [(place, None if i else band.mark) for i, place in enumerate(band.items[:count])]
+        total = sum(band.total for band in panel.bands)
+        # The item they are compared with is none of them.
+        cut = "" if sum(taken) == total else f" ({sum(taken):,} of {total:,} shown)"
+        self.title = _ascii(f"{panel.title}{cut}")
 
     def height(self, side: int) -> int:
         """Pixels that the panel takes."""
-        return 2 * _LINE + -(-len(self._places) // _COLUMNS) * (side + 2 * _LINE)
+        return _ROW + _GAP + -(-len(self._places) // _COLUMNS) * self._pitch(side)
+
+    def _pitch(self, side: int) -> int:
+        """Pixels from one line of images to the next: above an image its band's mark, below it its similarity."""
+        marked = any(mark for _, mark in self._places)
+        return side + _ROW + 6 + (_ROW if marked else 0)
 
     def draw(
         self, sheet: "Image.Image", pen: "ImageDraw.ImageDraw", exhibits: Mapping[int, Exhibit], at: tuple[int, int]
     ) -> None:
         """Draw the panel at a height, with images of a size."""
         top, side = at
-        pen.text((_GAP, top), _ascii(self._title), fill=_INK, font_size=11)
+        pen.text((_GAP, top), self.title, fill=_INK, font_size=_LETTERS)
         for index, (place, mark) in enumerate(self._places):
             x = _GAP + 3 + index % _COLUMNS * (side + 6)
-            y = top + 2 * _LINE + 3 + index // _COLUMNS * (side + 2 * _LINE)
+            y = top + _ROW + self._pitch(side) - side - _ROW - 1 + index // _COLUMNS * self._pitch(side)
             image = exhibits[place.item].image
             if image is not None:
                 sheet.paste(_thumbnail(image, side, faint=self._faint and not place.kept), (x, y))
-            colour = _LEAD if place is self._lead else _RIGHT if place.kept else _WRONG
-            pen.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=colour, width=2)
+            pen.rectangle((x - 2, y - 2, x + side + 1, y + side + 1), outline=self._colour(place), width=2)
             if mark:
-                pen.line((x - 5, y - _LINE, x - 5, y + side + 4), fill=_GREY)
-                pen.text((x - 2, y - _LINE - 3), mark, fill=_GREY, font_size=9)
+                pen.line((x - 5, y - _ROW, x - 5, y + side + 4), fill=_GREY)
+                pen.text((x - 2, y - _ROW - 3), mark, fill=_GREY, font_size=_LETTERS)
             if place.similarity is not None:
-                pen.text((x, y + side + 1), f"{place.similarity:.3f}", fill=_GREY, font_size=9)
+                pen.text((x, y + side + 2), f"{place.similarity:.3f}", fill=_GREY, font_size=_LETTERS)
+
+    def _colour(self, place: Shown) -> str:
+        if place is self._lead:
+            return _LEAD
+        return _RIGHT if place.kept else _CHAIN if place.by_chain else _WRONG
 
 
 def _png(image: "Image.Image") -> bytes:

@@ -14,9 +14,9 @@ _ALIKE = 0.5
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fafafa; --card: #fff; --ink: #1d2125; --grey: #69707a; --line: #e1e4e8;
-  --kept: #2f8f4e; --removed: #d0453a; --lead: #2b6cd4; --gone: #d0453a26; --new: #2f8f4e2e; --shade: #1d212533; }
+  --kept: #2f8f4e; --removed: #d0453a; --chain: #a8780a; --lead: #2b6cd4; --gone: #d0453a26; --new: #2f8f4e2e; --shade: #1d212533; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171a; --card: #1d2125; --ink: #e6e8ea; --grey: #98a1ab;
-  --line: #343a41; --kept: #56b877; --removed: #ee7468; --lead: #6aa3f5; --shade: #000c; } }
+  --line: #343a41; --kept: #56b877; --removed: #ee7468; --chain: #dcae4a; --lead: #6aa3f5; --shade: #000c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 32px 24px 64px; max-width: 1400px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -37,8 +37,10 @@ figure { margin: 0; width: 104px; font-size: 12px; line-height: 1.35; }
 .absent { background: var(--ground); color: var(--grey); padding: 8px; font-size: 11px; text-align: center;
   overflow-wrap: anywhere; }
 .kept .tile { border-color: var(--kept); } .removed .tile { border-color: var(--removed); }
+.chain .tile { border-color: var(--chain); } .chain .state { color: var(--chain); }
 .lead .tile { border: 3px solid var(--lead); }
-.fade .removed img { opacity: .35; } .fade .removed:hover img { opacity: 1; }
+.fade .removed img, .fade .chain img { opacity: .35; }
+.fade .removed:hover img, .fade .chain:hover img { opacity: 1; }
 figcaption { margin-top: 4px; overflow-wrap: anywhere; } figcaption b { font-variant-numeric: tabular-nums; }
 .key, .caption { color: var(--grey); display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical;
   overflow: hidden; }
@@ -88,11 +90,13 @@ class Shown:
         item: its id.
         kept: whether it is kept at the gallery's epsilon.
         similarity: cosine similarity to what its panel is about; None for that item itself.
+        by_chain: whether it is removed though no kept item is similar enough: those that are were removed too.
     """
 
     item: int
     kept: bool
     similarity: float | None = None
+    by_chain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Band:
 
     Attributes:
         label: what they have in common.
-        mark: the same in a few ASCII letters, for pictures; empty where it goes without saying.
+        mark: the same in a few ASCII letters, for pictures: the epsilon; empty where it goes without saying.
         items: those that are shown.
         total: how many there are.
     """
@@ -199,14 +203,14 @@ def gallery_page(gallery: Gallery) -> bytes:
 def gallery_rows(gallery: Gallery, section: Section) -> list[dict[str, str]]:
     """A section as the rows of one short table: at most 50, texts cut off, no similarity where a panel begins."""
     found = []
-    for panel in section.panels:
+    for number, panel in enumerate(section.panels, start=1):
         for place in _places(panel):
             exhibit = gallery.exhibits[place.item]
-            number = "" if place.similarity is None else f"{place.similarity:.4f}"
             row = {
-                "panel": panel.title,
+                # That of a cluster is its state: before or after.
+                "group": str(number) if panel.lead is not None else panel.title.partition(":")[0].lower(),
                 "state": _state(section, panel, place),
-                "similarity": number,
+                "similarity": "" if place.similarity is None else f"{place.similarity:.4f}",
                 "key": exhibit.key,
             }
             if gallery.content == "text":
@@ -274,13 +278,18 @@ def _figure(exhibit: Exhibit, place: Shown, state: str) -> str:
     number = "" if place.similarity is None else f"<b>{place.similarity:.4f}</b> "
     caption = f'<span class="caption">{escape(exhibit.caption)}</span>' if exhibit.caption else ""
     return (
-        f'<figure class="{"lead" if place.similarity is None else _kept(place)}" title="{name}">{tile}<figcaption>{number}'
+        f'<figure class="{_class(place)}" title="{name}">{tile}<figcaption>{number}'
         f'<span class="state">{escape(state)}</span>{caption}<span class="key">{name}</span></figcaption></figure>'
     )
 
 
 def _kept(place: Shown) -> str:
-    return "kept" if place.kept else "removed"
+    return "kept" if place.kept else "removed by chain" if place.by_chain else "removed"
+
+
+def _class(place: Shown) -> str:
+    """How the page colours an item."""
+    return "lead" if place.similarity is None else "chain" if place.by_chain else _kept(place)
 
 
 def data_uri(image: bytes) -> str:
@@ -306,11 +315,10 @@ def _table(gallery: Gallery, section: Section, panel: Panel) -> str:
 
 
 def _row(exhibit: Exhibit, place: Shown, state: str, *, texts: bool, beside: str | None) -> str:
-    kind = "lead" if place.similarity is None else _kept(place)
     number = "" if place.similarity is None else f"{place.similarity:.4f}"
     text = f'<td><div class="text">{_text(exhibit, beside)}</div></td>' if texts else ""
     return (
-        f'<tr class="{kind}"><td class="number">{number}</td><td class="state">{escape(state)}</td>'
+        f'<tr class="{_class(place)}"><td class="number">{number}</td><td class="state">{escape(state)}</td>'
         f'<td class="name{"" if texts else " alone"}">{escape(exhibit.key)}</td>{text}</tr>'
     )
 

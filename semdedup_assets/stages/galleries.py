@@ -61,6 +61,7 @@ def _facts(k: str, epsilon: str, masks: Recipe) -> dict[str, str]:
         "items": f"{details['items']:,}",
         "kept": f"{details['kept']:,}",
         "removed": f"{details['removed']:,}",
+        "of these by chain": f"{details['orphans']:,}",
     }
 
 

@@ -23,6 +23,13 @@ _MARKS = {
     "text": " Words that only the other text has are struck out on red; words that it lacks stand on green.",
     "vector": " The source holds ready vectors: there is nothing to see but keys.",
 }
+_CHAIN = {
+    "chain": (
+        " Removed by chain: the items that are similar enough to it were all removed themselves; "
+        "the rule “greedy” keeps such items."
+    ),
+    "greedy": "",
+}
 
 Rows = dict[str, np.ndarray]
 
@@ -76,19 +83,25 @@ class _Selected:
     work: Work
     assigned: AssignedShards
     epsilon: str
+    number: float
 
     def rows(self, bucket: int) -> Rows:
-        """A bucket's scores and masks, which are of the same rows: by cluster, and within each in keep-order."""
+        """A bucket's scores and masks, which are of the same rows: by cluster, and within each in keep-order.
+
+        Also `by_chain`: whether an item is removed though no kept one is similar enough.
+        """
         layout, k, name = self.work.layout, self.assigned.k, self.work.buckets[bucket]
         scores = read_table(layout.scores(k, name), ["id", "cluster", "centroid_similarity", "similarity"])
-        return scores | read_table(layout.mask(k, self.epsilon, name), ["kept", "kept_neighbour", "kept_similarity"])
+        masks = read_table(layout.mask(k, self.epsilon, name), ["kept", "kept_neighbour", "kept_similarity"])
+        by_chain = ~masks["kept"] & keep_mask(masks["kept_similarity"], self.number)
+        return scores | masks | {"by_chain": by_chain}
 
-    def clusters(self, bucket: int, wanted: set[int]) -> Iterator[tuple[ClusterRun, np.ndarray]]:
-        """Some clusters of a bucket with their vectors, and for each row whether it is kept."""
+    def clusters(self, bucket: int, wanted: set[int]) -> Iterator[tuple[ClusterRun, Rows]]:
+        """Some clusters of a bucket with their vectors, and their rows."""
         rows, ranges = self.rows(bucket), self.assigned.clusters.buckets
         for run in bucket_runs(self.work, self.assigned.k, bucket=bucket, clusters=ranges[bucket], only=wanted):
             start, stop = np.searchsorted(rows["cluster"], [run.first, run.first + 1])
-            yield run, rows["kept"][start:stop]
+            yield run, {name: column[start:stop] for name, column in rows.items()}
 
 
 @dataclass
@@ -109,7 +122,7 @@ def chosen_sections(work: Work, epsilon: str, *, assigned: AssignedShards, masks
         assigned: the assignments of one k.
         masks: recipe of the keep masks.
     """
-    selected = _Selected(work, assigned, epsilon)
+    selected = _Selected(work, assigned, epsilon, masks.details["epsilon"])
     thresholds = _thresholds(selected)
     leads = [group["kept"] for group in masks.details["largest_groups"]][: work.pipeline.galleries.groups]
     found = _look_through(selected, leads, greatest=thresholds[-1].epsilon)
@@ -152,13 +165,15 @@ def _groups(rows: Rows, leads: list[int], *, most: int) -> dict[int, Band]:
         if len(here):
             order = here[np.lexsort((rows["id"][here], -rows["kept_similarity"][here]))]
             evenly = np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
-            items = _shown(rows["id"], rows["kept"], rows["kept_similarity"], order[evenly])
+            items = _shown(rows, rows["kept_similarity"], order[evenly])
             found[lead] = Band("removed", "", items, len(here))
     return found
 
 
-def _shown(ids: np.ndarray, kept: np.ndarray, similarity: np.ndarray, at: np.ndarray) -> tuple[Shown, ...]:
-    return tuple(Shown(int(ids[i]), bool(kept[i]), float(similarity[i])) for i in at)
+def _shown(rows: Rows, similarity: np.ndarray, at: np.ndarray) -> tuple[Shown, ...]:
+    return tuple(
+        Shown(int(rows["id"][i]), bool(rows["kept"][i]), float(similarity[i]), bool(rows["by_chain"][i])) for i in at
+    )
 
 
 def _seeds(rows: Rows, candidates: np.ndarray, bucket: int, *, most: int, seed: int) -> list[_Seed]:
@@ -190,34 +205,35 @@ def _group_section(work: Work, leads: list[int], groups: dict[int, Band]) -> Sec
     note = (
         "Kept items for which the most others were removed: of each removed one, the kept item is the most similar of "
         "its cluster. Numbers are cosine similarities to the kept item. Where a group is larger than what is shown, "
-        f"its items are taken evenly from the most to the least similar.{_MARKS[work.pipeline.source.content]}"
+        f"its items are taken evenly from the most to the least similar.{_CHAIN[work.pipeline.selection.rule]}"
+        f"{_MARKS[work.pipeline.source.content]}"
     )
-    return Section("groups", "Largest groups of duplicates", note, tuple(panels))
+    return Section("largest_groups_of_duplicates", "Largest groups of duplicates", note, tuple(panels))
 
 
 def _neighbour_section(selected: _Selected, seeds: list[_Seed], thresholds: list[_Threshold]) -> Section:
     work, panels = selected.work, dict[int, Panel]()
     for bucket in sorted({seed.bucket for seed in seeds}):
         within = [seed for seed in seeds if seed.bucket == bucket]
-        for run, kept in selected.clusters(bucket, {seed.cluster for seed in within}):
+        for run, cluster in selected.clusters(bucket, {seed.cluster for seed in within}):
             vectors = as_tensor(run.vectors).to(work.compute.torch_device)
-            rows = UnitRows(vectors, budget=work.compute.budget)
+            cut = _Cut(cluster, UnitRows(vectors, budget=work.compute.budget))
             for seed in (seed for seed in within if seed.cluster == run.first):
-                panels[seed.item] = _neighbours(work, seed.item, _Cut(run.ids, kept, rows), thresholds)
+                panels[seed.item] = _neighbours(work, seed.item, cut, thresholds)
     note = (
         "Items drawn at random among those that duplicate another within the greatest ε, each with the rest of its "
         "cluster by falling cosine similarity (SemDeDup, figures 2 and A9). Above them stand the ε from which on they "
         f"count as its duplicates, and the similarity that this asks for.{_MARKS[work.pipeline.source.content]}"
     )
-    return Section("neighbours", "Neighbours at rising ε", note, tuple(panels[seed.item] for seed in seeds), "seed")
+    shown = tuple(panels[seed.item] for seed in seeds)
+    return Section("neighbours_at_rising_epsilon", "Neighbours at rising ε", note, shown, "seed")
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A cluster: (n,) uint64 ids, (n,) bool whether kept, and n unit rows."""
+    """A cluster: its n rows of scores and masks, and n unit rows."""
 
-    ids: np.ndarray
-    kept: np.ndarray
+    rows: Rows
     vectors: UnitRows
 
     def similarities(self, row: int) -> np.ndarray:
@@ -233,19 +249,20 @@ class _Cut:
 
 def _neighbours(work: Work, item: int, cluster: _Cut, thresholds: Sequence[_Threshold]) -> Panel:
     """An item's neighbours, of each band between two epsilons the most similar ones."""
-    row = int(np.flatnonzero(cluster.ids == np.uint64(item))[0])
+    ids = cluster.rows["id"]
+    row = int(np.flatnonzero(ids == np.uint64(item))[0])
     similarity = cluster.similarities(row)
-    order = np.lexsort((cluster.ids, -similarity))
+    order = np.lexsort((ids, -similarity))
     order = order[order != row]
     ends = [int((~keep_mask(similarity[order], each.epsilon)).sum()) for each in thresholds]
     bands = np.split(order, ends)
-    labels = [(each.label, f"eps {each.epsilon:.2g}") for each in thresholds] + [("beyond every ε", "none")]
+    labels = [(each.label, f"{each.epsilon:.2g}") for each in thresholds] + [("beyond every ε", "none")]
     taken = shares([len(band) for band in bands], most=work.pipeline.galleries.items)
     return Panel(
         f"{ends[-1]:,} of the {len(order):,} others in its cluster lie within ε = {thresholds[-1].names[0]}",
-        Shown(item, kept=bool(cluster.kept[row])),
+        Shown(item, kept=bool(cluster.rows["kept"][row])),
         tuple(
-            Band(*label, _shown(cluster.ids, cluster.kept, similarity, band[:count]), len(band))
+            Band(*label, _shown(cluster.rows, similarity, band[:count]), len(band))
             for label, band, count in zip(labels, bands, taken, strict=True)
             if count
         ),
@@ -269,9 +286,9 @@ def _cluster_section(selected: _Selected, cluster: _Cluster | None) -> Section:
         "The cluster that lost the most items, sorted by cosine similarity to its centroid, the most similar first "
         "(SemDeDup, figures A10 and A11). Before: everything, removed items faint. After: what is kept."
     )
-    return Section("cluster", title, note, panels, fade=True)
+    return Section("cluster_before_and_after", title, note, panels, fade=True)
 
 
 def _sorted_band(rows: Rows, order: np.ndarray, *, most: int) -> Band:
-    items = _shown(rows["id"], rows["kept"], rows["centroid_similarity"], order[:most])
+    items = _shown(rows, rows["centroid_similarity"], order[:most])
     return Band("most similar to the centroid first", "", items, len(order))

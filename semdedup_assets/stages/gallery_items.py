@@ -12,7 +12,7 @@ from semdedup_assets.figures.gallery import Exhibit
 from semdedup_assets.records import Record, id_rows, id_shards
 from semdedup_assets.sources.catalogue import Shard
 from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.files import FileStat, list_files
+from semdedup_assets.storage.files import FileStat, exists, list_files
 from semdedup_assets.storage.results import Recipe
 from semdedup_assets.storage.vectors import read_columns
 
@@ -61,6 +61,25 @@ def read_exhibits(work: Work, embeddings: Mapping[str, Recipe], ids: Sequence[in
     if work.pipeline.source.content == "image":
         _read_images(work, _by_file(shards, embeddings, wanted), found)
     return found
+
+
+def item_keys(work: Work, ids: Sequence[int]) -> dict[int, str]:
+    """The source's own names of some items, by id.
+
+    Args:
+        work: the pipeline at work.
+        ids: of the items; one that is not among the embeddings of now is named by its shard and row.
+    """
+    array = np.array(ids, dtype=np.uint64)
+    names, by_shard = dict[int, str](), dict[int, list[int]]()
+    for item, shard, row in zip(ids, id_shards(array).tolist(), id_rows(array).tolist(), strict=True):
+        names[item] = f"shard {shard}, row {row}"
+        by_shard.setdefault(shard, []).append(item)
+    for shard in (shard for shard in work.shards() if shard.index in by_shard):
+        if exists(work.layout.embeddings(shard.name)):
+            found = _carried(work, shard.name, by_shard[shard.index], texts=False)
+            names |= {item: exhibit.key for item, exhibit in found.items()}
+    return names
 
 
 def _carried(work: Work, shard: str, items: list[int], *, texts: bool) -> dict[int, Exhibit]:

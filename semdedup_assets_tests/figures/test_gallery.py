@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -109,12 +110,17 @@ def test_lone_surrogates_in_a_key_do_not_break_the_page() -> None:
 @pytest.mark.parametrize("items", [8, 40])
 def test_a_picture_fits_the_event_log_whatever_it_shows(items: int) -> None:
     shown = section(12, items, bands=3)
+    # All words that the line above the pictures may hold.
+    last = replace(shown.panels[0].bands[-1], items=(Shown(1, kept=False, similarity=0.9, by_chain=True),))
+    shown = replace(shown, lead="seed", panels=(replace(shown.panels[0], bands=(last,)), *shown.panels[1:]))
     exhibits = {place.item: Exhibit("key", image=photo(place.item % 20)) for place in shown.items()}
     picture = gallery_picture(shown, exhibits=exhibits)
     assert len(picture) * 4 / 3 < 100_000
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG"
         assert image.width <= 600
+        pixels = np.asarray(image.convert("L"))
+        assert (pixels[:, -1] == 255).all(), "cut off"
 
 
 def test_a_picture_frames_lead_kept_and_removed_in_their_colours_and_fades_only_where_asked() -> None:
@@ -137,6 +143,33 @@ def test_a_picture_frames_lead_kept_and_removed_in_their_colours_and_fades_only_
     assert faint not in plain
 
 
+def test_what_no_kept_item_resembles_is_said_to_be_removed_by_chain() -> None:
+    exhibits = {i: Exhibit("key", image=photo(i), text="a text") for i in range(3)}
+    places = (Shown(1, kept=False, similarity=0.99), Shown(2, kept=False, similarity=0.8, by_chain=True))
+    chained = Section("s", "t", "n", (Panel("p", Shown(0, kept=True), (Band("b", "", places, 2),)),))
+    for content in ("image", "text"):
+        page = gallery_page(Gallery("title", {}, (chained,), exhibits, content)).decode()
+        assert re.findall(r">(removed[^<]*)<", page) == ["removed", "removed by chain"]
+        assert page.count('class="chain"') == 1
+    rows = gallery_rows(Gallery("title", {}, (chained,), exhibits, "text"), chained)
+    assert [row["state"] for row in rows] == ["kept", "removed", "removed by chain"]
+
+
+def test_a_picture_says_how_many_it_shows_only_where_some_are_left_out() -> None:
+    exhibits = {i: Exhibit("key", image=photo(0)) for i in range(3)}
+
+    def drawn(total: int) -> np.ndarray:
+        places = (Shown(1, kept=True, similarity=0.9), Shown(2, kept=True, similarity=0.8))
+        panel = Panel("p", Shown(0, kept=True), (Band("b", "0.05", places, total),))
+        picture = gallery_picture(Section("s", "t", "n", (panel,)), exhibits=exhibits)
+        return np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[26:40]
+
+    def inked(row: np.ndarray) -> int:
+        return int(np.flatnonzero((row < 200).any(axis=0)).max())
+
+    assert inked(drawn(2)) < 40 < inked(drawn(60))
+
+
 def test_a_section_without_a_panel_is_drawn_as_none() -> None:
     empty = Section("groups", "Largest groups", "note", ())
     assert b"None." in gallery_page(Gallery("title", {}, (empty,), {}, "image"))
@@ -149,7 +182,8 @@ def test_rows_are_few_and_short_and_have_the_same_columns() -> None:
     exhibits = {place.item: Exhibit(f"key {place.item}", text="word\n" * 1000) for place in shown.items()}
     rows = gallery_rows(Gallery("title", {}, (shown,), exhibits, "text"), shown)
     assert len(rows) == 50
-    assert {tuple(row) for row in rows} == {("panel", "state", "similarity", "key", "text")}
+    assert {tuple(row) for row in rows} == {("group", "state", "similarity", "key", "text")}
+    assert [row["group"] for row in rows[:7]] == ["1"] * 6 + ["2"]
     assert [row["state"] for row in rows[:7]] == ["kept", *["removed"] * 5, "kept"]
     assert [row["similarity"] for row in rows[:3]] == ["", "0.9900", "0.9800"]
     assert max(len(row["text"]) for row in rows) == 160

@@ -47,7 +47,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "sizes": lambda: plots.cluster_sizes(LARGE, note=NOTE),
     "sizes, one cluster": lambda: plots.cluster_sizes(np.array([31]), note=NOTE),
     "sizes, of nothing": lambda: plots.cluster_sizes(np.zeros(3, dtype=np.int64), note=NOTE),
-    "convergence": lambda: plots.convergence(1 - 1 / np.arange(2, 102), title="k-means, k=50,000"),
+    "convergence": lambda: plots.convergence((1 - 1 / np.arange(2, 102)).tolist(), title="k-means, k=50,000"),
     "convergence at once": lambda: plots.convergence([1.0] * 3, title="k-means of $k"),
     "convergence, one iteration": lambda: plots.convergence([0.5], title="k-means"),
     "convergence, none": lambda: plots.convergence([], title="k-means"),

@@ -111,7 +111,7 @@ def test_groups_are_the_kept_items_with_the_most_removed_ones(vectors: PipelineR
     items = table(vectors.work, epsilon)
     removed = items.filter(~pl.col("kept"))
     counts = sorted(removed.group_by("kept_neighbour").len()["len"].to_list(), reverse=True)
-    panels = chosen(vectors, epsilon)["groups"].panels
+    panels = chosen(vectors, epsilon)["largest_groups_of_duplicates"].panels
     assert len(panels) == min(12, len(counts)) > 2
     assert [panel.bands[0].total for panel in panels] == counts[: len(panels)]
     for panel in panels:
@@ -127,7 +127,7 @@ def test_groups_are_the_kept_items_with_the_most_removed_ones(vectors: PipelineR
 def test_a_large_group_is_shown_from_its_most_to_its_least_similar_item(vectors: PipelineRuns) -> None:
     few = vectors.changed(galleries={"items": 2})
     items = table(few.work, "0.2")
-    panel = chosen(few, "0.2")["groups"].panels[0]
+    panel = chosen(few, "0.2")["largest_groups_of_duplicates"].panels[0]
     members = items.filter(~pl.col("kept") & (pl.col("kept_neighbour") == lead(panel)))["kept_similarity"]
     assert panel.bands[0].total == len(members) > 2
     assert [s for _, s in of(panel)] == [members.max(), members.min()]
@@ -137,10 +137,9 @@ def test_neighbours_are_the_nearest_of_each_band_between_two_epsilons(vectors: P
     items = table(vectors.work, "0.01")
     edges = [1 - vectors.work.masks("3", epsilon).details["epsilon"] for epsilon in EPSILONS]
     ranges = {
-        f"eps {1 - low:.2g}": (low, high)
-        for low, high in zip(sorted(edges)[::-1], [2, *sorted(edges)[::-1]], strict=False)
+        f"{1 - low:.2g}": (low, high) for low, high in zip(sorted(edges)[::-1], [2, *sorted(edges)[::-1]], strict=False)
     } | {"none": (-2, min(edges))}
-    panels = chosen(vectors, "0.01")["neighbours"].panels
+    panels = chosen(vectors, "0.01")["neighbours_at_rising_epsilon"].panels
     assert len(panels) == 6
     for panel in panels:
         seed = items.filter(pl.col("id") == lead(panel))
@@ -162,7 +161,10 @@ def test_seeds_come_from_every_cluster_and_hang_on_their_seed_alone(vectors: Pip
     cluster = dict(table(vectors.work, "0.2").select("id", "cluster").iter_rows())
 
     def seeds(seed: int) -> list[int]:
-        return [lead(panel) for panel in chosen(vectors.changed(galleries={"seed": seed}), "0.2")["neighbours"].panels]
+        return [
+            lead(panel)
+            for panel in chosen(vectors.changed(galleries={"seed": seed}), "0.2")["neighbours_at_rising_epsilon"].panels
+        ]
 
     assert {cluster[item] for item in seeds(0)} == {0, 1, 2}
     assert seeds(0) == seeds(0)
@@ -172,7 +174,7 @@ def test_seeds_come_from_every_cluster_and_hang_on_their_seed_alone(vectors: Pip
 def test_the_cluster_that_lost_most_is_sorted_by_similarity_to_its_centroid(vectors: PipelineRuns) -> None:
     items = table(vectors.work, "0.2")
     lost = items.group_by("cluster").agg((~pl.col("kept")).sum().alias("removed"), pl.len()).sort("removed", "len")
-    section = chosen(vectors, "0.2")["cluster"]
+    section = chosen(vectors, "0.2")["cluster_before_and_after"]
     worst = items.filter(pl.col("cluster") == lost["cluster"][-1]).sort("centroid_similarity", descending=True)
     before, after = section.panels
     assert before.bands[0].total == len(worst)
@@ -188,8 +190,10 @@ def test_of_vectors_there_are_tables_of_keys_and_a_second_drawing_is_the_same(ve
     recipe, page = drawn(vectors, "0.2")
     assert "<img" not in page
     assert recipe.details["files_read"] == recipe.details["items_absent"] == 0
-    rows = json.loads(Path(vectors.work.layout.gallery_file("3", "0.2", "groups.json")).read_text())
-    first = chosen(vectors, "0.2")["groups"].panels[0]
+    rows = json.loads(
+        Path(vectors.work.layout.gallery_file("3", "0.2", "largest_groups_of_duplicates.json")).read_text()
+    )
+    first = chosen(vectors, "0.2")["largest_groups_of_duplicates"].panels[0]
     ids = np.array([lead(first), *(item for item, _ in of(first))], dtype=np.uint64)
     keys = [f"{shard}.npy:{row}" for shard, row in zip(id_shards(ids), id_rows(ids), strict=True)]
     assert [row["key"] for row in rows[: len(keys)]] == keys
@@ -340,6 +344,6 @@ def test_texts_are_compared_word_by_word_without_their_source(instance: dg.Dagst
     assert pairs
     assert set(pairs) <= {("grey", "black"), ("black", "grey")}
     assert f"… ({len(texts[2]) - 4000:,} characters more)" in page
-    rows = json.loads(Path(runs.work.layout.gallery_file("1", "0.3", "groups.json")).read_text())
+    rows = json.loads(Path(runs.work.layout.gallery_file("1", "0.3", "largest_groups_of_duplicates.json")).read_text())
     assert [row["state"] for row in rows] == ["kept", "removed"]
     assert {row["text"] for row in rows} == set(texts[:2])
