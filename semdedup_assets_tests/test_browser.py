@@ -149,7 +149,8 @@ def embedded(seen: Seen) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("asset", "partition", "picture"), [("figures", "6", "kept_by_epsilon"), ("galleries", "0.05|6", "groups")]
+    ("asset", "partition", "picture"),
+    [("figures", "6", "kept_by_epsilon"), ("galleries", "0.05|6", "largest_groups_of_duplicates")],
 )
 def test_pictures_of_a_partition_are_drawn_on_its_page(seen: Seen, asset: str, partition: str, picture: str) -> None:
     seen.ui.open_partition(seen.key(asset), partition)

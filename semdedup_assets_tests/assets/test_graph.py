@@ -109,6 +109,17 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
+def test_loading_the_code_location_of_the_demos_does_not_import_torch() -> None:
+    script = """
+import sys
+from semdedup_assets.definitions import defs
+defs().resolve_asset_graph()
+heavy = {"torch", "open_clip", "transformers", "faiss", "polars", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
 def project(folder: Path, attributes: dict[str, Any]) -> Path:
     """A Dagster project of somebody else's, with one pipeline in a `defs.yaml`."""
     package = folder / "their_project"
