@@ -72,8 +72,9 @@ def running_dagster(folder: Path) -> Iterator[RunningDagster]:
         # Its children outlive it: the whole group goes.
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(10)
         _kill_group(process.pid)
+        process.wait()
 
 
 def _kill_group(group: int) -> None:

@@ -1,5 +1,6 @@
 """What Dagster's UI shows of a materialisation: readable, without noise, results first."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, v
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> PipelineRuns:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineRuns]:
     """Two shards of near-duplicates, at an epsilon at which the rules differ and at a target."""
     folder = tmp_path_factory.mktemp("vectors")
     for seed in range(2):
         write_shard(folder, f"{seed}", near_duplicates(seed, groups=12, copies=6))
-    made = PipelineRuns(dg.DagsterInstance.ephemeral(), vectors_settings(folder)).changed(epsilons=["0.2", "keep=60%"])
-    made.refresh()
-    return made
+    with dg.DagsterInstance.ephemeral() as instance:
+        made = PipelineRuns(instance, vectors_settings(folder)).changed(epsilons=["0.2", "keep=60%"])
+        made.refresh()
+        yield made
 
 
 def shown(runs: PipelineRuns, asset: str) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def test_one_shard_that_always_fails_is_left_out_and_comes_back_when_it_is_mende
     assert "s000001" in manifest["recipe"].value["left_out"]
     assert at_once.refresh() == {}
     tried = [
-        run.asset for run in refresh(at_once.pipeline, runs.definitions, runs.instance, again=True) if run.partitions
+        run.asset for run in refresh(at_once.pipeline, at_once.definitions, runs.instance, again=True) if run.partitions
     ]
     assert tried == ["embeddings"]
     path.write_bytes(good)
