@@ -96,6 +96,11 @@ class Clustering(BaseModel, frozen=True, extra="forbid"):
         None, ge=1, description="Passes over the sample; empty: 100, for text 20 (paper, appendix G)."
     )
     seed: int = Field(0, ge=0, description="Of the first centroids.")
+    engine: Literal["auto", "faiss", "int8"] = Field(
+        "auto",
+        description="What fits the centroids: `faiss`, on GPUs where there are some; `int8`, on the CPU; `auto` is the "
+        "faster of them. Their objective is about the same, their centroids differ.",
+    )
     buckets: int = Field(
         4, ge=1, description="Ranges of clusters that are scored apart; about one for each GiB of vectors is right."
     )

@@ -7,10 +7,22 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
+from semdedup_assets.algorithm.screening import (
+    QUERY_BLOCK,
+    Screen,
+    can_screen,
+    centre_of,
+    encode,
+    first_of_greatest,
+)
 from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_rows
 
 # Farther apart than this, float32 cannot mistake which of two centroids is nearer.
 _CLOSE = 1e-5
+# Closer than this, float64 cannot either: the lower one is taken.
+_EQUAL = 1e-12
+# Of fewer centroids than this, one is as soon found in float32.
+_SCREENED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +38,65 @@ class Assignment:
     similarity: np.ndarray
 
 
-def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
-    """Assign each vector to its nearest centroid by cosine similarity.
+class NearestCentroids:
+    """Centroids that many vectors are assigned to, made ready once."""
 
-    Close calls are settled in float64, so that equal vectors always share a cluster.
+    def __init__(self, centroids: Tensor, *, budget: int) -> None:
+        """Make ready for products in 8 bits where the processor has fast ones.
+
+        Args:
+            centroids: (k, d) float32 unit rows, on the device that does the work.
+            budget: bytes the tiles may take there.
+        """
+        self.centroids = centroids
+        self._shape = tile_shape(budget, dimension=centroids.shape[1], gpu=centroids.is_cuda)
+        self._screen: Screen | None = None
+        if len(centroids) >= _SCREENED and can_screen(centroids, budget=budget):
+            self._centre = centre_of(centroids)
+            self._screen = Screen(encode(centroids, self._centre))
+
+    def assign(self, vectors: Tensor) -> Assignment:
+        """Assign each vector to its nearest centroid by cosine similarity.
+
+        Close calls are settled in float64, so that equal vectors always share a cluster.
+
+        Args:
+            vectors: (n, d) rows, any float type, on the CPU or the centroids' device.
+
+        Returns:
+            Cluster and similarity of each vector.
+
+        Raises:
+            ValueError: vectors and centroids differ in dimension.
+        """
+        if vectors.shape[1] != self.centroids.shape[1]:
+            message = (
+                f"vectors of {vectors.shape[1]} numbers, centroids of {self.centroids.shape[1]}: "
+                "they come from different models; fit the centroids again"
+            )
+            raise ValueError(message)
+        clusters, similarities = [], []
+        height = self._shape.rows if self._screen is None else QUERY_BLOCK
+        for start in range(0, len(vectors), height):
+            rows = unit_rows(vectors[start : start + height].to(self.centroids.device))
+            cluster = self._nearest(rows)
+            clusters.append(cluster.int().cpu())
+            similarities.append(row_cosine(rows, self.centroids[cluster]).cpu())
+        if not clusters:
+            return Assignment(np.empty(0, np.int32), np.empty(0, np.float64))
+        return Assignment(torch.cat(clusters).numpy(), torch.cat(similarities).numpy())
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        """(b,) int64: the nearest centroid of each unit row."""
+        pairs = None if self._screen is None else self._screen.pairs(encode(rows, self._centre))
+        if pairs is not None:
+            return _nearest_of(rows, self.centroids, *pairs)
+        with full_float32():
+            return _nearest(rows, self.centroids, self._shape)
+
+
+def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
+    """`NearestCentroids.assign` for vectors that are assigned once.
 
     Args:
         vectors: (n, d) rows, any float type, on the CPU or the centroids' device.
@@ -42,23 +109,15 @@ def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
     Raises:
         ValueError: vectors and centroids differ in dimension.
     """
-    if vectors.shape[1] != centroids.shape[1]:
-        message = (
-            f"vectors of {vectors.shape[1]} numbers, centroids of {centroids.shape[1]}: "
-            "they come from different models; fit the centroids again"
-        )
-        raise ValueError(message)
-    shape = tile_shape(budget, dimension=centroids.shape[1], gpu=centroids.is_cuda)
-    clusters, similarities = [], []
-    for start in range(0, len(vectors), shape.rows):
-        rows = unit_rows(vectors[start : start + shape.rows].to(centroids.device))
-        with full_float32():
-            cluster = _nearest(rows, centroids, shape)
-        clusters.append(cluster.int().cpu())
-        similarities.append(row_cosine(rows, centroids[cluster]).cpu())
-    if not clusters:
-        return Assignment(np.empty(0, np.int32), np.empty(0, np.float64))
-    return Assignment(torch.cat(clusters).numpy(), torch.cat(similarities).numpy())
+    return NearestCentroids(centroids, budget=budget).assign(vectors)
+
+
+def _nearest_of(rows: Tensor, centroids: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
+    """(b,) int64: of some pairs, the nearest centroid of each row; in float64 where there is a choice."""
+    rivals = torch.bincount(query, minlength=len(rows))[query] > 1
+    similarity = torch.ones(len(query), dtype=torch.float64)
+    similarity[rivals] = row_cosine(rows[query[rivals]], centroids[candidate[rivals]])
+    return first_of_greatest(query, candidate, similarity, queries=len(rows), tie=_EQUAL)
 
 
 def _nearest(rows: Tensor, centroids: Tensor, shape: TileShape) -> Tensor:
@@ -80,12 +139,12 @@ def _nearest(rows: Tensor, centroids: Tensor, shape: TileShape) -> Tensor:
 
 
 def _nearest_exactly(rows: Tensor, centroids: Tensor) -> Tensor:
-    """(b,) int64: the nearest centroid in float64, the lowest of those that are equal within 1e-12."""
+    """(b,) int64: the nearest centroid in float64, the lowest of those that are equal within `_EQUAL`."""
     nearest = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     step = max(1, (64 << 20) // (8 * len(centroids)))
     exact = centroids.double()
     for start in range(0, len(rows), step):
         similarity = rows[start : start + step].double() @ exact.T
         greatest = similarity.amax(1, keepdim=True)
-        nearest[start : start + step] = (similarity >= greatest - 1e-12).to(torch.uint8).argmax(1)
+        nearest[start : start + step] = (similarity >= greatest - _EQUAL).to(torch.uint8).argmax(1)
     return nearest

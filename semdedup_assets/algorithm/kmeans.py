@@ -2,12 +2,23 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
+from semdedup_assets.algorithm.lloyd import fit_by_integers
+from semdedup_assets.algorithm.screening import NARROWEST, integers_are_exact, integers_are_fast
 from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, unit_rows
+
+Engine = Literal["auto", "faiss", "int8"]
+
+# With fewer clusters, products are not what takes the time.
+_FEWEST_FOR_INTEGERS = 128
+# Bytes the last assignment's tiles and codes may take.
+_BUDGET = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +47,26 @@ class Centroids:
         return int((self.sizes == 0).sum())
 
 
-def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, budget: int = 1 << 30) -> Centroids:
+def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, engine: Engine = "auto") -> Centroids:
     """Fit k centroids by spherical k-means: centroids are scaled to unit norm after each iteration.
 
-    Runs in faiss, on all GPUs where there are some, else on the CPU; seeded, and on the CPU reproducible.
+    Seeded, and on the CPU reproducible; another engine gives other centroids, of about the same objective.
 
     Args:
         sample: (n, d) floats, no zero rows; all of it is used.
         k: clusters; more than n gives n clusters, with a warning.
         iterations: passes over the sample (paper: 100 for images, 20 for text).
         seed: of the first centroids.
-        budget: bytes the last assignment's tiles may take.
+        engine: `faiss` runs on all GPUs where there are some, else on the CPU; `int8` on the CPU, with products of 8-bit
+            integers; `auto` is faiss on GPUs, and on the CPU whichever is faster on it.
 
     Returns:
         Centroids, objective by iteration, cluster sizes in the sample.
 
     Raises:
-        ValueError: k or iterations is not positive, the sample is empty, or a row is zero or not finite.
+        ValueError: k or iterations is not positive, the sample is empty, a row is zero or not finite, or this processor
+            cannot run the engine.
     """
-    import faiss
-
     if k < 1 or iterations < 1:
         message = f"k = {k}, iterations = {iterations}: both must be at least 1"
         raise ValueError(message)
@@ -69,19 +80,40 @@ def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, 
         k = len(sample)
     rows = as_tensor(sample)
     check_rows(rows)
-    unit = np.ascontiguousarray(unit_rows(rows).cpu().numpy())
+    unit = unit_rows(rows).cpu().contiguous()
+    fit = fit_by_integers if _by_integers(engine, k=k, dimension=unit.shape[1]) else _fit_by_faiss
+    vectors, objective = fit(unit, k=k, iterations=iterations, seed=seed)
+    assigned = assign(unit, torch.from_numpy(vectors), budget=_BUDGET)
+    # k of k vectors are their own centroids: an iteration changes nothing.
+    if k == len(unit):
+        objective = assigned.similarity.mean(keepdims=True)
+    return Centroids(vectors, objective, np.bincount(assigned.cluster, minlength=k))
+
+
+def _by_integers(engine: Engine, *, k: int, dimension: int) -> bool:
+    import faiss
+
+    if engine == "auto":
+        large = k >= _FEWEST_FOR_INTEGERS and dimension >= NARROWEST
+        return large and faiss.get_num_gpus() == 0 and integers_are_fast()
+    if engine == "int8" and not integers_are_exact():
+        message = "engine int8: PyTorch does not multiply 8-bit integers exactly on this processor; choose faiss"
+        raise ValueError(message)
+    return engine == "int8"
+
+
+def _fit_by_faiss(unit: Tensor, *, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(k, d) float32 unit rows, and (i,) float64 the mean similarity in each iteration."""
+    import faiss
+
+    rows = unit.numpy()
     kmeans = faiss.Kmeans(
-        unit.shape[1], k, niter=iterations, seed=seed % (1 << 31), spherical=True, gpu=faiss.get_num_gpus() > 0,
-        min_points_per_centroid=1, max_points_per_centroid=len(unit),
+        rows.shape[1], k, niter=iterations, seed=seed % (1 << 31), spherical=True, gpu=faiss.get_num_gpus() > 0,
+        min_points_per_centroid=1, max_points_per_centroid=len(rows),
     )  # fmt: skip
-    kmeans.train(unit)
-    centroids = _without_zero_rows(np.asarray(kmeans.centroids, dtype=np.float32), unit)
-    assigned = assign(torch.from_numpy(unit), torch.from_numpy(centroids), budget=budget)
-    # faiss copies k of k vectors without an iteration, and calls the objective 0.
-    objective = (
-        np.asarray(kmeans.obj, np.float64) / len(unit) if k < len(unit) else assigned.similarity.mean(keepdims=True)
-    )
-    return Centroids(centroids, objective, np.bincount(assigned.cluster, minlength=k))
+    kmeans.train(rows)
+    vectors = _without_zero_rows(np.asarray(kmeans.centroids, dtype=np.float32), rows)
+    return vectors, np.asarray(kmeans.obj, np.float64) / len(rows)
 
 
 def _without_zero_rows(centroids: np.ndarray, unit: np.ndarray) -> np.ndarray:

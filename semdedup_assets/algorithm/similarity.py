@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
+from semdedup_assets.algorithm.screening import (
+    QUERY_BLOCK,
+    Screen,
+    can_screen,
+    centre_of,
+    encode,
+    first_of_greatest,
+)
 from semdedup_assets.algorithm.unit_rows import IN_CACHE, UnitRows, full_float32, row_cosine
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
@@ -16,6 +24,8 @@ _TIE = 1e-6
 # Clusters of at most this many rows are scored in batches, of about this many numbers in their tiles.
 _SMALL = 256
 _BATCH_FLOATS = 1 << 19
+# Against fewer candidates than this, finding the few that matter costs more than screening saves.
+_SCREENED = 1536
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,40 @@ def greatest_similarity(
 
 def _positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
     """(q,) int64: the most similar visible candidate, the earliest of equals, -1 where none is visible."""
+    many = min(len(queries), len(candidates)) >= _SCREENED
+    if many and can_screen(candidates, budget=budget // 2):
+        return _screened_positions(queries, candidates, visible, budget)
+    return _tiled_positions(queries, candidates, visible, budget)
+
+
+def _screened_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
+    """`_positions`, where only the pairs are compared in float32 that 8-bit integers leave."""
+    centre = centre_of(candidates)
+    codes = encode(candidates, centre)
+    screen, same = Screen(codes, tie=_TIE), queries is candidates
+    position = torch.full((len(queries),), -1, dtype=torch.int64)
+    for start in range(0, len(queries), QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, len(queries))
+        rows, seen = queries.part(start, stop), None if visible is None else visible[start:stop]
+        block = codes.part(start, stop) if same else encode(rows, centre)
+        pairs = screen.pairs(block, None if seen is None else torch.as_tensor(seen))
+        # Where many are nearly equal, such as copies of one item, there is nothing to screen out.
+        found = _tiled_positions(rows, candidates, seen, budget) if pairs is None else _best(rows, candidates, *pairs)
+        position[start:stop] = found
+    return position
+
+
+def _best(queries: UnitRows, candidates: UnitRows, query: Tensor, candidate: Tensor) -> Tensor:
+    """(q,) int64: of some pairs, the most similar candidate of each query in float32, the earliest of equals."""
+    rows, similarity = queries[:], torch.empty(len(query))
+    for start in range(0, len(query), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        similarity[part] = (rows.index_select(0, query[part]) * candidates.take(candidate[part])).sum(1)
+    return first_of_greatest(query, candidate, similarity, queries=len(rows), tie=_TIE)
+
+
+def _tiled_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
+    """`_positions`, where all pairs are compared in float32."""
     device = queries.device
     shape = tile_shape(budget // 2, dimension=queries.dimension, gpu=device.type != "cpu")
     seen = None if visible is None else torch.as_tensor(visible, device=device)

@@ -39,7 +39,7 @@ def fit_centroids(work: Work, k: str) -> Recipe:
     settings = work.pipeline.clustering
     with work.measures.phase("fit"):
         fit = spherical_kmeans(
-            rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, budget=work.compute.budget
+            rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, engine=settings.engine
         )
     bounds = plan_buckets(fit.sizes, buckets=settings.buckets)
     made_from = {"training_sample": sample.version}

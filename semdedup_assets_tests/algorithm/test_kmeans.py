@@ -6,58 +6,75 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
+from semdedup_assets.algorithm.kmeans import Engine, spherical_kmeans, suggest_k
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.algorithm.vectors import random_vectors, repeatable, repeated
+
+ENGINES: tuple[Engine, ...] = ("faiss", "int8")
+both = pytest.mark.parametrize("engine", ENGINES)
 
 
 def mean_similarity(rows: np.ndarray, centroids: np.ndarray) -> float:
     return float((oracle.unit(rows) @ oracle.unit(centroids).T).max(axis=1).mean())
 
 
+@both
 @pytest.mark.parametrize("k", [2, 10, 40])
-def test_the_objective_does_not_fall_over_the_iterations(real_vectors: np.ndarray, k: int) -> None:
-    objective = spherical_kmeans(real_vectors, k=k, iterations=30, seed=0).objective
+def test_the_objective_does_not_fall_over_the_iterations(real_vectors: np.ndarray, k: int, engine: Engine) -> None:
+    objective = spherical_kmeans(real_vectors, k=k, iterations=30, seed=0, engine=engine).objective
     assert 3 < len(objective) <= 30
     assert np.diff(objective).min() > -1e-5
     assert objective[-1] > objective[0] + 0.01
 
 
+@both
 @pytest.mark.parametrize("k", [1, 10, 40])
-def test_the_last_objective_is_the_mean_similarity_to_the_nearest_centroid(real_vectors: np.ndarray, k: int) -> None:
-    fitted = spherical_kmeans(real_vectors, k=k, iterations=60, seed=0)
+def test_the_last_objective_is_the_mean_similarity_to_the_nearest_centroid(
+    real_vectors: np.ndarray, k: int, engine: Engine
+) -> None:
+    fitted = spherical_kmeans(real_vectors, k=k, iterations=60, seed=0, engine=engine)
     assert fitted.objective[-1] == pytest.approx(mean_similarity(real_vectors, fitted.vectors), abs=1e-4)
     nearest = (oracle.unit(real_vectors) @ fitted.vectors.T).argmax(axis=1)
     np.testing.assert_array_equal(fitted.sizes, np.bincount(nearest, minlength=k))
 
 
+@both
 @pytest.mark.parametrize("k", [5, 20])
-def test_the_objective_is_that_of_plain_lloyd_iterations_or_better(real_vectors: np.ndarray, k: int) -> None:
-    fitted = spherical_kmeans(real_vectors, k=k, iterations=50, seed=3)
+def test_the_objective_is_that_of_plain_lloyd_iterations_or_better(
+    real_vectors: np.ndarray, k: int, engine: Engine
+) -> None:
+    fitted = spherical_kmeans(real_vectors, k=k, iterations=50, seed=3, engine=engine)
     plain = np.median([oracle.lloyd_objective(real_vectors, k, 50, seed) for seed in range(3)])
     assert mean_similarity(real_vectors, fitted.vectors) >= 0.98 * plain
 
 
-def test_one_centroid_is_the_mean_direction(real_vectors: np.ndarray) -> None:
-    fitted = spherical_kmeans(real_vectors, k=1, iterations=5, seed=0)
+@both
+def test_one_centroid_is_the_mean_direction(real_vectors: np.ndarray, engine: Engine) -> None:
+    fitted = spherical_kmeans(real_vectors, k=1, iterations=5, seed=0, engine=engine)
     mean = oracle.unit(oracle.unit(real_vectors).sum(axis=0, keepdims=True))
     np.testing.assert_allclose(fitted.vectors, mean, atol=1e-5)
     assert fitted.sizes.tolist() == [len(real_vectors)]
 
 
+@both
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_seed_gives_the_same_centroids_and_another_seed_others(real_vectors: np.ndarray, threads: int) -> None:
+def test_the_same_seed_gives_the_same_centroids_and_another_seed_others(
+    real_vectors: np.ndarray, threads: int, engine: Engine
+) -> None:
     faiss.omp_set_num_threads(threads)
-    first, again, other = (spherical_kmeans(real_vectors, k=15, iterations=20, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (
+        spherical_kmeans(real_vectors, k=15, iterations=20, seed=seed, engine=engine) for seed in (7, 7, 8)
+    )
     faiss.omp_set_num_threads(1)
     np.testing.assert_array_equal(first.vectors, again.vectors)
     np.testing.assert_array_equal(first.objective, again.objective)
     assert not np.array_equal(first.vectors, other.vectors)
 
 
-def test_as_many_clusters_as_items_gives_each_its_own() -> None:
+@both
+def test_as_many_clusters_as_items_gives_each_its_own(engine: Engine) -> None:
     rows = random_vectors(30)
-    fitted = spherical_kmeans(rows, k=30, iterations=10, seed=0)
+    fitted = spherical_kmeans(rows, k=30, iterations=10, seed=0, engine=engine)
     assert fitted.sizes.tolist() == [1] * 30
     assert fitted.empty == 0
     assert fitted.objective[-1] == pytest.approx(1, abs=1e-6)
@@ -70,29 +87,32 @@ def test_more_clusters_than_items_gives_as_many_as_items_and_says_so() -> None:
     assert fitted.sizes.tolist() == [1] * 7
 
 
+@both
 @pytest.mark.parametrize("k", [4, 20, 199])
-def test_duplicates_leave_clusters_empty_and_the_others_right(k: int) -> None:
+def test_duplicates_leave_clusters_empty_and_the_others_right(k: int, engine: Engine) -> None:
     rows, _ = repeated(200, groups=3)
-    fitted = spherical_kmeans(rows, k=k, iterations=10, seed=0)
+    fitted = spherical_kmeans(rows, k=k, iterations=10, seed=0, engine=engine)
     assert fitted.vectors.shape == (k, 32)
     assert fitted.empty >= k - 3
     assert fitted.sizes.sum() == 200
     assert mean_similarity(rows, fitted.vectors) == pytest.approx(1, abs=1e-3)
 
 
+@both
 @pytest.mark.parametrize("k", [1, 3, 20])
-def test_centroids_are_of_unit_norm_also_where_members_cancel_out(k: int) -> None:
+def test_centroids_are_of_unit_norm_also_where_members_cancel_out(k: int, engine: Engine) -> None:
     half = random_vectors(10, 4)
-    fitted = spherical_kmeans(np.concatenate([half, -half]), k=k, iterations=10, seed=0)
+    fitted = spherical_kmeans(np.concatenate([half, -half]), k=k, iterations=10, seed=0, engine=engine)
     np.testing.assert_allclose(np.linalg.norm(fitted.vectors, axis=1), 1, atol=1e-6)
 
 
-def test_the_length_of_the_rows_does_not_matter(real_vectors: np.ndarray) -> None:
+@both
+def test_the_length_of_the_rows_does_not_matter(real_vectors: np.ndarray, engine: Engine) -> None:
     rows = oracle.unit(real_vectors).astype(np.float32)
     longer = rows * np.float32(4)
     np.testing.assert_array_equal(
-        spherical_kmeans(rows, k=8, iterations=10, seed=0).vectors,
-        spherical_kmeans(longer, k=8, iterations=10, seed=0).vectors,
+        spherical_kmeans(rows, k=8, iterations=10, seed=0, engine=engine).vectors,
+        spherical_kmeans(longer, k=8, iterations=10, seed=0, engine=engine).vectors,
     )
 
 

@@ -1,0 +1,296 @@
+"""Which pairs can be the most similar, told from products of 8-bit integers: several times the rate of float32.
+
+Rows are centred and rounded to 8 bits. Products of integers are exact, so a similarity is off by no more than what
+rounding took away, and that is bounded by Cauchy and Schwarz: whatever lies within twice the bound of the greatest is
+a candidate, everything else cannot be the greatest. Few candidates are left to compare in full, and the answer is the
+one that comparing all pairs in full gives.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from semdedup_assets.algorithm.budget import COLUMN_GROUP
+from semdedup_assets.algorithm.unit_rows import IN_CACHE
+
+QUERY_BLOCK = 1024
+"""Queries that are screened together: with as many columns as a tile has, its numbers stay in the cache."""
+
+NARROWEST = 64
+"""Of rows of fewer numbers, products are not what takes the time."""
+
+_TILE_COLUMNS = 2048
+_LEVELS = 127
+# Below every product, and far enough above the smallest int32 that margins can be taken off.
+_NOTHING, _OUT_OF_REACH = -(1 << 30), 1 << 30
+# Rounding steps are never finer than this: biases, which are at most 1, then fit an int32.
+_FINEST_STEP = 1 / 128 / _LEVELS
+# What float32 arithmetic may add to a bound: norms and products of unit rows are right to a few 1e-7.
+_FLOAT32_ERROR = 4e-6
+# A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
+_WORTHWHILE = 1.5
+# Pairs a query may leave for each hundred columns it was held against, and at least: more, and float32 is faster.
+_PAIRS_PER_COLUMN, _FEWEST_PAIRS = 1 / 256, 8
+
+
+class Rows(Protocol):
+    """Unit rows that are read a slice at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """(m, d) float32 unit rows on the CPU."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Rows less a centre, as multiples of a step.
+
+    Attributes:
+        codes: (n or more, d) int8; as `encode` gives them, zero rows follow up to a whole group of columns.
+        step: what a code of 1 stands for.
+        norm: (n,) float32, L2 norm of each centred row.
+        error: (n,) float32, L2 norm of what rounding took from it.
+        bias: (n,) float32, product of each row with the centre.
+    """
+
+    codes: Tensor
+    step: float
+    norm: Tensor
+    error: Tensor
+    bias: Tensor
+
+    def part(self, start: int, stop: int) -> "Codes":
+        """The codes of the rows from `start` to `stop`."""
+        one = slice(start, stop)
+        return Codes(self.codes[one], self.step, self.norm[one], self.error[one], self.bias[one])
+
+
+def centre_of(rows: Rows) -> Tensor:
+    """(d,) float32: the mean row, without which codes would spend their range on what all rows share."""
+    total = rows[:1].sum(0, dtype=torch.float64).zero_()
+    for start in range(0, len(rows), IN_CACHE):
+        total += rows[start : start + IN_CACHE].sum(0)
+    return (total / max(1, len(rows))).float()
+
+
+def encode(rows: Rows, centre: Tensor) -> Codes:
+    """Round rows to 8 bits.
+
+    Args:
+        rows: n unit rows of d numbers.
+        centre: (d,) float32, taken off each row; the same for queries and candidates.
+    """
+    count = len(rows)
+    parts = [slice(start, min(start + IN_CACHE, count)) for start in range(0, count, IN_CACHE)]
+    greatest = max((float((rows[part] - centre).abs().amax()) for part in parts), default=0.0)
+    step = max(greatest / _LEVELS, _FINEST_STEP)
+    codes = torch.zeros((-(-count // COLUMN_GROUP) * COLUMN_GROUP, len(centre)), dtype=torch.int8)
+    norm, error, bias = torch.empty(3, count)
+    for part in parts:
+        unit = rows[part]
+        centred = unit - centre
+        rounded = (centred / step).round_()
+        codes[part] = rounded
+        torch.linalg.vector_norm(centred, dim=1, out=norm[part])
+        torch.linalg.vector_norm(centred.sub_(rounded, alpha=step), dim=1, out=error[part])
+        torch.mv(unit, centre, out=bias[part])
+    return Codes(codes, step, norm, error, bias)
+
+
+class Screen:
+    """Candidates that many queries are held against."""
+
+    def __init__(self, candidates: Codes, *, tie: float = 0.0) -> None:
+        """Keep what bounds all candidates.
+
+        Args:
+            candidates: at least one row, as `encode` gives them.
+            tie: how far below the greatest similarity one is still wanted.
+        """
+        self._candidates, self._tie = candidates, tie
+        self._count = len(candidates.norm)
+        self._norm = float(candidates.norm.max())
+        self._error = float(candidates.error.max())
+        self._tile = torch.empty(QUERY_BLOCK * _TILE_COLUMNS, dtype=torch.int32)
+
+    def pairs(self, queries: Codes, seen: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """The pairs that can be the greatest of their query: for each query that sees a candidate, at least one.
+
+        Args:
+            queries: at most `QUERY_BLOCK` rows.
+            seen: (q,) int64, ascending: query i sees the first `seen[i]` candidates; None: all of them.
+
+        Returns:
+            (p,) int64 queries and (p,) int64 candidates; None where they are too many for this to be of use.
+        """
+        unit = queries.step * self._candidates.step
+        margin, bias = self._margin(queries, unit), self._bias(unit)
+        count = self._count if seen is None else int(seen[-1])
+        most = max(_FEWEST_PAIRS, int(count * _PAIRS_PER_COLUMN)) * len(queries.norm)
+        greatest = torch.full((len(queries.norm),), _NOTHING, dtype=torch.int32)
+        found: list[_Hits] = []
+        for left in range(0, count, _TILE_COLUMNS):
+            tile = self._product(queries.codes[: len(queries.norm)], left, min(left + _TILE_COLUMNS, count), bias)
+            if seen is not None and left + tile.shape[1] > int(seen[0]):
+                _hide(tile, seen, left)
+            groups = tile.view(len(tile), -1, COLUMN_GROUP)
+            in_group = groups.amax(2)
+            torch.maximum(greatest, in_group.amax(1), out=greatest)
+            found.append(_hits(groups, in_group, _threshold(greatest, margin), left))
+            if sum(len(hits.query) for hits in found) > most:
+                return None
+        return _kept(found, _threshold(greatest, margin))
+
+    def nearest(self, queries: Codes) -> Tensor:
+        """(q,) int64: the candidate of the greatest product as far as 8 bits tell, the first of equals.
+
+        Args:
+            queries: at most `QUERY_BLOCK` rows.
+        """
+        bias = self._bias(queries.step * self._candidates.step)
+        codes, every = queries.codes[: len(queries.norm)], torch.arange(len(queries.norm))
+        greatest = torch.full((len(codes),), _NOTHING, dtype=torch.int32)
+        nearest = torch.zeros(len(codes), dtype=torch.int64)
+        for left in range(0, self._count, _TILE_COLUMNS):
+            tile = self._product(codes, left, min(left + _TILE_COLUMNS, self._count), bias)
+            groups = tile.view(len(tile), -1, COLUMN_GROUP)
+            in_tile, group = groups.amax(2).max(1)
+            place = left + group * COLUMN_GROUP + groups[every, group].argmax(1)
+            nearest = torch.where(in_tile > greatest, place, nearest)
+            torch.maximum(greatest, in_tile, out=greatest)
+        return nearest
+
+    def _margin(self, queries: Codes, unit: float) -> Tensor:
+        """(q,) int32: how far below the greatest product, as integers tell it, the greatest similarity can be."""
+        bound = queries.error * self._norm + (queries.norm + queries.error) * self._error
+        return ((2.002 * bound + _FLOAT32_ERROR + self._tie) / unit).ceil().int() + 2
+
+    def _bias(self, unit: float) -> Tensor:
+        """(c',) int32: what the centre adds to each candidate's product; filled up to whole groups."""
+        bias = torch.full((len(self._candidates.codes),), _NOTHING, dtype=torch.int32)
+        bias[: self._count] = (self._candidates.bias / unit).round()
+        return bias
+
+    def _product(self, queries: Tensor, left: int, right: int, bias: Tensor) -> Tensor:
+        """(q, m) int32: similarities in units of both steps, but for what is the same for all candidates of a query."""
+        columns = slice(left, -(-right // COLUMN_GROUP) * COLUMN_GROUP)
+        shape = (len(queries), columns.stop - left)
+        tile = self._tile[: shape[0] * shape[1]].view(shape)
+        torch._int_mm(queries, self._candidates.codes[columns].T, out=tile)
+        return tile.add_(bias[columns])
+
+
+def can_screen(candidates: Rows, *, budget: int) -> bool:
+    """Whether screening is possible and pays.
+
+    Args:
+        candidates: c rows of d numbers.
+        budget: bytes that codes and tile may take.
+    """
+    device, dimension = candidates[:1].device.type, candidates[:1].shape[1]
+    needed = 4 * QUERY_BLOCK * _TILE_COLUMNS + (len(candidates) + QUERY_BLOCK) * (dimension + 12)
+    return device == "cpu" and dimension >= NARROWEST and needed <= budget and integers_are_fast()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """Pairs that reached the threshold of their time: (h,) each."""
+
+    query: Tensor
+    candidate: Tensor
+    product: Tensor
+
+
+def _hide(tile: Tensor, seen: Tensor, left: int) -> None:
+    """Rule out the candidates that a query does not see; those before the first query's are seen by all."""
+    start = max(left, int(seen[0]))
+    index = torch.arange(start, left + tile.shape[1])
+    tile[:, start - left :].masked_fill_(index >= seen[:, None], _NOTHING)
+
+
+def _threshold(greatest: Tensor, margin: Tensor) -> Tensor:
+    return torch.where(greatest > _NOTHING, greatest - margin, _OUT_OF_REACH)
+
+
+def _hits(groups: Tensor, in_group: Tensor, threshold: Tensor, left: int) -> _Hits:
+    # Few groups hold a number that is large enough, and only these are searched.
+    query, group = (in_group >= threshold[:, None]).nonzero(as_tuple=True)
+    numbers = groups[query, group]
+    hit, place = (numbers >= threshold[query][:, None]).nonzero(as_tuple=True)
+    return _Hits(query[hit], left + group[hit] * COLUMN_GROUP + place, numbers[hit, place])
+
+
+def _kept(found: list[_Hits], threshold: Tensor) -> tuple[Tensor, Tensor]:
+    if not found:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    query = torch.cat([hits.query for hits in found])
+    large = torch.cat([hits.product for hits in found]) >= threshold[query]
+    return query[large], torch.cat([hits.candidate for hits in found])[large]
+
+
+def first_of_greatest(query: Tensor, candidate: Tensor, similarity: Tensor, *, queries: int, tie: float) -> Tensor:
+    """The candidate of each query that is most similar, the first of equals.
+
+    Args:
+        query: (p,) int64, the query of each pair.
+        candidate: (p,) int64.
+        similarity: (p,) float, of each pair.
+        queries: q.
+        tie: how far below the greatest a similarity still counts as equal.
+
+    Returns:
+        (q,) int64, -1 for a query of no pair.
+    """
+    lowest = torch.full((queries,), -torch.inf, dtype=similarity.dtype)
+    greatest = lowest.scatter_reduce_(0, query, similarity, "amax")
+    equal = similarity >= greatest[query] - tie
+    none = torch.iinfo(torch.int64).max
+    first = torch.full((queries,), none).scatter_reduce_(0, query[equal], candidate[equal], "amin")
+    return torch.where(first == none, -1, first)
+
+
+@cache
+def integers_are_exact() -> bool:
+    """Whether products of 8-bit integers can be had, and are right: some libraries add in 16 bits and saturate."""
+    queries, candidates = _extremes()
+    try:
+        product = torch._int_mm(queries, candidates.T)
+    except (RuntimeError, AttributeError):
+        # A build of PyTorch without it.
+        return False
+    return bool((product == -queries.shape[1] * _LEVELS**2).all())
+
+
+@cache
+def integers_are_fast() -> bool:
+    """Whether products of 8-bit integers are exact, and so much faster than float32 that screening pays.
+
+    Measured once, in a few milliseconds: there are processors with units for it and without.
+    """
+    if not integers_are_exact():
+        return False
+    queries, candidates = _extremes()
+    left, right = queries.float(), candidates.float()
+    return _seconds(lambda: left @ right.T) > _WORTHWHILE * _seconds(lambda: torch._int_mm(queries, candidates.T))
+
+
+def _extremes() -> tuple[Tensor, Tensor]:
+    return torch.full((QUERY_BLOCK, 512), _LEVELS).char(), torch.full((_TILE_COLUMNS // 2, 512), -_LEVELS).char()
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The least of several times: whatever else the machine does only adds."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(5))
