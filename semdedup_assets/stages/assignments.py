@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from semdedup_assets.algorithm.assignment import assign
+from semdedup_assets.algorithm.assignment import NearestCentroids
 from semdedup_assets.algorithm.keep_order import cluster_offsets
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.algorithm.unit_rows import as_tensor
@@ -50,6 +50,11 @@ class FittedClusters:
         return torch.from_numpy(read_centroids(self.work, self.k)).to(self.work.compute.torch_device)
 
     @cached_property
+    def nearest(self) -> NearestCentroids:
+        """The same, ready to be assigned to."""
+        return NearestCentroids(self.centroids, budget=self.work.compute.budget)
+
+    @cached_property
     def buckets(self) -> list[range]:
         """The clusters of each bucket."""
         return bucket_ranges(self.work, self.k)
@@ -71,7 +76,7 @@ def assign_shard(work: Work, shard: str, *, clusters: FittedClusters) -> Recipe:
     embeddings = work.embeddings(shard)
     tables = list(work.measures.each("read", read_vectors(work.layout.embeddings(shard))))
     with work.measures.phase("assign"):
-        parts = [assign(as_tensor(table.vectors), clusters.centroids, budget=work.compute.budget) for table in tables]
+        parts = [clusters.nearest.assign(as_tensor(table.vectors)) for table in tables]
     rows = _Rows(
         ids=_joined([table.ids for table in tables], np.uint64),
         cluster=_joined([part.cluster for part in parts], np.int32),
