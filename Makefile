@@ -9,7 +9,12 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 EXTRAS_demo := demo,s3,dg
 EXTRAS_test := demo,s3,dg,test
+EXTRAS_bench := demo,s3,dg,test,bench
 EXTRAS_lint := demo,s3,dg,test,lint
+
+# What takes part in a run is measured alone: one after the other.
+BENCHMARKS := duplicate_scoring kmeans peers dagster_at_scale
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui screenshots test lint format bench constraints clean
@@ -29,8 +34,9 @@ ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 screenshots: demo $(VENV)/.installed-test ## the README's pictures of the UI anew; needs Chromium
 	$(OFFLINE) $(BIN)/python -m semdedup_assets_tests.screenshots
 
+# Two processes with several threads each on the same cores take ten times as long.
 test: $(VENV)/.installed-test ## all tests; PYTEST_ARGS="-k greedy" for some
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check
@@ -42,8 +48,9 @@ format: $(VENV)/.installed-lint ## let ruff repair and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install ## the benchmarks, each with its conditions
-	for script in benchmarks/*.py; do $(OFFLINE) $(BIN)/python "$$script" || exit 1; done
+bench: $(VENV)/.installed-bench ## the benchmarks, each with its conditions; about an hour on two cores
+	for script in $(BENCHMARKS); do \
+		echo "== $$script"; $(OFFLINE) $(BIN)/python benchmarks/$$script.py --json benchmarks/$$script.json || exit 1; done
 
 constraints: $(VENV)/.installed-lint ## renew constraints/constraints.txt; UV_ARGS=--upgrade for the newest versions
 	$(BIN)/python -m pip install --quiet uv

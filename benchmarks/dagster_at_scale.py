@@ -19,8 +19,6 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
-from semdedup_assets_tests.browser import browsing
-from semdedup_assets_tests.dagster_process import configured_instance, running_dagster, write_project
 
 from semdedup_assets.assets.checks import checks_of
 from semdedup_assets.assets.declaration import Declaration
@@ -30,6 +28,8 @@ from semdedup_assets.assets.shards import observe_source
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.verdicts import made_from_current
 from semdedup_assets.stages.work import Work
+from semdedup_assets_tests.browser import browsing
+from semdedup_assets_tests.dagster_process import configured_instance, running_dagster, write_project
 
 KS, EPSILONS, BUCKETS = ("3", "5", "8"), tuple(f"0.{number:02d}" for number in range(1, 21)), 2
 STAGES = ("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks", "manifests")
