@@ -14,6 +14,7 @@ from semdedup_assets.algorithm.screening import (
     centre_of,
     encode,
     first_of_greatest,
+    similarity_of,
 )
 from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_rows
 
@@ -22,7 +23,7 @@ _CLOSE = 1e-5
 # Closer than this, float64 cannot either: the lower one is taken.
 _EQUAL = 1e-12
 # Of fewer centroids than this, one is as soon found in float32.
-_SCREENED = 256
+_SCREENED = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Assignment:
 
     Attributes:
         cluster: (n,) int32, the nearest centroid by cosine similarity; the lower one of equals.
-        similarity: (n,) float64, cosine similarity to it; equal vectors have equal values.
+        similarity: (n,) float64, cosine similarity to it, right to about 1e-7; equal vectors have equal values.
     """
 
     cluster: np.ndarray
@@ -81,7 +82,8 @@ class NearestCentroids:
             rows = unit_rows(vectors[start : start + height].to(self.centroids.device))
             cluster = self._nearest(rows)
             clusters.append(cluster.int().cpu())
-            similarities.append(row_cosine(rows, self.centroids[cluster]).cpu())
+            products = rows * self.centroids.index_select(0, cluster)  # Of unit rows.
+            similarities.append(products.sum(1, dtype=torch.float64).clamp(-1.0, 1.0).cpu())
         if not clusters:
             return Assignment(np.empty(0, np.int32), np.empty(0, np.float64))
         return Assignment(torch.cat(clusters).numpy(), torch.cat(similarities).numpy())
@@ -113,11 +115,15 @@ def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
 
 
 def _nearest_of(rows: Tensor, centroids: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
-    """(b,) int64: of some pairs, the nearest centroid of each row; in float64 where there is a choice."""
+    """(b,) int64: of some pairs, the nearest centroid of each row; in float64 where float32 leaves a choice."""
+    similarity = similarity_of(rows, centroids, query, candidate)
+    greatest = torch.full((len(rows),), -torch.inf).scatter_reduce_(0, query, similarity, "amax")
+    close = similarity >= greatest[query] - _CLOSE
+    query, candidate = query[close], candidate[close]
     rivals = torch.bincount(query, minlength=len(rows))[query] > 1
-    similarity = torch.ones(len(query), dtype=torch.float64)
-    similarity[rivals] = row_cosine(rows[query[rivals]], centroids[candidate[rivals]])
-    return first_of_greatest(query, candidate, similarity, queries=len(rows), tie=_EQUAL)
+    exact = torch.ones(len(query), dtype=torch.float64)
+    exact[rivals] = row_cosine(rows[query[rivals]], centroids[candidate[rivals]])
+    return first_of_greatest(query, candidate, exact, queries=len(rows), tie=_EQUAL)
 
 
 def _nearest(rows: Tensor, centroids: Tensor, shape: TileShape) -> Tensor:

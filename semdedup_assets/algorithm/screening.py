@@ -32,6 +32,8 @@ _NOTHING, _OUT_OF_REACH = -(1 << 30), 1 << 30
 _FINEST_STEP = 1 / 128 / _LEVELS
 # What float32 arithmetic may add to a bound: norms and products of unit rows are right to a few 1e-7.
 _FLOAT32_ERROR = 4e-6
+# Of x86 processors, as PyTorch names them.
+_UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 # A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
 _WORTHWHILE = 1.5
 # Pairs a query may leave for each hundred columns it was held against, and at least: more, and float32 is faster.
@@ -235,6 +237,23 @@ def _kept(found: list[_Hits], threshold: Tensor) -> tuple[Tensor, Tensor]:
     return query[large], torch.cat([hits.candidate for hits in found])[large]
 
 
+def similarity_of(queries: Tensor, candidates: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
+    """(p,) float32: the cosine similarity of each pair, row by row, so that it hangs on no other pair.
+
+    Args:
+        queries: (q, d) float32 unit rows.
+        candidates: (c, d) float32 unit rows.
+        query: (p,) int64.
+        candidate: (p,) int64.
+    """
+    similarity = torch.empty(len(query))
+    for start in range(0, len(query), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        products = queries.index_select(0, query[part]) * candidates.index_select(0, candidate[part])
+        torch.sum(products, 1, out=similarity[part])
+    return similarity
+
+
 def first_of_greatest(query: Tensor, candidate: Tensor, similarity: Tensor, *, queries: int, tie: float) -> Tensor:
     """The candidate of each query that is most similar, the first of equals.
 
@@ -272,13 +291,24 @@ def integers_are_exact() -> bool:
 def integers_are_fast() -> bool:
     """Whether products of 8-bit integers are exact, and so much faster than float32 that screening pays.
 
-    Measured once, in a few milliseconds: there are processors with units for it and without.
+    Known of processors that name units for it. Else measured once, which takes some milliseconds and goes wrong where
+    other work takes the cores away.
     """
     if not integers_are_exact():
         return False
+    named = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(named.get(unit, False) for unit in _UNITS) or _are_measured_fast()
+
+
+def _are_measured_fast() -> bool:
     queries, candidates = _extremes()
     left, right = queries.float(), candidates.float()
-    return _seconds(lambda: left @ right.T) > _WORTHWHILE * _seconds(lambda: torch._int_mm(queries, candidates.T))
+    # The least of several times, taken in turn: whatever else the machine does only adds.
+    in_float32, in_integers = [], []
+    for _ in range(8):
+        in_float32.append(_seconds(lambda: left @ right.T))
+        in_integers.append(_seconds(lambda: torch._int_mm(queries, candidates.T)))
+    return min(in_float32) > _WORTHWHILE * min(in_integers)
 
 
 def _extremes() -> tuple[Tensor, Tensor]:
@@ -286,11 +316,6 @@ def _extremes() -> tuple[Tensor, Tensor]:
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """The least of several times: whatever else the machine does only adds."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    return min(once() for _ in range(5))
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

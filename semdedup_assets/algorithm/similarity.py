@@ -25,7 +25,7 @@ _TIE = 1e-6
 _SMALL = 256
 _BATCH_FLOATS = 1 << 19
 # Against fewer candidates than this, finding the few that matter costs more than screening saves.
-_SCREENED = 1536
+_SCREENED = 1024
 
 
 @dataclass(frozen=True, slots=True)

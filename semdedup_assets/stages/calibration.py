@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.kmeans import Centroids, spherical_kmeans
+from semdedup_assets.algorithm.kmeans import Centroids, Engine, spherical_kmeans
 from semdedup_assets.algorithm.sampling import UniformSample
 from semdedup_assets.algorithm.unit_rows import as_tensor
 from semdedup_assets.records import Embedded, Record
@@ -207,17 +207,18 @@ def time_arithmetic(work: Work, vectors: np.ndarray, *, k: int, sample: int) -> 
     choose = min(timed(lambda: full.add(ids)) for _ in range(2)) / (held + _BATCH)
     clusters = max(1, min(k, _CLUSTERS, n // 4))
     few = vectors[: max(4 * clusters, min(n, int(_FIT_FLOPS / (16 * clusters * d))))]
-    return ArithmeticRate(_time_fit(few, clusters), _time_product(work, vectors, k), pass_id, choose)
+    fit = _time_fit(few, clusters, work.pipeline.clustering.engine)
+    return ArithmeticRate(fit, _time_product(work, vectors, k), pass_id, choose)
 
 
-def _time_fit(vectors: np.ndarray, k: int) -> float:
+def _time_fit(vectors: np.ndarray, k: int, engine: Engine) -> float:
     """Seconds for an operation of k-means: the difference of a long and a short fit, which have all else in common."""
     flops = 2.0 * vectors.size * k
     most = int(min(40, max(6, _FIT_FLOPS / 20 / flops)))
     seconds, iterations = [], []
     for wanted in (1, 2, most):
         fits = list[Centroids]()
-        fit = partial(spherical_kmeans, vectors, k=k, iterations=wanted, seed=0)
+        fit = partial(spherical_kmeans, vectors, k=k, iterations=wanted, seed=0, engine=engine)
         seconds.append(timed_again(lambda: fits.append(fit())))  # noqa: B023  # called at once
         iterations.append(len(fits[0].objective))
     if iterations[2] > iterations[1] and seconds[2] > seconds[1]:
@@ -230,8 +231,10 @@ def _time_product(work: Work, vectors: np.ndarray, k: int) -> float:
     device, d = work.compute.torch_device, int(vectors.shape[1])
     count = max(256, min(k, 2 * _CLUSTERS))
     rows = as_tensor(vectors[: max(256, min(len(vectors), int(_PRODUCT_FLOPS / (2 * count * d))))])
-    centroids = torch.nn.functional.normalize(torch.randn(count, d, generator=torch.Generator().manual_seed(0)))
-    many = centroids.to(device)
+    # Like centroids of these vectors: of random ones a screen would leave over far more.
+    near = as_tensor(vectors[np.arange(count) % len(vectors)]).float()
+    away = torch.randn(count, d, generator=torch.Generator().manual_seed(0)) * (0.5 / d**0.5)
+    many = torch.nn.functional.normalize(near + away).to(device)
     seconds = {size: _least(rows, many[:size], work.compute.budget) for size in (1, count)}
     flops = 2.0 * len(rows) * (count - 1) * d
     return max(seconds[count] - seconds[1], seconds[count] / 10) / flops
