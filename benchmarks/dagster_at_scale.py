@@ -1,41 +1,77 @@
 """What Dagster adds, and whether it stays usable, with thousands of shards, several k and many epsilons.
 
-    python benchmarks/dagster_at_scale.py [--shards 5000] [--json FILE]
+    python benchmarks/dagster_at_scale.py [--shards 5000] [--epsilons 20] [--json FILE]
 
 A folder of tiny vector files goes through all assets on a real instance (SQLite, this repository's `dagster.yaml`), each
-asset's partitions as one run, so that next to nothing but overhead is measured; then the automation conditions are
-evaluated, the checks run, and Dagster's UI is opened on it in a browser. Every number is wall time in seconds.
+asset's partitions as one run, so that next to nothing but overhead is measured. The sensors' ticks are timed as the code
+server evaluates them, and once more as the daemon notes them; the checks run; Dagster's UI is opened on it in Chromium;
+at last new files arrive, and the daemon follows. About an hour in full; `--shards 60 --epsilons 3` tries it out.
 """
 
 import argparse
 import json
 import logging
 import os
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import numpy as np
+from machine import machine
 
 from semdedup_assets.assets.checks import checks_of
-from semdedup_assets.assets.declaration import Declaration
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.assets.shards import observe_source
-from semdedup_assets.settings import Pipeline
+from semdedup_assets.encoders import Precomputed
+from semdedup_assets.stages.stored_recipes import StoredRecipes
 from semdedup_assets.stages.verdicts import made_from_current
 from semdedup_assets.stages.work import Work
-from semdedup_assets_tests.browser import browsing
-from semdedup_assets_tests.dagster_process import configured_instance, running_dagster, write_project
+from semdedup_assets_tests.browser import DagsterUI, browsing
+from semdedup_assets_tests.dagster_process import (
+    RunningDagster,
+    configured_instance,
+    running_dagster,
+    wait_for,
+    write_project,
+)
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
 
-KS, EPSILONS, BUCKETS = ("3", "5", "8"), tuple(f"0.{number:02d}" for number in range(1, 21)), 2
-STAGES = ("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks", "manifests")
+KS, BUCKETS, NEW_SHARDS = ("3", "5", "8"), 2, 20
+GROUP, FILES, AUTOMATION = "toy__precomputed", "toy__files", "toy__precomputed__automation"
+CHECKED = ("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks", "manifests")
+MADE_OF_MANY = ("assignments", "duplicate_scores", "keep_masks", "manifests")
+LONGEST = 1800
 
 
-def settings(folder: Path) -> dict[str, object]:
+@dataclass
+class Clock:
+    """What was timed, printed as it comes."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, what: str, seconds: float, **more: float) -> None:
+        """Keep and print one time, with other numbers."""
+        self.rows.append({"what": what, "seconds": round(seconds, 3), **more})
+        told = "".join(f", {name} {number:,}" for name, number in more.items())
+        print(f"{seconds:>9.2f} s  {what}{told}", flush=True)
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Time a block."""
+        started = time.perf_counter()
+        yield
+        self.note(what, time.perf_counter() - started)
+
+
+def settings(folder: Path, epsilons: int) -> dict[str, Any]:
     """A pipeline on tiny files, with as many partitions as a large one."""
     return {
         "dataset": "toy",
@@ -43,124 +79,283 @@ def settings(folder: Path) -> dict[str, object]:
         "source": {"kind": "vectors", "path": str(folder / "source")},
         "encoder": {"kind": "precomputed"},
         "clustering": {"k": list(KS), "buckets": BUCKETS, "iterations": 5},
-        "epsilons": list(EPSILONS),
+        "epsilons": [f"0.{number:02d}" for number in range(1, epsilons + 1)],
         "manifests": ["keep_lists"],
+        "refresh": {"automatic": True, "interval_seconds": 30},
         "compute": {"device": "cpu"},
     }
 
 
-def write_shards(folder: Path, shards: int) -> None:
+def write_shards(folder: Path, shards: range) -> None:
     """Files of four vectors each."""
-    (folder / "source").mkdir()
-    random = np.random.default_rng(0)
-    for index in range(shards):
-        np.save(folder / "source" / f"{index:06d}.npy", random.normal(size=(4, 16)).astype(np.float32))
+    (folder / "source").mkdir(exist_ok=True)
+    for index in shards:
+        vectors = np.random.default_rng(index).normal(size=(4, 16)).astype(np.float32)
+        np.save(folder / "source" / f"{index:06d}.npy", vectors)
 
 
-class Clock:
-    """Names and seconds, printed as they come."""
+@dataclass(frozen=True)
+class Measured:
+    """The pipeline, what remembers it, and the clock."""
 
-    def __init__(self) -> None:
-        self.taken: dict[str, float] = {}
+    runs: PipelineRuns
+    clock: Clock
 
-    def note(self, name: str, seconds: float) -> None:
-        """Keep and print one."""
-        self.taken[name] = round(seconds, 3)
-        print(f"{seconds:>9.2f} s  {name}", flush=True)
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """Dagster's record."""
+        return self.runs.instance
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
+    def files_tick(self, name: str) -> None:
+        """The files sensor as the code server evaluates it; then its events, which the daemon writes."""
+        data, seconds = self._evaluated(FILES, None)
+        self.clock.note(f"files sensor's tick, {name}", seconds, events=len(data.asset_events))
+        if data.asset_events:
+            with self.clock(f"files sensor's events written, {name}"):
+                for event in data.asset_events:
+                    self.instance.report_runless_asset_event(event)
+
+    def automation_tick(self, name: str, cursor: str | None) -> str | None:
+        """The automation sensor as the code server evaluates it; returns its cursor."""
+        data, seconds = self._evaluated(AUTOMATION, cursor)
+        requests = data.run_requests or []
+        subsets = [request.asset_graph_subset for request in requests]
+        partitions = sum(subset.num_partitions_and_non_partitioned_assets if subset else 1 for subset in subsets)
+        more = {"requests": len(requests), "partitions": partitions}
+        self.clock.note(f"automation tick, {name}", seconds, **more)
+        return data.cursor
+
+    def _evaluated(self, name: str, cursor: str | None) -> tuple[Any, float]:
+        repository = pipeline_definitions(self.runs.pipeline).get_repository_def()
+        context = dg.build_sensor_context(self.instance, cursor, repository_def=repository, sensor_name=name)
         started = time.perf_counter()
-        yield
-        self.note(name, time.perf_counter() - started)
+        return repository.get_sensor_def(name).evaluate_tick(context), time.perf_counter() - started
 
-
-def make_everything(clock: Clock, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
-    """All partitions of every asset, by the refresh; then once more, when there is nothing to do."""
-    definitions = pipeline_definitions(pipeline)
-    for what in ("made", "nothing to do"):
-        total, started = 0, time.perf_counter()
-        begun = started
-        for stage in refresh(pipeline, definitions, instance):
-            seconds, count = time.perf_counter() - started, len(stage.partitions)
-            if count:
-                each = f" ({1000 * seconds / count:.1f} ms each)" if count > 1 else ""
-                clock.note(f"{stage.asset}: {count:,} partitions{each}", seconds)
+    def make_everything(self) -> None:
+        """All partitions of every asset by the refresh, an asset's as one run."""
+        begun = started = time.perf_counter()
+        total = 0
+        for stage in refresh(self.runs.pipeline, self.runs.definitions, self.instance):
+            (record,) = self.instance.get_run_records(limit=1)
+            count, within = len(stage.partitions), (record.end_time or 0) - (record.start_time or 0)
+            self.clock.note(f"{stage.asset}: run", within, partitions=count, ms_each=round(1000 * within / count, 1))
+            self.clock.note(f"{stage.asset}: around the run", time.perf_counter() - started - within)
             total, started = total + count, time.perf_counter()
-        clock.note(f"refresh, {what}: {total:,} partitions", time.perf_counter() - begun)
+        self.clock.note("refresh, everything", time.perf_counter() - begun, partitions=total)
+
+    def make_nothing(self) -> None:
+        """The refresh when there is nothing to do."""
+        begun = started = time.perf_counter()
+        for stage in refresh(self.runs.pipeline, self.runs.definitions, self.instance):
+            name = f"refresh, nothing to do, {stage.asset}"
+            self.clock.note(name, time.perf_counter() - started, partitions=len(stage.partitions))
+            started = time.perf_counter()
+        self.clock.note("refresh, nothing to do", time.perf_counter() - begun)
+
+    def own_work(self) -> None:
+        """What the stages themselves took of the two largest runs, as their recipes note it."""
+        stored = StoredRecipes(self.runs.work)
+        assigned = [recipe for shards in stored.assignments.values() for recipe in shards.values()]
+        for asset, recipes in (("embeddings", list(stored.embeddings.values())), ("assignments", assigned)):
+            seconds = sum(float(recipe.details["seconds"]) for recipe in recipes)
+            self.clock.note(f"{asset}: the stage's own work in it", seconds, ms_each=_each(seconds, len(recipes)))
+
+    def events(self, asset: str) -> None:
+        """Events of an asset's one run, all and the partitions'."""
+        made = self.instance.fetch_materializations(self.runs.key(asset), limit=1).records[0]
+        kind, before = dg.DagsterEventType.ASSET_MATERIALIZATION, time.perf_counter()
+        of_run = self.instance.all_logs(made.run_id)
+        materialised = [entry for entry in of_run if entry.is_dagster_event and entry.dagster_event_type == kind]
+        partitions = len({entry.get_dagster_event().partition for entry in materialised})
+        counts = {"materializations": len(materialised) / partitions, "events": len(of_run) / partitions}
+        more = {f"{name}_each": round(number, 2) for name, number in counts.items()}
+        self.clock.note(f"{asset}: events of the run read", time.perf_counter() - before, **more)
+
+    def checks(self) -> None:
+        """The checks of each asset, as each of its runs evaluates them, and those that are evaluated by themselves."""
+        for stage in CHECKED:
+            with self.clock(f"checks of the {stage}"):
+                results = checks_of(Work(self.runs.pipeline), stage)
+            _expect(all(result.passed for result in results if result.check_name != "sample_is_large_enough"), stage)
+        for stage in MADE_OF_MANY:
+            with self.clock(f"made_from_current of the {stage}"):
+                _expect(not made_from_current(Work(self.runs.pipeline), stage).problems, stage)
 
 
-def evaluate(clock: Clock, pipeline: Pipeline, instance: dg.DagsterInstance, names: tuple[str, ...]) -> None:
-    """The automation conditions, tick by tick."""
-    definitions, cursor = pipeline_definitions(pipeline), None
-    for name in names:
-        started = time.perf_counter()
-        result = dg.evaluate_automation_conditions(definitions, instance, cursor=cursor)
-        cursor = result.cursor
-        clock.note(f"automation tick, {name}: {result.total_requested:,} requested", time.perf_counter() - started)
+def _each(seconds: float, count: int) -> float:
+    return round(1000 * seconds / count, 1)
 
 
-def look(clock: Clock, folder: Path) -> None:
-    """Pages of the UI, until what they are opened for is to be seen."""
-    with running_dagster(folder) as running, browsing(running.url) as ui:
+def _expect(holds: bool, what: str) -> None:  # noqa: FBT001
+    """A time of something that went wrong means nothing."""
+    if not holds:
+        message = f"{what}: not as it should be after a refresh; look at its checks"
+        raise RuntimeError(message)
+
+
+def look(measured: Measured, running: RunningDagster, shards: int) -> None:
+    """Pages of the UI in a browser, until what they are opened for is to be seen."""
+    clock, epsilon = measured.clock, measured.runs.pipeline.epsilons[-1]
+    # So wide that the graph shows each asset's state in words.
+    with browsing(running.url, width=3000, height=1200) as ui:
+        ui.page.set_default_timeout(300_000)
         ui.open("/overview")
         with clock("UI: graph of the group, with the state of every asset"):
-            ui.open_graph("their_project.definitions", "toy__precomputed")
-            ui.page.get_by_text("manifests", exact=True).first.wait_for()
-            ui.page.get_by_text("Loading").first.wait_for(state="hidden")
-        for asset, partition in (("embeddings", "s000003"), ("assignments", f"{KS[0]}|s000003")):
-            with clock(f"UI: a partition of the {asset}"):
+            ui.open_graph("their_project.definitions", GROUP)
+            ui.page.wait_for_function("document.body.innerText.split('100% filled').length > 8")
+        for asset, count in (("embeddings", shards), ("assignments", len(KS) * shards)):
+            _open_partitions(clock, ui, asset, count)
+        shard = f"s{shards // 2:06d}"
+        for asset, partition in (("assignments", f"{KS[0]}|{shard}"), ("keep_masks", f"{epsilon}|{KS[0]}")):
+            with clock(f"UI: one partition of the {asset}"):
                 ui.open_partition(["toy", "precomputed", asset], partition)
-        with clock("UI: a partition of the keep_masks"):
-            ui.open_partition(["toy", "precomputed", "keep_masks"], f"{EPSILONS[4]}|{KS[0]}")
-        with clock("UI: the checks of the assignments"):
+                ui.page.get_by_text("dagster/uri").first.wait_for()
+        with clock("UI: checks of the assignments"):
             ui.open_asset(["toy", "precomputed", "assignments"], "checks")
             ui.page.get_by_text("every_item_in_one_cluster").first.wait_for()
+        with clock("UI: runs"):
+            ui.open("/runs")
+            ui.page.get_by_text("Success").first.wait_for()
 
 
-def measure(folder: Path, shards: int) -> dict[str, float]:
+def _open_partitions(clock: Clock, ui: DagsterUI, asset: str, count: int) -> None:
+    with clock(f"UI: partitions of the {asset}"):
+        ui.open_asset(["toy", "precomputed", asset], "partitions")
+        ui.page.get_by_text(f"Materialized ({count:,})", exact=True).first.wait_for()
+    with clock(f"UI: dialog to materialise all {asset}"):
+        ui.page.get_by_role("button", name="Materialize…").click()
+        ui.dialog.get_by_text("All", exact=True).click()
+        ui.dialog.get_by_text(f"{count:,} partitions", exact=True).first.wait_for()
+
+
+def ask(measured: Measured, running: RunningDagster) -> None:
+    """What the UI asks the webserver for, without a browser."""
+    for asset in ("embeddings", "assignments", "manifests"):
+        key = json.dumps(list(measured.runs.key(asset).path))
+        node = f"assetNodeOrError(assetKey: {{path: {key}}}) {{... on AssetNode {{%s}}}}"
+        for name, asked in (
+            ("states of all partitions", "partitionStats {numMaterialized numPartitions} assetPartitionStatuses {__typename}"),
+            ("staleness of all partitions", "staleStatusByPartition"),
+        ):  # fmt: skip
+            with measured.clock(f"GraphQL: {name} of the {asset}"):
+                _answered(running.url, f"{{{node % asked}}}")
+
+
+def _answered(url: str, query: str) -> None:
+    content = json.dumps({"query": query}).encode()
+    request = urllib.request.Request(f"{url}/graphql", content, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=LONGEST) as answer:
+        if errors := json.load(answer).get("errors"):
+            message = f"{query}: {errors[0]['message']}"
+            raise RuntimeError(message)
+
+
+def follow(measured: Measured, running: RunningDagster, folder: Path, shards: int) -> None:
+    """New files arrive: how long the daemon takes until they are in all manifests, and in how many runs."""
+    pipeline, runs, instance = measured.runs.pipeline, measured.runs, measured.instance
+    before = instance.event_log_storage.get_maximum_record_id() or 0
+    earlier = {run.run_id for run in instance.get_runs()}
+    wanted = len(KS) * len(pipeline.epsilons)
+    _expect(not _unfinished(instance), "the daemon")
+    with measured.clock(f"daemon: {NEW_SHARDS} new files, until they are in all manifests and galleries"):
+        write_shards(folder, range(shards, shards + NEW_SHARDS))
+
+        def followed() -> bool:
+            made = [_made_since(runs, asset, before) for asset in ("manifests", "galleries")]
+            return all(len(partitions) == wanted for partitions in made) and not _unfinished(instance)
+
+        wait_for(followed, seconds=LONGEST, what="the daemon to follow", log=running.log)
+    new = [run for run in instance.get_runs() if run.run_id not in earlier]
+    for asset in ("embeddings", "figures", "galleries", *MADE_OF_MANY):
+        of_asset = [run for run in new if runs.key(asset) in (run.asset_selection or ())]
+        partitions = _made_since(runs, asset, before)
+        seconds = sum(_seconds(instance, run.run_id) for run in of_asset)
+        measured.clock.note(f"daemon: {asset}", seconds, runs=len(of_asset), partitions=len(partitions))
+
+
+def _made_since(runs: PipelineRuns, asset: str, record_id: int) -> set[str | None]:
+    return {record.partition_key for record in runs.materialisations(asset, record_id)}
+
+
+def _unfinished(instance: dg.DagsterInstance) -> bool:
+    return any(not run.is_finished for run in instance.get_runs(limit=50))
+
+
+def _seconds(instance: dg.DagsterInstance, run_id: str) -> float:
+    record = instance.get_run_record_by_id(run_id)
+    return (record.end_time or 0) - (record.start_time or 0) if record else 0.0
+
+
+def daemon_ticks(measured: Measured) -> None:
+    """What the daemon notes of its own ticks: those with nothing to do, and others."""
+    for state in measured.instance.all_instigator_state():
+        ticks = measured.instance.get_ticks(state.instigator_origin_id, state.selector_id)
+        for name, of_kind in _by_outcome(ticks):
+            more = {"ticks": len(of_kind), "greatest": round(max(of_kind), 2)}
+            name = f"daemon: tick of {state.instigator_name}, {name}, median"
+            measured.clock.note(name, statistics.median(of_kind), **more)
+
+
+def _by_outcome(ticks: Sequence[Any]) -> Iterator[tuple[str, list[float]]]:
+    outcomes = {"skipped": "nothing to do", "success": "something found", "failure": "failed"}
+    for outcome, name in outcomes.items():
+        found = [tick for tick in ticks if tick.status.value.lower() == outcome and tick.end_timestamp]
+        if found:
+            yield name, [tick.end_timestamp - tick.timestamp for tick in found]
+
+
+def measure(folder: Path, shards: int, epsilons: int) -> Clock:
     """All of it, in a folder of its own."""
-    clock, chosen = Clock(), settings(folder)
-    write_shards(folder, shards)
+    clock, chosen = Clock(), settings(folder, epsilons)
+    write_shards(folder, range(shards))
     write_project(folder, chosen)
-    pipeline = Pipeline.model_validate(chosen)
-    declaration = Declaration(pipeline)
     with configured_instance(folder) as instance:
-        os.chdir(folder)
-        for name in ("first", "nothing new"):
-            with clock(f"look through the source, {name}"):
-                observe_source(declaration, instance)
-        evaluate(clock, pipeline, instance, ("nothing is made yet",))
-        make_everything(clock, pipeline, instance)
-        evaluate(clock, pipeline, instance, ("everything is made, first look", "idle"))
-        for stage in STAGES:
-            with clock(f"checks of the {stage}"):
-                checks_of(Work(pipeline), stage)
-        for stage in ("assignments", "duplicate_scores", "manifests"):
-            with clock(f"made_from_current of the {stage}"):
-                made_from_current(Work(pipeline), stage)
-    look(clock, folder)
-    return clock.taken
+        in_process(Measured(PipelineRuns(instance, chosen), clock))
+        size = sum(path.stat().st_size for path in (folder / ".dagster").rglob("*") if path.is_file())
+        clock.note("Dagster's record", 0, mib=round(size / (1 << 20), 1))
+    with running_dagster(folder) as running:
+        measured = Measured(PipelineRuns(running.instance, chosen), clock)
+        look(measured, running, shards)
+        ask(measured, running)
+        follow(measured, running, folder, shards)
+        daemon_ticks(measured)
+    return clock
+
+
+def in_process(measured: Measured) -> None:
+    """What needs neither the webserver nor the daemon."""
+    for name in ("first", "nothing new"):
+        measured.files_tick(name)
+    measured.automation_tick("nothing is made yet", None)
+    loads = patch.object(Precomputed, "load", autospec=True, side_effect=Precomputed.load)
+    with loads as load:
+        measured.make_everything()
+    measured.clock.note("embeddings: model loaded", 0, times=load.call_count)
+    measured.own_work()
+    for asset in ("embeddings", "assignments"):
+        measured.events(asset)
+    cursor = measured.automation_tick("everything is made, first look", None)
+    measured.automation_tick("nothing to do", cursor)
+    measured.checks()
+    measured.make_nothing()
 
 
 def main() -> None:
     """Measure, print, and keep the raw figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=5000)
+    parser.add_argument("--epsilons", type=int, default=20)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     target = arguments.json.resolve() if arguments.json else None
     logging.disable(logging.INFO)
-    print(f"{arguments.shards:,} shards, {len(KS)} k, {len(EPSILONS)} epsilons")
+    conditions = {"shards": arguments.shards, "k": len(KS), "epsilons": arguments.epsilons, "cores": os.cpu_count(),
+                  "load_before": os.getloadavg()[0], "dagster": dg.__version__, "machine": machine()}  # fmt: skip
+    print(conditions)
     with tempfile.TemporaryDirectory() as folder:
-        before = Path.cwd()
-        taken = measure(Path(folder), arguments.shards)
-        os.chdir(before)
+        clock = measure(Path(folder), arguments.shards, arguments.epsilons)
     if target:
-        content = {"shards": arguments.shards, "k": len(KS), "epsilons": len(EPSILONS), "cores": os.cpu_count(),
-                   "dagster": dg.__version__, "seconds": taken}  # fmt: skip
-        target.write_text(json.dumps(content, indent=1) + "\n")
+        target.write_text(json.dumps({**conditions, "rows": clock.rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def rates() -> dict[str, float]:
     return {name: round(2 * rows * inner * columns / least_seconds(work) / 1e9, 1) for name, work in products.items()}
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """Processor, threads, versions and rates."""
     return {
         "processor": _processor(),

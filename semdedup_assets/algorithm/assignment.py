@@ -9,6 +9,7 @@ from torch import Tensor
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
 from semdedup_assets.algorithm.screening import (
     QUERY_BLOCK,
+    REFUSALS,
     Screen,
     can_screen,
     centre_of,
@@ -52,6 +53,7 @@ class NearestCentroids:
         self.centroids = centroids
         self._shape = tile_shape(budget, dimension=centroids.shape[1], gpu=centroids.is_cuda)
         self._screen: Screen | None = None
+        self._refused = 0
         if len(centroids) >= _SCREENED and can_screen(centroids, budget=budget):
             self._centre = centre_of(centroids)
             self._screen = Screen(encode(centroids, self._centre))
@@ -92,7 +94,12 @@ class NearestCentroids:
         """(b,) int64: the nearest centroid of each unit row."""
         pairs = None if self._screen is None else self._screen.pairs(encode(rows, self._centre))
         if pairs is not None:
+            self._refused = 0
             return _nearest_of(rows, self.centroids, *pairs)
+        self._refused += 1
+        if self._refused == REFUSALS:
+            # These vectors are about equally near to many centroids: there is little to screen out.
+            self._screen = None
         with full_float32():
             return _nearest(rows, self.centroids, self._shape)
 

@@ -36,8 +36,11 @@ _FLOAT32_ERROR = 4e-6
 _UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 # A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
 _WORTHWHILE = 1.5
-# Pairs a query may leave for each hundred columns it was held against, and at least: more, and float32 is faster.
+# Pairs a query may leave for each column it was held against, and at least: more, and float32 is faster.
 _PAIRS_PER_COLUMN, _FEWEST_PAIRS = 1 / 256, 8
+
+REFUSALS = 2
+"""Blocks of queries in a row that may leave too many pairs before the rest is no longer screened."""
 
 
 class Rows(Protocol):
@@ -145,9 +148,13 @@ class Screen:
             groups = tile.view(len(tile), -1, COLUMN_GROUP)
             in_group = groups.amax(2)
             torch.maximum(greatest, in_group.amax(1), out=greatest)
-            found.append(_hits(groups, in_group, _threshold(greatest, margin), left))
-            if sum(len(hits.query) for hits in found) > most:
+            threshold = _threshold(greatest, margin)
+            # Few groups hold a number that is large enough, and only these are searched.
+            query, group = (in_group >= threshold[:, None]).nonzero(as_tuple=True)
+            if len(query) + sum(len(hits.query) for hits in found) > most:
                 return None
+            found.append(_hits(groups, query, group, threshold))
+            found[-1].candidate.add_(left)
         return _kept(found, _threshold(greatest, margin))
 
     def nearest(self, queries: Codes) -> Tensor:
@@ -221,12 +228,11 @@ def _threshold(greatest: Tensor, margin: Tensor) -> Tensor:
     return torch.where(greatest > _NOTHING, greatest - margin, _OUT_OF_REACH)
 
 
-def _hits(groups: Tensor, in_group: Tensor, threshold: Tensor, left: int) -> _Hits:
-    # Few groups hold a number that is large enough, and only these are searched.
-    query, group = (in_group >= threshold[:, None]).nonzero(as_tuple=True)
+def _hits(groups: Tensor, query: Tensor, group: Tensor, threshold: Tensor) -> _Hits:
+    """What reaches the threshold in some groups of a tile; candidates are counted from its first column."""
     numbers = groups[query, group]
     hit, place = (numbers >= threshold[query][:, None]).nonzero(as_tuple=True)
-    return _Hits(query[hit], left + group[hit] * COLUMN_GROUP + place, numbers[hit, place])
+    return _Hits(query[hit], group[hit] * COLUMN_GROUP + place, numbers[hit, place])
 
 
 def _kept(found: list[_Hits], threshold: Tensor) -> tuple[Tensor, Tensor]:

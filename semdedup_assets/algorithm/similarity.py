@@ -10,6 +10,7 @@ from torch import Tensor
 from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
 from semdedup_assets.algorithm.screening import (
     QUERY_BLOCK,
+    REFUSALS,
     Screen,
     can_screen,
     centre_of,
@@ -152,16 +153,23 @@ def _screened_positions(queries: UnitRows, candidates: UnitRows, visible: np.nda
     """`_positions`, where only the pairs are compared in float32 that 8-bit integers leave."""
     centre = centre_of(candidates)
     codes = encode(candidates, centre)
-    screen, same = Screen(codes, tie=_TIE), queries is candidates
+    screen = Screen(codes, tie=_TIE)
     position = torch.full((len(queries),), -1, dtype=torch.int64)
-    for start in range(0, len(queries), QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, len(queries))
+    stop, refused = 0, 0
+    while stop < len(queries):
+        start, stop = stop, min(stop + QUERY_BLOCK, len(queries)) if refused < REFUSALS else len(queries)
         rows, seen = queries.part(start, stop), None if visible is None else visible[start:stop]
-        block = codes.part(start, stop) if same else encode(rows, centre)
-        pairs = screen.pairs(block, None if seen is None else torch.as_tensor(seen))
-        # Where many are nearly equal, such as copies of one item, there is nothing to screen out.
-        found = _tiled_positions(rows, candidates, seen, budget) if pairs is None else _best(rows, candidates, *pairs)
-        position[start:stop] = found
+        pairs = None
+        if refused < REFUSALS:
+            block = codes.part(start, stop) if queries is candidates else encode(rows, centre)
+            pairs = screen.pairs(block, None if seen is None else torch.as_tensor(seen))
+        if pairs is None:
+            # Where many are about equally similar, such as copies of one item, there is little to screen out.
+            refused += 1
+            position[start:stop] = _tiled_positions(rows, candidates, seen, budget)
+        else:
+            refused = 0
+            position[start:stop] = _best(rows, candidates, *pairs)
     return position
 
 
