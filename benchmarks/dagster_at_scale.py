@@ -1,11 +1,12 @@
 """What Dagster adds, and whether it stays usable, with thousands of shards, several k and many epsilons.
 
-    python benchmarks/dagster_at_scale.py [--shards 5000] [--epsilons 20] [--json FILE]
+    python benchmarks/dagster_at_scale.py [--shards 5000] [--epsilons 20] [--through embeddings] [--json FILE]
 
 A folder of tiny vector files goes through all assets on a real instance (SQLite, this repository's `dagster.yaml`), each
 asset's partitions as one run, so that next to nothing but overhead is measured. The sensors' ticks are timed as the code
 server evaluates them, and once more as the daemon notes them; the checks run; Dagster's UI is opened on it in Chromium;
-at last new files arrive, and the daemon follows. About an hour in full; `--shards 60 --epsilons 3` tries it out.
+at last new files arrive, and the daemon follows. About an hour in full; `--shards 60 --epsilons 3` tries it out, and
+`--through embeddings` leaves all that follows registered and missing.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from machine import machine
 
 from semdedup_assets.assets.checks import checks_of
 from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.assets.refresh import ORDER as REFRESHED
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.encoders import Precomputed
 from semdedup_assets.stages.stored_recipes import StoredRecipes
@@ -71,7 +73,7 @@ class Clock:
         self.note(what, time.perf_counter() - started)
 
 
-def settings(folder: Path, epsilons: int) -> dict[str, Any]:
+def settings(folder: Path, epsilons: int, *, automatic: bool) -> dict[str, Any]:
     """A pipeline on tiny files, with as many partitions as a large one."""
     return {
         "dataset": "toy",
@@ -81,7 +83,7 @@ def settings(folder: Path, epsilons: int) -> dict[str, Any]:
         "clustering": {"k": list(KS), "buckets": BUCKETS, "iterations": 5},
         "epsilons": [f"0.{number:02d}" for number in range(1, epsilons + 1)],
         "manifests": ["keep_lists"],
-        "refresh": {"automatic": True, "interval_seconds": 30},
+        "refresh": {"automatic": automatic, "interval_seconds": 30},
         "compute": {"device": "cpu"},
     }
 
@@ -131,8 +133,8 @@ class Measured:
         started = time.perf_counter()
         return repository.get_sensor_def(name).evaluate_tick(context), time.perf_counter() - started
 
-    def make_everything(self) -> None:
-        """All partitions of every asset by the refresh, an asset's as one run."""
+    def make_everything(self, *, through: str) -> None:
+        """All partitions of every asset by the refresh, an asset's as one run, and no more than through one asset."""
         begun = started = time.perf_counter()
         total = 0
         for stage in refresh(self.runs.pipeline, self.runs.definitions, self.instance):
@@ -141,7 +143,9 @@ class Measured:
             self.clock.note(f"{stage.asset}: run", within, partitions=count, ms_each=round(1000 * within / count, 1))
             self.clock.note(f"{stage.asset}: around the run", time.perf_counter() - started - within)
             total, started = total + count, time.perf_counter()
-        self.clock.note("refresh, everything", time.perf_counter() - begun, partitions=total)
+            if stage.asset == through:
+                break
+        self.clock.note(f"refresh, through the {through}", time.perf_counter() - begun, partitions=total)
 
     def make_nothing(self) -> None:
         """The refresh when there is nothing to do."""
@@ -159,6 +163,14 @@ class Measured:
         for asset, recipes in (("embeddings", list(stored.embeddings.values())), ("assignments", assigned)):
             seconds = sum(float(recipe.details["seconds"]) for recipe in recipes)
             self.clock.note(f"{asset}: the stage's own work in it", seconds, ms_each=_each(seconds, len(recipes)))
+
+    def look_again(self, cursor: str | None) -> None:
+        """The sensor with everything made, the checks, and the refresh, when there is nothing to do."""
+        self.own_work()
+        self.events("assignments")
+        self.automation_tick("nothing to do", cursor)
+        self.checks()
+        self.make_nothing()
 
     def events(self, asset: str) -> None:
         """Events of an asset's one run, all and the partitions'."""
@@ -193,39 +205,46 @@ def _expect(holds: bool, what: str) -> None:  # noqa: FBT001
         raise RuntimeError(message)
 
 
-def look(measured: Measured, running: RunningDagster, shards: int) -> None:
+def look(measured: Measured, running: RunningDagster, shards: int, through: str) -> None:
     """Pages of the UI in a browser, until what they are opened for is to be seen."""
     clock, epsilon = measured.clock, measured.runs.pipeline.epsilons[-1]
     # So wide that the graph shows each asset's state in words.
     with browsing(running.url, width=3000, height=1200) as ui:
         ui.page.set_default_timeout(300_000)
         ui.open("/overview")
+        filled = 8 if through == REFRESHED[-1] else 1
         with clock("UI: graph of the group, with the state of every asset"):
             ui.open_graph("their_project.definitions", GROUP)
-            ui.page.wait_for_function("document.body.innerText.split('100% filled').length > 8")
-        for asset, count in (("embeddings", shards), ("assignments", len(KS) * shards)):
-            _open_partitions(clock, ui, asset, count)
+            ui.page.get_by_text("100% filled").nth(filled - 1).wait_for()
         shard = f"s{shards // 2:06d}"
-        for asset, partition in (("assignments", f"{KS[0]}|{shard}"), ("keep_masks", f"{epsilon}|{KS[0]}")):
-            with clock(f"UI: one partition of the {asset}"):
-                ui.open_partition(["toy", "precomputed", asset], partition)
-                ui.page.get_by_text("dagster/uri").first.wait_for()
-        with clock("UI: checks of the assignments"):
-            ui.open_asset(["toy", "precomputed", "assignments"], "checks")
-            ui.page.get_by_text("every_item_in_one_cluster").first.wait_for()
+        pages = {"embeddings": (shards, shard), "assignments": (len(KS) * shards, f"{KS[0]}|{shard}"),
+                 "keep_masks": (len(KS) * len(measured.runs.pipeline.epsilons), f"{epsilon}|{KS[0]}")}  # fmt: skip
+        for asset, (count, partition) in pages.items():
+            made = REFRESHED.index(asset) <= REFRESHED.index(through)
+            told = f"{'Materialized' if made else 'Missing'} ({count:,})"
+            with clock(f"UI: partitions of the {asset}, {told}"):
+                ui.open_asset(["toy", "precomputed", asset], "partitions")
+                ui.page.get_by_text(told, exact=True).first.wait_for()
+            if made:
+                with clock(f"UI: one partition of the {asset}"):
+                    ui.open_partition(["toy", "precomputed", asset], partition)
+                    ui.page.get_by_text("dagster/uri").first.wait_for()
+        _open_dialog(clock, ui, shards)
+        with clock("UI: checks of the embeddings"):
+            ui.open_asset(["toy", "precomputed", "embeddings"], "checks")
+            ui.page.get_by_text("ids_are_unique").first.wait_for()
         with clock("UI: runs"):
             ui.open("/runs")
             ui.page.get_by_text("Success").first.wait_for()
 
 
-def _open_partitions(clock: Clock, ui: DagsterUI, asset: str, count: int) -> None:
-    with clock(f"UI: partitions of the {asset}"):
-        ui.open_asset(["toy", "precomputed", asset], "partitions")
-        ui.page.get_by_text(f"Materialized ({count:,})", exact=True).first.wait_for()
-    with clock(f"UI: dialog to materialise all {asset}"):
+def _open_dialog(clock: Clock, ui: DagsterUI, shards: int) -> None:
+    ui.open_asset(["toy", "precomputed", "embeddings"], "partitions")
+    ui.page.get_by_text(f"Materialized ({shards:,})", exact=True).first.wait_for()
+    with clock("UI: dialog to materialise all embeddings"):
         ui.page.get_by_role("button", name="Materialize…").click()
         ui.dialog.get_by_text("All", exact=True).click()
-        ui.dialog.get_by_text(f"{count:,} partitions", exact=True).first.wait_for()
+        ui.dialog.get_by_text(f"{shards:,} partitions", exact=True).first.wait_for()
 
 
 def ask(measured: Measured, running: RunningDagster) -> None:
@@ -304,40 +323,38 @@ def _by_outcome(ticks: Sequence[Any]) -> Iterator[tuple[str, list[float]]]:
             yield name, [tick.end_timestamp - tick.timestamp for tick in found]
 
 
-def measure(folder: Path, shards: int, epsilons: int) -> Clock:
+def measure(folder: Path, shards: int, epsilons: int, through: str) -> Clock:
     """All of it, in a folder of its own."""
-    clock, chosen = Clock(), settings(folder, epsilons)
+    clock, chosen = Clock(), settings(folder, epsilons, automatic=through == REFRESHED[-1])
     write_shards(folder, range(shards))
     write_project(folder, chosen)
     with configured_instance(folder) as instance:
-        in_process(Measured(PipelineRuns(instance, chosen), clock))
+        in_process(Measured(PipelineRuns(instance, chosen), clock), through)
         size = sum(path.stat().st_size for path in (folder / ".dagster").rglob("*") if path.is_file())
         clock.note("Dagster's record", 0, mib=round(size / (1 << 20), 1))
     with running_dagster(folder) as running:
         measured = Measured(PipelineRuns(running.instance, chosen), clock)
-        look(measured, running, shards)
+        look(measured, running, shards, through)
         ask(measured, running)
-        follow(measured, running, folder, shards)
+        if through == REFRESHED[-1]:
+            follow(measured, running, folder, shards)
         daemon_ticks(measured)
     return clock
 
 
-def in_process(measured: Measured) -> None:
+def in_process(measured: Measured, through: str) -> None:
     """What needs neither the webserver nor the daemon."""
     for name in ("first", "nothing new"):
         measured.files_tick(name)
     measured.automation_tick("nothing is made yet", None)
     loads = patch.object(Precomputed, "load", autospec=True, side_effect=Precomputed.load)
     with loads as load:
-        measured.make_everything()
+        measured.make_everything(through=through)
     measured.clock.note("embeddings: model loaded", 0, times=load.call_count)
-    measured.own_work()
-    for asset in ("embeddings", "assignments"):
-        measured.events(asset)
-    cursor = measured.automation_tick("everything is made, first look", None)
-    measured.automation_tick("nothing to do", cursor)
-    measured.checks()
-    measured.make_nothing()
+    measured.events("embeddings")
+    cursor = measured.automation_tick(f"all is made through the {through}", None)
+    if through == REFRESHED[-1]:
+        measured.look_again(cursor)
 
 
 def main() -> None:
@@ -345,15 +362,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=5000)
     parser.add_argument("--epsilons", type=int, default=20)
+    parser.add_argument("--through", choices=REFRESHED, default=REFRESHED[-1])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     target = arguments.json.resolve() if arguments.json else None
     logging.disable(logging.INFO)
-    conditions = {"shards": arguments.shards, "k": len(KS), "epsilons": arguments.epsilons, "cores": os.cpu_count(),
+    conditions = {"shards": arguments.shards, "k": len(KS), "epsilons": arguments.epsilons, "through": arguments.through, "cores": os.cpu_count(),
                   "load_before": os.getloadavg()[0], "dagster": dg.__version__, "machine": machine()}  # fmt: skip
     print(conditions)
     with tempfile.TemporaryDirectory() as folder:
-        clock = measure(Path(folder), arguments.shards, arguments.epsilons)
+        clock = measure(Path(folder), arguments.shards, arguments.epsilons, arguments.through)
     if target:
         target.write_text(json.dumps({**conditions, "rows": clock.rows}, indent=1) + "\n")
 
