@@ -221,7 +221,7 @@ def look(measured: Measured, running: RunningDagster, shards: int, through: str)
                  "keep_masks": (len(KS) * len(measured.runs.pipeline.epsilons), f"{epsilon}|{KS[0]}")}  # fmt: skip
         for asset, (count, partition) in pages.items():
             made = REFRESHED.index(asset) <= REFRESHED.index(through)
-            told = f"{'Materialized' if made else 'Missing'} ({count:,})"
+            told = f"{'Materialized' if made else 'Missing'} ({count})"
             with clock(f"UI: partitions of the {asset}, {told}"):
                 ui.open_asset(["toy", "precomputed", asset], "partitions")
                 ui.page.get_by_text(told, exact=True).first.wait_for()
@@ -240,7 +240,7 @@ def look(measured: Measured, running: RunningDagster, shards: int, through: str)
 
 def _open_dialog(clock: Clock, ui: DagsterUI, shards: int) -> None:
     ui.open_asset(["toy", "precomputed", "embeddings"], "partitions")
-    ui.page.get_by_text(f"Materialized ({shards:,})", exact=True).first.wait_for()
+    ui.page.get_by_text(f"Materialized ({shards})", exact=True).first.wait_for()
     with clock("UI: dialog to materialise all embeddings"):
         ui.page.get_by_role("button", name="Materialize…").click()
         ui.dialog.get_by_text("All", exact=True).click()
