@@ -1,6 +1,7 @@
 """What the method costs: operations, seconds, bytes and memory of each stage, by arithmetic alone."""
 
 from dataclasses import dataclass
+from math import ceil, log2
 
 STAGES = (
     "embeddings",
@@ -24,6 +25,7 @@ _BATCH = 1 << 14  # rows of a record batch of embeddings
 _RUN = 64 << 20  # bytes of the clusters that are scored together
 _TILES = 32 << 20  # tiles of a matrix product in flight, and their two operands
 _ROW_GROUP = 1 << 18  # rows of scores that are gathered before they are written
+_FIT_BLOCK = 1 << 16  # rows that a fit reads together
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Scale:
         sample: vectors that are drawn.
         k: clusters.
         fit_sample: of the drawn vectors, those that the fit uses.
+        fit_streams: whether the fit reads them in each iteration, so that they need not be in memory as float32.
         iterations: of k-means.
         pairs: pairs to compare within clusters.
         largest_cluster: items of the largest cluster.
@@ -54,6 +57,7 @@ class Scale:
     sample: int
     k: int
     fit_sample: int
+    fit_streams: bool
     iterations: int
     pairs: int
     largest_cluster: int
@@ -78,7 +82,7 @@ class Rates:
     Attributes:
         embed: an item, read, embedded and written.
         pass_id: an item whose id is looked at for the sample.
-        choose: a number that is looked at while the smallest hashes are chosen, once a batch.
+        choose: a number that is looked at while the smallest hashes are chosen.
         draw: a drawn vector, copied and written.
         fit: a floating-point operation of k-means.
         assign: an item, beside its products with the centroids.
@@ -140,10 +144,8 @@ def assign_flops(scale: Scale) -> int:
 
 
 def choice_steps(scale: Scale) -> int:
-    """Numbers looked at to choose the sample: the sample so far and the new batch, once a batch."""
-    if scale.items <= scale.sample:
-        return 0
-    return (scale.items - scale.sample) // _BATCH * (scale.sample + _BATCH)
+    """Numbers looked at to choose the sample: twice as many as are wanted, each time the items have doubled."""
+    return 2 * scale.sample * ceil(log2(scale.items / scale.sample)) if scale.items > scale.sample else 0
 
 
 def stage_results(scale: Scale) -> dict[str, int]:
@@ -227,12 +229,12 @@ def stage_memory(scale: Scale, item: ItemBytes, *, budget: int) -> dict[str, int
     return {
         # The batch that waits, joined and as Arrow; every key of the shard, with its count.
         "embeddings": min(_BATCH, scale.largest_shard) * (4 * d + 2 * row + 3 * text) + scale.largest_shard * 160,
-        # Hashes and ids of the choice; the drawn vectors; a shard's file, mapped.
-        "training_sample": min(n, scale.sample + _BATCH) * 40 + scale.sample * row + scale.largest_shard * row,
-        # The drawn vectors, mapped; those that are used; as float32, and once more while they are scaled to unit norm.
+        # Hashes and ids of the choice, and what it is made of; the drawn vectors; a shard's file, mapped.
+        "training_sample": min(n, 2 * scale.sample) * 40 + scale.sample * row + scale.largest_shard * row,
+        # The drawn vectors, mapped; those that are used; and as the fit works on them.
         "centroids": scale.sample * row
         + (scale.fit_sample * row if scale.fit_sample < scale.sample else 0)
-        + 8 * d * scale.fit_sample
+        + _fit_memory(scale, budget=budget)
         + 3 * centroids
         + tiles,
         # A shard's file, mapped; a bucket's rows of it; ids, clusters, similarities and their order.
@@ -244,3 +246,14 @@ def stage_memory(scale: Scale, item: ItemBytes, *, budget: int) -> dict[str, int
         # A byte for each item; a bucket's masks while they are put in place; a batch of keys and columns.
         "manifests": n + min(bucket, _ROW_GROUP * 4) * 60 + min(_BATCH, scale.largest_shard) * (3 * text + 400),
     }
+
+
+def _fit_memory(scale: Scale, *, budget: int) -> int:
+    """Vectors as float32, twice; or as far as the budget has room, their codes likewise, and those read together."""
+    numbers = scale.dimension * scale.fit_sample
+    if not scale.fit_streams:
+        return 8 * numbers
+    held = 4 * numbers if 4 * numbers <= budget // 2 else 0
+    coded = numbers + 12 * scale.fit_sample
+    together = 8 * scale.dimension * min(_FIT_BLOCK, scale.fit_sample)
+    return held + (coded if coded <= budget // 4 else 0) + together

@@ -6,19 +6,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.lloyd import fit_by_integers
 from semdedup_assets.algorithm.screening import NARROWEST, integers_are_exact, integers_are_fast
-from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, unit_rows
+from semdedup_assets.algorithm.unit_rows import UnitRows, as_tensor
 
 Engine = Literal["auto", "faiss", "int8"]
 
 # With fewer clusters, products are not what takes the time.
 _FEWEST_FOR_INTEGERS = 128
-# Bytes the last assignment's tiles and codes may take.
-_BUDGET = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +44,15 @@ class Centroids:
         return int((self.sizes == 0).sum())
 
 
-def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, engine: Engine = "auto") -> Centroids:
+def spherical_kmeans(  # noqa: PLR0913  # each is a setting of its own
+    sample: np.ndarray, *, k: int, iterations: int, seed: int, engine: Engine = "auto", budget: int = 1 << 30
+) -> Centroids:
     """Fit k centroids by spherical k-means: centroids are scaled to unit norm after each iteration.
 
     Seeded, and on the CPU reproducible; another engine gives other centroids, of about the same objective.
+
+    The sample may be larger than memory, such as a mapped float16 array: `int8` then reads it once in each iteration.
+    faiss wants all of it as float32 in memory; on GPUs it copies a part at a time there.
 
     Args:
         sample: (n, d) floats, no zero rows; all of it is used.
@@ -59,6 +61,8 @@ def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, 
         seed: of the first centroids.
         engine: `faiss` runs on all GPUs where there are some, else on the CPU; `int8` on the CPU, with products of 8-bit
             integers; `auto` is faiss on GPUs, and on the CPU whichever is faster on it.
+        budget: bytes that `int8` may take to have the sample ready, beside a few MiB and three times the centroids. The
+            result does not hang on it.
 
     Returns:
         Centroids, objective by iteration, cluster sizes in the sample.
@@ -79,18 +83,30 @@ def spherical_kmeans(sample: np.ndarray, *, k: int, iterations: int, seed: int, 
         )
         k = len(sample)
     rows = as_tensor(sample)
-    check_rows(rows)
-    unit = unit_rows(rows).cpu().contiguous()
-    fit = fit_by_integers if _by_integers(engine, k=k, dimension=unit.shape[1]) else _fit_by_faiss
-    vectors, objective = fit(unit, k=k, iterations=iterations, seed=seed)
-    assigned = assign(unit, torch.from_numpy(vectors), budget=_BUDGET)
+    if by_integers(engine, k=k, dimension=sample.shape[-1]):
+        unit = UnitRows(rows, budget=budget // 2, of_unit_norm=False)
+        vectors, objective = fit_by_integers(unit, k=k, iterations=iterations, seed=seed, budget=budget // 4)
+    else:
+        unit = UnitRows(rows, budget=4 * rows.numel(), of_unit_norm=False)
+        vectors, objective = _fit_by_faiss(unit[:].numpy(), k=k, iterations=iterations, seed=seed)
+    assigned = assign(rows, torch.from_numpy(vectors), budget=budget // 4)
     # k of k vectors are their own centroids: an iteration changes nothing.
-    if k == len(unit):
+    if k == len(rows):
         objective = assigned.similarity.mean(keepdims=True)
     return Centroids(vectors, objective, np.bincount(assigned.cluster, minlength=k))
 
 
-def _by_integers(engine: Engine, *, k: int, dimension: int) -> bool:
+def by_integers(engine: Engine, *, k: int, dimension: int) -> bool:
+    """Whether centroids are fitted by products of 8-bit integers on this machine.
+
+    Args:
+        engine: as it is set.
+        k: clusters.
+        dimension: d.
+
+    Raises:
+        ValueError: this processor cannot run the engine.
+    """
     import faiss
 
     if engine == "auto":
@@ -102,11 +118,10 @@ def _by_integers(engine: Engine, *, k: int, dimension: int) -> bool:
     return engine == "int8"
 
 
-def _fit_by_faiss(unit: Tensor, *, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit_by_faiss(rows: np.ndarray, *, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(k, d) float32 unit rows, and (i,) float64 the mean similarity in each iteration."""
     import faiss
 
-    rows = unit.numpy()
     kmeans = faiss.Kmeans(
         rows.shape[1], k, niter=iterations, seed=seed % (1 << 31), spherical=True, gpu=faiss.get_num_gpus() > 0,
         min_points_per_centroid=1, max_points_per_centroid=len(rows),

@@ -1,6 +1,7 @@
 """Lloyd's iterations of spherical k-means, with nearest centroids found by products of 8-bit integers."""
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -8,37 +9,43 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.screening import QUERY_BLOCK, Codes, Rows, Screen, centre_of, encode
 
-# Rows whose sums are taken together: as float32, they and their sums are held at once.
-_SUMMED = 1 << 16
+# Rows that are read together: as float32, they and the sums of their clusters are held at once.
+_BLOCK = 1 << 16
 # A centroid that is split becomes two, so far apart in each number (faiss does the same).
 _SPLIT = 1 / 1024
 
 
-def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """Fit k centroids; sums are taken in float32, only which centroid is nearest is told from 8 bits.
 
     A row that 8 bits give to another centroid than float32 would is as good as equally near to both, so that the
     objective stays the same to about a thousandth.
 
     Args:
-        rows: n unit rows of d numbers, n >= k, on the CPU; read once at first and once in each iteration.
+        rows: n unit rows of d numbers, n >= k, on the CPU; read once at first and once in each iteration, so that they
+            need not be in memory.
         k: clusters.
         iterations: at most; ends as soon as no row changes its cluster.
         seed: of the rows that are the first centroids.
+        budget: bytes that the rows' codes may take; where they do not fit, they are made again in each iteration, with
+            the same result.
 
     Returns:
         (k, d) float32 unit rows, and (i,) float64, the mean cosine similarity of the rows to their centroids in each
         iteration.
     """
     centre = centre_of(rows)
-    codes = encode(rows, centre)
+    blocks = _Blocks(rows, centre, budget=budget)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:k])
     centroids = torch.cat([rows[index : index + 1] for index in chosen.tolist()])
     labels = torch.full((len(rows),), -1, dtype=torch.int64)
     objective = []
     for _ in range(iterations):
-        before, labels = labels, _nearest(codes, centroids, centre)
-        sums = _sums(rows, labels, k)
+        before, labels = labels, torch.empty_like(labels)
+        screen, sums = Screen(encode(centroids, centre)), torch.zeros_like(centroids)
+        for part, unit, codes in blocks:
+            labels[part] = _nearest(codes, screen)
+            sums += _sums(unit, labels[part], k)
         objective.append(float((sums * centroids).sum(dtype=torch.float64)) / len(rows))
         if torch.equal(before, labels):
             break
@@ -47,31 +54,43 @@ def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int) -> tuple[
     return centroids.numpy(), np.asarray(objective)
 
 
-def _nearest(codes: Codes, centroids: Tensor, centre: Tensor) -> Tensor:
-    """(n,) int64: the nearest centroid of each row, as far as 8 bits tell."""
-    screen, count = Screen(encode(centroids, centre)), len(codes.norm)
-    labels = torch.empty(count, dtype=torch.int64)
-    for start in range(0, count, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, count)
-        labels[start:stop] = screen.nearest(codes.part(start, stop))
-    return labels
+class _Blocks:
+    """Rows and their codes, some at a time; codes are kept where they fit a budget."""
+
+    def __init__(self, rows: Rows, centre: Tensor, *, budget: int) -> None:
+        self._rows, self._centre = rows, centre
+        # A number each, and norm, error and bias of a row.
+        self._keep = len(rows) * (len(centre) + 12) <= budget
+        self._kept: dict[int, Codes] = {}
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Codes]]:
+        for start in range(0, len(self._rows), _BLOCK):
+            part = slice(start, min(start + _BLOCK, len(self._rows)))
+            unit = self._rows[part]
+            codes = self._kept.get(start) or encode(unit, self._centre)
+            if self._keep:
+                self._kept[start] = codes
+            yield part, unit, codes
 
 
-def _sums(rows: Rows, labels: Tensor, k: int) -> Tensor:
+def _nearest(codes: Codes, screen: Screen) -> Tensor:
+    """(b,) int64: the nearest centroid of each row, as far as 8 bits tell."""
+    count = len(codes.norm)
+    parts = (codes.part(start, min(start + QUERY_BLOCK, count)) for start in range(0, count, QUERY_BLOCK))
+    return torch.cat([screen.nearest(part) for part in parts])
+
+
+def _sums(unit: Tensor, labels: Tensor, k: int) -> Tensor:
     """(k, d) float32: the sum of each cluster's rows; a product with a sparse matrix, because it uses all cores."""
-    sums = torch.zeros((k, rows[:1].shape[1]))
-    for start in range(0, len(rows), _SUMMED):
-        part = labels[start : start + _SUMMED]
-        ends = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(part, minlength=k).cumsum(0)])
-        order = torch.argsort(part, stable=True)
-        with warnings.catch_warnings():
-            # PyTorch calls its sparse matrices beta; a product is all that is asked of them.
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-            members = torch.sparse_csr_tensor(
-                ends, order, torch.ones(len(part)), (k, len(part)), check_invariants=False
-            )
-        sums += members @ rows[start : start + _SUMMED]
-    return sums
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(labels, minlength=k).cumsum(0)])
+    order = torch.argsort(labels, stable=True)
+    with warnings.catch_warnings():
+        # PyTorch calls its sparse matrices beta; a product is all that is asked of them.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        members = torch.sparse_csr_tensor(
+            ends, order, torch.ones(len(labels)), (k, len(labels)), check_invariants=False
+        )
+    return members @ unit
 
 
 def _moved(centroids: Tensor, sums: Tensor) -> Tensor:

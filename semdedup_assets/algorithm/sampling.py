@@ -68,19 +68,33 @@ class UniformSample:
     seen: int = 0
 
     def __post_init__(self) -> None:
-        self._ids = np.empty(0, dtype=np.uint64)
-        self._hashes = np.empty(0, dtype=np.uint64)
+        self._ids = [np.empty(0, dtype=np.uint64)]
+        self._hashes = [np.empty(0, dtype=np.uint64)]
+        self._count, self._limit = 0, np.uint64(np.iinfo(np.uint64).max)
 
     def add(self, ids: np.ndarray) -> None:
         """Take in (n,) uint64 ids."""
         self.seen += len(ids)
-        self._ids = np.concatenate([self._ids, ids.astype(np.uint64)])
-        self._hashes = np.concatenate([self._hashes, id_hash(ids, seed=self.seed)])
-        if self.size is not None and len(self._ids) > self.size:
-            smallest = np.argpartition(self._hashes, self.size)[: self.size]
-            self._ids, self._hashes = self._ids[smallest], self._hashes[smallest]
+        hashes = id_hash(ids, seed=self.seed)
+        near = hashes <= self._limit
+        self._ids.append(ids[near].astype(np.uint64))
+        self._hashes.append(hashes[near])
+        self._count += len(self._ids[-1])
+        # Choosing looks at all that are held, so it waits until they are twice as many as are wanted.
+        if self.size is not None and self._count > 2 * self.size:
+            self._choose(self.size)
 
     @property
     def ids(self) -> np.ndarray:
         """The chosen ids, (m,) uint64, ascending."""
-        return np.sort(self._ids)
+        self._choose(self.size)
+        return np.sort(self._ids[0])
+
+    def _choose(self, size: int | None) -> None:
+        """Keep the ids with the smallest hashes, and remember how small one must be."""
+        ids, hashes = np.concatenate(self._ids), np.concatenate(self._hashes)
+        if size is not None and len(ids) > size:
+            smallest = np.argpartition(hashes, size)[:size]
+            ids, hashes = ids[smallest], hashes[smallest]
+            self._limit = hashes.max()
+        self._ids, self._hashes, self._count = [ids], [hashes], len(ids)

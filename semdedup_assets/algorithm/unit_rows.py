@@ -35,9 +35,10 @@ def unit_rows(rows: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     Returns:
         (n, d) of `dtype` on the same device.
     """
-    rows = rows.to(dtype)
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / norms
+    converted = rows.to(dtype)
+    norms: Tensor = torch.linalg.vector_norm(converted, dim=1, keepdim=True)
+    # What was made here can be scaled where it lies.
+    return converted / norms if rows.dtype == dtype else converted.div_(norms)
 
 
 def check_rows(vectors: Tensor) -> None:
@@ -52,13 +53,17 @@ def check_rows(vectors: Tensor) -> None:
     _check_kind(vectors)
     for start in range(0, len(vectors), IN_CACHE):
         norms = torch.linalg.vector_norm(vectors[start : start + IN_CACHE].float(), dim=1)
-        _check_norms(norms, ~torch.isfinite(norms) | (norms == 0), start)
+        _check_norms(norms, _without_direction(norms), start)
 
 
 def _check_kind(vectors: Tensor) -> None:
     if vectors.ndim != 2 or not vectors.is_floating_point():
         message = f"vectors: expected an (n, d) array of floats, got {vectors.dtype} of shape {tuple(vectors.shape)}"
         raise ValueError(message)
+
+
+def _without_direction(norms: Tensor) -> Tensor:
+    return ~torch.isfinite(norms) | (norms == 0)
 
 
 def _check_norms(norms: Tensor, bad: Tensor, start: int) -> None:
@@ -80,16 +85,17 @@ def _refuse(row: int, norm: float) -> None:
 class UnitRows:
     """Rows as float32 rows of unit norm: converted once where that fits a budget, else whenever they are asked for."""
 
-    def __init__(self, rows: Tensor, *, budget: int) -> None:
+    def __init__(self, rows: Tensor, *, budget: int, of_unit_norm: bool = True) -> None:
         """Check the rows, and convert them where 4 d bytes a row fit the budget.
 
         Args:
-            rows: (n, d) floats of unit norm up to rounding.
+            rows: (n, d) floats.
             budget: bytes.
+            of_unit_norm: whether another norm than 1 (within 1e-2) is refused; else only zero is.
 
         Raises:
-            ValueError: not a two-dimensional float array; or a row is not finite or not of unit norm (within 1e-2);
-                names the row.
+            ValueError: not a two-dimensional float array; or a row is not finite or of a norm that is refused; names
+                the row.
         """
         _check_kind(rows)
         self._rows, self._ready = rows, 4 * rows.numel() <= budget
@@ -99,7 +105,8 @@ class UnitRows:
         for start in range(0, len(rows), step):
             part = rows[start : start + step].float()
             norms = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-            _check_norms(norms.squeeze(1), ~((norms - 1).abs() <= 1e-2).squeeze(1), start)
+            bad = ~((norms - 1).abs() <= 1e-2) if of_unit_norm else _without_direction(norms)
+            _check_norms(norms.squeeze(1), bad.squeeze(1), start)
             if converted is not None:
                 torch.div(part, norms, out=converted[start : start + step])
         if converted is not None:

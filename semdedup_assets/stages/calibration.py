@@ -201,10 +201,8 @@ def time_arithmetic(work: Work, vectors: np.ndarray, *, k: int, sample: int) -> 
     ids = np.arange(_BATCH, dtype=np.uint64)
     whole = UniformSample(None, 0)
     pass_id = (timed(lambda: whole.add(ids)) + timed(lambda: np.searchsorted(whole.ids, ids))) / _BATCH
-    held = min(sample, 1 << 18)
-    full = UniformSample(held, 0)
-    full.add(np.arange(held, dtype=np.uint64))
-    choose = min(timed(lambda: full.add(ids)) for _ in range(2)) / (held + _BATCH)
+    many = np.arange(2 * min(sample, 1 << 18) + 1, dtype=np.uint64)
+    choose = min(timed(lambda: UniformSample(len(many) // 2, 0).add(many)) for _ in range(2)) / len(many)
     clusters = max(1, min(k, _CLUSTERS, n // 4))
     few = vectors[: max(4 * clusters, min(n, int(_FIT_FLOPS / (16 * clusters * d))))]
     fit = _time_fit(few, clusters, work.pipeline.clustering.engine)

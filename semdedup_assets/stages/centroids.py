@@ -12,6 +12,7 @@ from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER, id_hash
 from semdedup_assets.stages.work import Work, quantiles
 from semdedup_assets.storage.files import read_bytes
 from semdedup_assets.storage.results import Recipe, read_recipe
+from semdedup_assets.storage.scratch import scratch_array
 from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import read_vectors
 
@@ -39,7 +40,12 @@ def fit_centroids(work: Work, k: str) -> Recipe:
     settings = work.pipeline.clustering
     with work.measures.phase("fit"):
         fit = spherical_kmeans(
-            rows, k=count, iterations=work.pipeline.iterations, seed=settings.seed, engine=settings.engine
+            rows,
+            k=count,
+            iterations=work.pipeline.iterations,
+            seed=settings.seed,
+            engine=settings.engine,
+            budget=work.compute.budget,
         )
     bounds = plan_buckets(fit.sizes, buckets=settings.buckets)
     made_from = {"training_sample": sample.version}
@@ -62,8 +68,9 @@ def _rows_for(work: Work, k: int) -> np.ndarray:
     if setting.per_cluster == "all" or len(ids) <= k * setting.per_cluster:
         return vectors
     wanted = np.argpartition(id_hash(ids, seed=setting.seed), k * setting.per_cluster)[: k * setting.per_cluster]
-    chosen: np.ndarray = vectors[np.sort(wanted)]
-    return chosen
+    chosen = scratch_array((len(wanted), vectors.shape[1]), vectors.dtype, budget=work.compute.budget)
+    # Without a mode, `take` would fill another array first.
+    return vectors.take(np.sort(wanted), axis=0, out=chosen, mode="clip")
 
 
 def _npy(array: np.ndarray) -> bytes:

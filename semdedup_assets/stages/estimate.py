@@ -18,7 +18,7 @@ from semdedup_assets.algorithm.cost import (
     stage_memory,
     stage_seconds,
 )
-from semdedup_assets.algorithm.kmeans import suggest_k
+from semdedup_assets.algorithm.kmeans import by_integers, suggest_k
 from semdedup_assets.stages.calibration import (
     ArithmeticRate,
     EncoderRate,
@@ -140,6 +140,7 @@ def _scale(work: Work, counts: ItemCount, k: str, dimension: int) -> Scale:
     setting, items = work.pipeline.training_sample, max(1, counts.items)
     clusters, pairs, largest = _clusters(work, k, items)
     sample = items if setting.size == "all" else min(setting.size, items)
+    fit_streams = by_integers(work.pipeline.clustering.engine, k=clusters, dimension=dimension)
     return Scale(
         items=items,
         largest_shard=max(counts.by_shard.values()),
@@ -149,6 +150,7 @@ def _scale(work: Work, counts: ItemCount, k: str, dimension: int) -> Scale:
         sample=sample,
         k=clusters,
         fit_sample=sample if setting.per_cluster == "all" else min(sample, clusters * setting.per_cluster),
+        fit_streams=fit_streams,
         iterations=work.pipeline.iterations,
         pairs=pairs,
         largest_cluster=largest,

@@ -7,6 +7,7 @@ import numpy as np
 from semdedup_assets.algorithm.sampling import UniformSample
 from semdedup_assets.stages.work import Progress, Work
 from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
+from semdedup_assets.storage.scratch import scratch_array
 from semdedup_assets.storage.vectors import read_ids, read_vectors, write_sample
 
 
@@ -64,7 +65,8 @@ def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray, progress: Pro
     for name in shards:
         for table in read_vectors(work.layout.embeddings(name)):
             if sample is None:
-                sample = np.empty((len(chosen), table.vectors.shape[1]), dtype=table.vectors.dtype)
+                shape = (len(chosen), table.vectors.shape[1])
+                sample = scratch_array(shape, table.vectors.dtype, budget=work.compute.budget)
             if table.vectors.shape[1] != sample.shape[1]:
                 widths = sorted([sample.shape[1], table.vectors.shape[1]])
                 message = (

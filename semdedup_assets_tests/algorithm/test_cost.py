@@ -29,6 +29,7 @@ SCALE = Scale(
     sample=500,
     k=10,
     fit_sample=400,
+    fit_streams=False,
     iterations=5,
     pairs=80_000,
     largest_cluster=300,
@@ -106,19 +107,24 @@ def test_a_store_elsewhere_costs_what_is_read_and_written() -> None:
     assert stage_reads(SCALE, ITEM)["embeddings"] == 0
 
 
-def test_the_sample_is_chosen_once_a_batch_beyond_its_size() -> None:
-    assert choice_steps(SCALE) == 0
-    large = replace(SCALE, items=100_000 + 3 * 16_384, sample=100_000)
-    assert choice_steps(large) == 3 * (100_000 + 16_384)
+def test_the_sample_is_chosen_anew_whenever_the_items_have_doubled() -> None:
+    assert choice_steps(SCALE) == 1000
+    large = replace(SCALE, items=800_000, sample=100_000)
+    assert choice_steps(large) == 3 * 200_000
     assert choice_steps(replace(large, sample=large.items)) == 0
 
 
-def test_memory_of_a_fit_holds_the_sample_as_float32_twice() -> None:
+@pytest.mark.parametrize(
+    ("streams", "budget", "bytes_more"), [(False, 0, 64), (True, 1 << 30, 32 + 8 + 12), (True, 0, 0)]
+)
+def test_memory_of_a_fit_holds_the_sample_as_float32_unless_it_streams(
+    streams: bool, budget: int, bytes_more: int
+) -> None:
     small, large = (
-        stage_memory(replace(SCALE, sample=m, fit_sample=m), ITEM, budget=1 << 30)["centroids"]
+        stage_memory(replace(SCALE, sample=m, fit_sample=m, fit_streams=streams), ITEM, budget=budget)["centroids"]
         for m in (1_000_000, 2_000_000)
     )
-    assert large - small == 1_000_000 * (16 + 2 * 32)
+    assert large - small == 1_000_000 * (16 + bytes_more)
 
 
 def test_more_buckets_need_less_memory() -> None:

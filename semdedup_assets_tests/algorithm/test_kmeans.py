@@ -1,5 +1,7 @@
 """Spherical k-means, held against plain Lloyd iterations in float64."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -114,6 +116,19 @@ def test_the_length_of_the_rows_does_not_matter(real_vectors: np.ndarray, engine
         spherical_kmeans(rows, k=8, iterations=10, seed=0, engine=engine).vectors,
         spherical_kmeans(longer, k=8, iterations=10, seed=0, engine=engine).vectors,
     )
+
+
+def test_a_sample_that_does_not_fit_the_budget_gives_the_same_centroids(tmp_path: Path) -> None:
+    path = tmp_path / "sample.npy"
+    np.save(path, random_vectors(70_000, 16).astype(np.float16))
+    mapped = np.load(path, mmap_mode="r")
+    within, beyond = (
+        spherical_kmeans(mapped, k=50, iterations=4, seed=0, engine="int8", budget=budget)
+        for budget in (1 << 30, 1 << 20)
+    )
+    np.testing.assert_array_equal(within.vectors, beyond.vectors)
+    np.testing.assert_array_equal(within.objective, beyond.objective)
+    np.testing.assert_array_equal(within.sizes, beyond.sizes)
 
 
 @pytest.mark.parametrize(
