@@ -13,7 +13,7 @@ EXTRAS_bench := demo,s3,dg,test,bench
 EXTRAS_lint := demo,s3,dg,test,lint
 
 # What takes part in a run is measured alone: one after the other.
-BENCHMARKS := duplicate_scoring kmeans peers dagster_at_scale
+BENCHMARKS := duplicate_scoring kmeans embedding scale peers dagster_at_scale
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -48,7 +48,7 @@ format: $(VENV)/.installed-lint ## let ruff repair and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.installed-bench ## the benchmarks, each with its conditions; about an hour on two cores
+bench: $(VENV)/.installed-bench ## the benchmarks, each with its conditions; some two hours on two cores
 	for script in $(BENCHMARKS); do \
 		echo "== $$script"; $(OFFLINE) $(BIN)/python benchmarks/$$script.py --json benchmarks/$$script.json || exit 1; done
 
