@@ -39,7 +39,8 @@ def synthetic(count: int, dimension: int = 512) -> np.ndarray:
 
 def ours(vectors: np.ndarray, k: int, iterations: int, engine: Engine) -> np.ndarray:
     """(k, d) float32 centroids by the package."""
-    return spherical_kmeans(vectors, k=k, iterations=iterations, seed=0, engine=engine).vectors
+    centroids: np.ndarray = spherical_kmeans(vectors, k=k, iterations=iterations, seed=0, engine=engine).vectors
+    return centroids
 
 
 def superkmeans(vectors: np.ndarray, k: int, iterations: int) -> np.ndarray:
