@@ -15,8 +15,8 @@ from semdedup_assets.algorithm.screening import (
     centre_of,
     encode,
     first_of_greatest,
-    similarity_of,
 )
+from semdedup_assets.algorithm.sparse import products_at
 from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_rows
 
 # Farther apart than this, float32 cannot mistake which of two centroids is nearer.
@@ -123,7 +123,7 @@ def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
 
 def _nearest_of(rows: Tensor, centroids: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
     """(b,) int64: of some pairs, the nearest centroid of each row; in float64 where float32 leaves a choice."""
-    similarity = similarity_of(rows, centroids, query, candidate)
+    similarity = products_at(rows, centroids, query, candidate)
     greatest = torch.full((len(rows),), -torch.inf).scatter_reduce_(0, query, similarity, "amax")
     close = similarity >= greatest[query] - _CLOSE
     query, candidate = query[close], candidate[close]

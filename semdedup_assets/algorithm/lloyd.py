@@ -1,6 +1,5 @@
 """Lloyd's iterations of spherical k-means, with nearest centroids found by products of 8-bit integers."""
 
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.screening import QUERY_BLOCK, Codes, Rows, Screen, centre_of, encode
+from semdedup_assets.algorithm.sparse import sparse_rows
 
 # Rows that are read together: as float32, they and the sums of their clusters are held at once.
 _BLOCK = 1 << 16
@@ -82,14 +82,8 @@ def _nearest(codes: Codes, screen: Screen) -> Tensor:
 
 def _sums(unit: Tensor, labels: Tensor, k: int) -> Tensor:
     """(k, d) float32: the sum of each cluster's rows; a product with a sparse matrix, because it uses all cores."""
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(labels, minlength=k).cumsum(0)])
     order = torch.argsort(labels, stable=True)
-    with warnings.catch_warnings():
-        # PyTorch calls its sparse matrices beta; a product is all that is asked of them.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        members = torch.sparse_csr_tensor(
-            ends, order, torch.ones(len(labels)), (k, len(labels)), check_invariants=False
-        )
+    members = sparse_rows(labels[order], order, torch.ones(len(labels)), (k, len(labels)))
     return members @ unit
 
 

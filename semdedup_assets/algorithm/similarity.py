@@ -8,25 +8,32 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
+from semdedup_assets.algorithm.parallel import PerThread, in_parallel
 from semdedup_assets.algorithm.screening import (
     QUERY_BLOCK,
-    REFUSALS,
     Screen,
     can_screen,
     centre_of,
     encode,
     first_of_greatest,
+    hide,
 )
-from semdedup_assets.algorithm.unit_rows import IN_CACHE, UnitRows, full_float32, row_cosine
+from semdedup_assets.algorithm.sparse import products_at
+from semdedup_assets.algorithm.unit_rows import IN_CACHE, UnitRows, check_kind, full_float32, row_cosine
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
 # held for equal, and the earliest of equals wins: groups of exact duplicates then do not hang on rounding.
 _TIE = 1e-6
-# Clusters of at most this many rows are scored in batches, of about this many numbers in their tiles.
-_SMALL = 256
+# Clusters of at most this many rows are scored in batches, of about this many numbers in their tiles: of fewer
+# candidates than these, finding the few that matter costs more than screening saves.
+_SMALL = 640
 _BATCH_FLOATS = 1 << 19
-# Against fewer candidates than this, finding the few that matter costs more than screening saves.
-_SCREENED = 1024
+# A cluster of at most this many rows is too few blocks of queries for many cores to share.
+_ONE_CORES = 4096
+# What a cluster needs while it is scored, beside its tile: as stored, as float32, and while it is encoded.
+_BYTES_PER_NUMBER = 20
+# Rows of small clusters that are held together against the earlier ones: fewer of the pairs are then of no use.
+_HEIGHT = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +81,30 @@ def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> Earl
     Raises:
         ValueError: a row is not finite or not of unit norm (within 1e-2); names the row.
     """
-    rows = UnitRows(vectors, budget=budget // 2)
-    position = torch.full((len(vectors),), -1, dtype=torch.int64, device=vectors.device)
-    sizes = np.diff(offsets)
+    check_kind(vectors)
+    count, sizes = len(vectors), np.diff(offsets)
+    found = EarlierSimilarity(np.full(count, -np.inf, dtype=np.float32), np.full(count, -1, dtype=np.int64))
+    cores = torch.get_num_threads() if vectors.device.type == "cpu" else 1
+    share = budget // cores
+
+    def score(clusters: np.ndarray, budget: int = share) -> None:
+        if sizes[clusters[0]] <= _SMALL:
+            _score_small(vectors, offsets[clusters], sizes[clusters], found)
+        else:
+            _score_large(vectors, int(offsets[clusters[0]]), int(offsets[clusters[0] + 1]), budget, found)
+
+    # Dearest first. A cluster is one core's work, unless that core would be the last at work, or lack the memory.
+    large = np.argsort(-sizes, kind="stable")[: int((sizes > _SMALL).sum())]
+    pairs = sizes[large].astype(np.float64) ** 2
+    shared = (sizes[large] > _ONE_CORES) & (pairs > pairs.sum() / cores)
+    shared |= _BYTES_PER_NUMBER * sizes[large] * vectors.shape[1] > share
     with full_float32():
-        for clusters in _alike(sizes, budget=budget, dimension=vectors.shape[1]):
-            _place_small(rows, offsets[clusters], sizes[clusters], position)
-        for cluster in np.flatnonzero(sizes > _SMALL):
-            start, stop = int(offsets[cluster]), int(offsets[cluster + 1])
-            members = rows.part(start, stop)
-            found = _positions(members, members, np.arange(stop - start), budget)
-            position[start:stop] = torch.where(found < 0, found, found + start)
-        return EarlierSimilarity(_rescored(rows, rows, position), position.cpu().numpy())
+        for cluster in large[shared]:
+            score(np.array([cluster]), budget)
+        alone = [np.array([cluster]) for cluster in large[~shared]]
+        small = list(_alike(sizes, budget=share, dimension=vectors.shape[1]))
+        in_parallel(score, alone + small, most=cores)
+    return found
 
 
 def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.ndarray]:
@@ -104,21 +123,45 @@ def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.nda
         start = stop
 
 
-def _place_small(vectors: UnitRows, starts: np.ndarray, sizes: np.ndarray, position: Tensor) -> None:
-    """Fill in the positions of small clusters by one batched product: one call where a loop would need thousands."""
-    device, width = position.device, int(sizes.max())
+def _score_small(vectors: Tensor, starts: np.ndarray, sizes: np.ndarray, found: EarlierSimilarity) -> None:
+    """Score small clusters by one batched product: one call where a loop would need thousands."""
+    device, width = vectors.device, int(sizes.max())
     start, size = torch.as_tensor(starts, device=device), torch.as_tensor(sizes, device=device)
     place = torch.arange(width, device=device)
     inside = place < size[:, None]  # (c, m)
-    index = torch.where(inside, start[:, None] + place, start[:, None])
-    rows = vectors.take(index.reshape(-1)).view(*index.shape, -1)  # (c, m, d)
-    tile = torch.bmm(rows, rows.transpose(1, 2))  # (c, m, m)
+    index = torch.where(inside, start[:, None] + place, start[:, None]).reshape(-1)
+    members = vectors.index_select(0, index)
+    rows = UnitRows(members, budget=4 * members.numel(), names=index)
+    each = rows[:].view(len(starts), width, -1)
+    parts = [_first_of_greatest_earlier(each, top, min(top + _HEIGHT, width)) for top in range(0, width, _HEIGHT)]
+    first = torch.cat(parts, 1)
+    earlier = torch.where(place > 0, first, -1)
+    to_batch = width * torch.arange(len(starts), device=device)[:, None]
+    similarity = _rescored(rows, rows, torch.where(earlier < 0, -1, earlier + to_batch).view(-1))
+    to_all = torch.where(earlier < 0, -1, earlier + start[:, None])
+    known = inside.view(-1).cpu()
+    where = index.cpu()[known].numpy()
+    found.similarity[where] = similarity[known.numpy()]
+    found.position[where] = to_all.view(-1).cpu()[known].numpy()
+
+
+def _first_of_greatest_earlier(rows: Tensor, top: int, bottom: int) -> Tensor:
+    """(c, b) int64: for (c, m, d) rows from `top` to `bottom`, the most similar earlier one, 0 for the very first."""
     # An earlier row of a cluster is never padding: padding comes last.
-    tile.masked_fill_(place >= place[:, None], -torch.inf)
-    greatest = tile.amax(2, keepdim=True)
-    first = (tile >= greatest - _TIE).to(torch.uint8).argmax(2)
-    found = inside & (place > 0)
-    position[index[found]] = (start[:, None] + first)[found]
+    tile = torch.bmm(rows[:, top:bottom], rows[:, :bottom].transpose(1, 2))  # (c, b, m')
+    tile[:, :, top:] += torch.full((bottom - top, bottom - top), -torch.inf, device=rows.device).triu_()
+    least = tile.amax(2, keepdim=True) - _TIE
+    # The first that reaches it, by two operations that are several times faster than a comparison to bits and argmax.
+    weight = torch.arange(bottom, 0, -1, dtype=torch.float32, device=rows.device)
+    return (bottom - torch.ge(tile, least, out=tile).mul_(weight).amax(2)).long()
+
+
+def _score_large(vectors: Tensor, start: int, stop: int, budget: int, found: EarlierSimilarity) -> None:
+    """Score the cluster from row `start` to row `stop`."""
+    rows = UnitRows(vectors[start:stop], budget=budget // 2, names=torch.arange(start, stop))
+    position = _positions(rows, rows, np.arange(stop - start), budget)
+    found.similarity[start:stop] = _rescored(rows, rows, position)
+    found.position[start:stop] = torch.where(position < 0, -1, position + start).cpu().numpy()
 
 
 def greatest_similarity(
@@ -143,7 +186,7 @@ def greatest_similarity(
 
 def _positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
     """(q,) int64: the most similar visible candidate, the earliest of equals, -1 where none is visible."""
-    many = min(len(queries), len(candidates)) >= _SCREENED
+    many = min(len(queries), len(candidates)) > _SMALL
     if many and can_screen(candidates, budget=budget // 2):
         return _screened_positions(queries, candidates, visible, budget)
     return _tiled_positions(queries, candidates, visible, budget)
@@ -154,31 +197,40 @@ def _screened_positions(queries: UnitRows, candidates: UnitRows, visible: np.nda
     centre = centre_of(candidates)
     codes = encode(candidates, centre)
     screen = Screen(codes, tie=_TIE)
-    position = torch.full((len(queries),), -1, dtype=torch.int64)
-    stop, refused = 0, 0
-    while stop < len(queries):
-        start, stop = stop, min(stop + QUERY_BLOCK, len(queries)) if refused < REFUSALS else len(queries)
-        rows, seen = queries.part(start, stop), None if visible is None else visible[start:stop]
-        pairs = None
-        if refused < REFUSALS:
-            block = codes.part(start, stop) if queries is candidates else encode(rows, centre)
-            pairs = screen.pairs(block, None if seen is None else torch.as_tensor(seen))
-        if pairs is None:
-            # Where many are about equally similar, such as copies of one item, there is little to screen out.
-            refused += 1
-            position[start:stop] = _tiled_positions(rows, candidates, seen, budget)
-        else:
-            refused = 0
-            position[start:stop] = _best(rows, candidates, *pairs)
-    return position
+    height = QUERY_BLOCK if visible is None or len(candidates) > 2 * QUERY_BLOCK else QUERY_BLOCK // 2
+
+    def screened(start: int) -> Tensor | None:
+        stop = min(start + height, len(queries))
+        block = codes.part(start, stop) if queries is candidates else encode(queries.part(start, stop), centre)
+        pairs = screen.pairs(block, None if visible is None else torch.as_tensor(visible[start:stop]))
+        return None if pairs is None else _best(queries.part(start, stop), candidates, *pairs)
+
+    def search(start: int) -> Tensor:
+        position, stop = screened(start), min(start + height, len(queries))
+        if position is None:
+            seen = None if visible is None else visible[start:stop]
+            position = _tiled_positions(queries.part(start, stop), candidates, seen, budget)
+        return position
+
+    # The last queries see the most: where even they cannot be screened, all are about equally similar.
+    *others, last = range(0, len(queries), height)
+    position = screened(last)
+    if position is None:
+        return _tiled_positions(queries, candidates, visible, budget)
+    blocks = in_parallel(search, others[::-1], most=budget // 2 // (4 * QUERY_BLOCK * min(2048, len(candidates))))
+    return torch.cat([*blocks[::-1], position])
 
 
 def _best(queries: UnitRows, candidates: UnitRows, query: Tensor, candidate: Tensor) -> Tensor:
     """(q,) int64: of some pairs, the most similar candidate of each query in float32, the earliest of equals."""
-    rows, similarity = queries[:], torch.empty(len(query))
-    for start in range(0, len(query), IN_CACHE):
-        part = slice(start, start + IN_CACHE)
-        similarity[part] = (rows.index_select(0, query[part]) * candidates.take(candidate[part])).sum(1)
+    rows = queries[:]
+    if candidates.ready:
+        similarity = products_at(rows, candidates[:], query, candidate)
+    else:
+        similarity = torch.empty(len(query))
+        for start in range(0, len(query), IN_CACHE):
+            part = slice(start, start + IN_CACHE)
+            similarity[part] = (rows.index_select(0, query[part]) * candidates.take(candidate[part])).sum(1)
     return first_of_greatest(query, candidate, similarity, queries=len(rows), tie=_TIE)
 
 
@@ -190,13 +242,18 @@ def _tiled_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarra
     best = torch.full((len(queries),), -torch.inf, device=device)
     position = torch.full((len(queries),), -1, dtype=torch.int64, device=device)
     width = min(shape.columns, -(-len(candidates) // COLUMN_GROUP) * COLUMN_GROUP)
+    height = min(shape.rows, len(queries))
     # One buffer for all tiles: fresh memory for each would cost as much as the product itself.
-    buffer = torch.empty((min(shape.rows, len(queries)), width), device=device)
-    for start in range(0, len(queries), shape.rows):
-        part = slice(start, start + shape.rows)
+    buffer = PerThread(lambda: torch.empty((height, width), device=device))
+
+    def search(start: int) -> None:
+        part = slice(start, start + height)
         rows = queries[part]
-        best_here = _Best(best[part], position[part], buffer[: len(rows)])
+        best_here = _Best(best[part], position[part], buffer.get()[: len(rows)])
         _scan(rows, candidates, None if seen is None else seen[part], best_here)
+
+    starts = range(0, len(queries), height)[::-1]
+    in_parallel(search, starts, most=budget // 2 // (4 * height * width) if device.type == "cpu" else 1)
     return position
 
 
@@ -235,15 +292,8 @@ def _scan(rows: Tensor, candidates: UnitRows, seen: Tensor | None, best: _Best) 
         torch.mm(rows, candidates[left:right].T, out=tile[:, : right - left])
         tile[:, right - left :] = -torch.inf
         if seen is not None and right > least:
-            _hide(tile, seen, left, max(left, least))
+            hide(tile, seen - left, -torch.inf)
         best.take(tile, left)
-
-
-def _hide(tile: Tensor, seen: Tensor, left: int, first_hidden: int) -> None:
-    """Rule out the candidates that a query does not see; those before `first_hidden` are seen by all."""
-    part = tile[:, first_hidden - left :]
-    index = torch.arange(first_hidden, left + tile.shape[1], device=tile.device)
-    part.masked_fill_(index >= seen[:, None], -torch.inf)
 
 
 def _rescored(queries: UnitRows, candidates: UnitRows, position: Tensor) -> np.ndarray:

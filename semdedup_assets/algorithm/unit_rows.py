@@ -8,8 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semdedup_assets.algorithm.parallel import in_parallel
+
 IN_CACHE = 1024
 """Rows that are worked on together where every number is touched more than once."""
+
+# Rows that are worth a piece of work of their own.
+_ONE_CORES = 1 << 14
 
 
 def as_tensor(vectors: np.ndarray | Tensor) -> Tensor:
@@ -50,13 +55,18 @@ def check_rows(vectors: Tensor) -> None:
     Raises:
         ValueError: not a two-dimensional float array; or a row is not finite, or zero; names the first such row.
     """
-    _check_kind(vectors)
+    check_kind(vectors)
     for start in range(0, len(vectors), IN_CACHE):
         norms = torch.linalg.vector_norm(vectors[start : start + IN_CACHE].float(), dim=1)
         _check_norms(norms, _without_direction(norms), start)
 
 
-def _check_kind(vectors: Tensor) -> None:
+def check_kind(vectors: Tensor) -> None:
+    """Refuse what are no rows of floats.
+
+    Raises:
+        ValueError: not a two-dimensional float array.
+    """
     if vectors.ndim != 2 or not vectors.is_floating_point():
         message = f"vectors: expected an (n, d) array of floats, got {vectors.dtype} of shape {tuple(vectors.shape)}"
         raise ValueError(message)
@@ -66,10 +76,10 @@ def _without_direction(norms: Tensor) -> Tensor:
     return ~torch.isfinite(norms) | (norms == 0)
 
 
-def _check_norms(norms: Tensor, bad: Tensor, start: int) -> None:
+def _check_norms(norms: Tensor, bad: Tensor, start: int, names: Tensor | None = None) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
-        _refuse(start + row, float(norms[row]))
+        _refuse(start + row if names is None else int(names[start + row]), float(norms[row]))
 
 
 def _refuse(row: int, norm: float) -> None:
@@ -85,35 +95,48 @@ def _refuse(row: int, norm: float) -> None:
 class UnitRows:
     """Rows as float32 rows of unit norm: converted once where that fits a budget, else whenever they are asked for."""
 
-    def __init__(self, rows: Tensor, *, budget: int, of_unit_norm: bool = True) -> None:
+    def __init__(self, rows: Tensor, *, budget: int, of_unit_norm: bool = True, names: Tensor | None = None) -> None:
         """Check the rows, and convert them where 4 d bytes a row fit the budget.
 
         Args:
             rows: (n, d) floats.
             budget: bytes.
             of_unit_norm: whether another norm than 1 (within 1e-2) is refused; else only zero is.
+            names: (n,) int64, what errors call the rows; None: their numbers.
 
         Raises:
             ValueError: not a two-dimensional float array; or a row is not finite or of a norm that is refused; names
                 the row.
         """
-        _check_kind(rows)
+        check_kind(rows)
         self._rows, self._ready = rows, 4 * rows.numel() <= budget
         converted = torch.empty(rows.shape, device=rows.device) if self._ready else None
-        # A few rows at a time, so that they are read from memory once for the check and the division.
-        step = IN_CACHE if rows.device.type == "cpu" else max(1, len(rows))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step].float()
-            norms = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-            bad = ~((norms - 1).abs() <= 1e-2) if of_unit_norm else _without_direction(norms)
-            _check_norms(norms.squeeze(1), bad.squeeze(1), start)
-            if converted is not None:
-                torch.div(part, norms, out=converted[start : start + step])
+        on_cpu = rows.device.type == "cpu"
+
+        def convert(part: range) -> None:
+            # A few rows at a time, so that they are read from memory once for the check and the division.
+            for start in range(part.start, part.stop, IN_CACHE) if on_cpu else [part.start]:
+                stop = min(start + IN_CACHE, part.stop) if on_cpu else part.stop
+                some = rows[start:stop].float()
+                norms = torch.linalg.vector_norm(some, dim=1, keepdim=True)
+                bad = ~((norms - 1).abs() <= 1e-2) if of_unit_norm else _without_direction(norms)
+                _check_norms(norms.squeeze(1), bad.squeeze(1), start, names)
+                if converted is not None:
+                    torch.div(some, norms, out=converted[start:stop])
+
+        step = _ONE_CORES if on_cpu else max(1, len(rows))
+        parts = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+        in_parallel(convert, parts, most=len(parts) if on_cpu else 1)
         if converted is not None:
             self._rows = converted
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def ready(self) -> bool:
+        """Whether they are converted, and a slice costs nothing."""
+        return self._ready
 
     @property
     def device(self) -> torch.device:
