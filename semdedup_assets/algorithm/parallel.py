@@ -46,6 +46,8 @@ def _one_core_each(pool: ThreadPoolExecutor, count: int) -> None:
     ready = threading.Barrier(count + 1)
 
     def settle() -> None:
+        # To ask makes PyTorch ready in this thread, which would later undo what is set now.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         ready.wait()
 

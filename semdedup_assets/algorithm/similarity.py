@@ -109,7 +109,7 @@ def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> Earl
 
 def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.ndarray]:
     """Small clusters in batches of about equal size, so that little of a batch is padding."""
-    small = np.flatnonzero((sizes > 1) & (sizes <= _SMALL))
+    small = np.flatnonzero((sizes > 0) & (sizes <= _SMALL))
     order = small[np.argsort(sizes[small], kind="stable")]
     start = 0
     while start < len(order):
