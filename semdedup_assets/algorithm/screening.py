@@ -37,8 +37,11 @@ _FLOAT32_ERROR = 4e-6
 _UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 # A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
 _WORTHWHILE = 1.5
-# Pairs a query may leave for each column it was held against, and at least: more, and float32 is faster.
-_PAIRS_PER_COLUMN, _FEWEST_PAIRS = 1 / 48, 32
+# Pairs a query may leave for each column it was held against: with more, float32 is as fast. A few are always allowed;
+# very many would take more memory than the rest.
+_PAIRS_PER_COLUMN, _FEWEST_PAIRS, _MOST_PAIRS = 1 / 48, 32, 1024
+# What a pair takes while it is found, sorted and compared: its query, candidate and product, three times.
+_BYTES_PER_PAIR = 60
 
 REFUSALS = 2
 """Blocks of queries in a row that may leave too many pairs before the rest is no longer screened."""
@@ -143,7 +146,7 @@ class Screen:
         unit = queries.step * self._candidates.step
         margin, bias = self._margin(queries, unit), self._own_bias if unit == self._own_unit else self._bias(unit)
         count = self._count if seen is None else int(seen[-1])
-        most = max(_FEWEST_PAIRS, int(count * _PAIRS_PER_COLUMN)) * len(queries.norm)
+        most = _pairs_of(count) * len(queries.norm)
         greatest = torch.full((len(queries.norm),), _NOTHING, dtype=torch.int32)
         found: list[_Hits] = []
         for left in range(0, count, _TILE_COLUMNS):
@@ -201,15 +204,25 @@ class Screen:
         return tile.add_(bias[columns])
 
 
+def _pairs_of(candidates: int) -> int:
+    """How many pairs a query may leave, on average."""
+    return min(max(_FEWEST_PAIRS, int(candidates * _PAIRS_PER_COLUMN)), _MOST_PAIRS)
+
+
+def bytes_at_work(candidates: int) -> int:
+    """What a thread needs while it screens a block of queries, beside their codes: a tile, and the pairs it leaves."""
+    return QUERY_BLOCK * (4 * min(_TILE_COLUMNS, candidates) + _BYTES_PER_PAIR * _pairs_of(candidates))
+
+
 def can_screen(candidates: Rows, *, budget: int) -> bool:
     """Whether screening is possible and pays.
 
     Args:
         candidates: c rows of d numbers.
-        budget: bytes that codes and tile may take.
+        budget: bytes that codes, tile and pairs may take.
     """
     device, dimension = candidates[:1].device.type, candidates[:1].shape[1]
-    needed = 4 * QUERY_BLOCK * min(_TILE_COLUMNS, len(candidates)) + (len(candidates) + QUERY_BLOCK) * (dimension + 12)
+    needed = bytes_at_work(len(candidates)) + (len(candidates) + QUERY_BLOCK) * (dimension + 12)
     return device == "cpu" and dimension >= NARROWEST and needed <= budget and integers_are_fast()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from semdedup_assets.algorithm.parallel import PerThread, in_parallel
 from semdedup_assets.algorithm.screening import (
     QUERY_BLOCK,
     Screen,
+    bytes_at_work,
     can_screen,
     centre_of,
     encode,
@@ -85,26 +87,35 @@ def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> Earl
     count, sizes = len(vectors), np.diff(offsets)
     found = EarlierSimilarity(np.full(count, -np.inf, dtype=np.float32), np.full(count, -1, dtype=np.int64))
     cores = torch.get_num_threads() if vectors.device.type == "cpu" else 1
-    share = budget // cores
 
-    def score(clusters: np.ndarray, budget: int = share) -> None:
+    def score(clusters: np.ndarray, budget: int) -> None:
         if sizes[clusters[0]] <= _SMALL:
             _score_small(vectors, offsets[clusters], sizes[clusters], found)
         else:
             _score_large(vectors, int(offsets[clusters[0]]), int(offsets[clusters[0] + 1]), budget, found)
 
-    # Dearest first. A cluster is one core's work, unless that core would be the last at work, or lack the memory.
-    large = np.argsort(-sizes, kind="stable")[: int((sizes > _SMALL).sum())]
-    pairs = sizes[large].astype(np.float64) ** 2
-    shared = (sizes[large] > _ONE_CORES) & (pairs > pairs.sum() / cores)
-    shared |= _BYTES_PER_NUMBER * sizes[large] * vectors.shape[1] > share
     with full_float32():
-        for cluster in large[shared]:
-            score(np.array([cluster]), budget)
-        alone = [np.array([cluster]) for cluster in large[~shared]]
-        small = list(_alike(sizes, budget=share, dimension=vectors.shape[1]))
-        in_parallel(score, alone + small, most=cores)
+        for clusters, at_once in _alone(sizes, dimension=vectors.shape[1], cores=cores, budget=budget):
+            in_parallel(partial(score, budget=budget // at_once), np.split(clusters, len(clusters)), most=at_once)
+        small = list(_alike(sizes, budget=budget // cores, dimension=vectors.shape[1]))
+        in_parallel(partial(score, budget=budget // cores), small, most=cores)
     return found
+
+
+def _alone(sizes: np.ndarray, *, dimension: int, cores: int, budget: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Clusters that are scored one by one, the largest first, and how many at once: those of about equal size together."""
+    order = np.argsort(-sizes, kind="stable")[: int((sizes > _SMALL).sum())]
+    pairs = sizes[order].astype(np.float64) ** 2
+    # Many cores share a cluster that one of them would still be at when the others are done.
+    shared = (sizes[order] > _ONE_CORES) & (pairs > pairs.sum() / cores)
+    start = 0
+    while start < len(order):
+        largest = int(sizes[order[start]])
+        needed = _BYTES_PER_NUMBER * largest * dimension + 4 * bytes_at_work(largest)
+        at_once = 1 if shared[start] else min(cores, max(1, budget // needed))
+        alike = (sizes[order] <= largest) & (sizes[order] > largest // 2) & (shared == shared[start])
+        yield order[alike], at_once
+        start += int(alike.sum())
 
 
 def _alike(sizes: np.ndarray, *, budget: int, dimension: int) -> Iterator[np.ndarray]:
@@ -217,7 +228,7 @@ def _screened_positions(queries: UnitRows, candidates: UnitRows, visible: np.nda
     position = screened(last)
     if position is None:
         return _tiled_positions(queries, candidates, visible, budget)
-    blocks = in_parallel(search, others[::-1], most=budget // 2 // (4 * QUERY_BLOCK * min(2048, len(candidates))))
+    blocks = in_parallel(search, others[::-1], most=budget // 2 // bytes_at_work(len(candidates)))
     return torch.cat([*blocks[::-1], position])
 
 

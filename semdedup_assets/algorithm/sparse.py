@@ -5,6 +5,18 @@ import warnings
 import torch
 from torch import Tensor
 
+with warnings.catch_warnings():
+    # PyTorch says once that its sparse matrices are beta; products are all that is asked of them. Said here, where no
+    # other thread is at work: filters are not one thread's own.
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+    torch.sparse_csr_tensor(
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0),
+        (1, 1),
+        check_invariants=False,
+    )
+
 
 def sparse_rows(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     """A sparse matrix from its entries.
@@ -20,10 +32,7 @@ def sparse_rows(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, i
     """
     ends = torch.zeros(shape[0] + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(row, minlength=shape[0]), 0, out=ends[1:])
-    with warnings.catch_warnings():
-        # PyTorch calls its sparse matrices beta; products are all that is asked of them.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(ends, column, values, shape, check_invariants=False)
+    return torch.sparse_csr_tensor(ends, column, values, shape, check_invariants=False)
 
 
 def products_at(left: Tensor, right: Tensor, row: Tensor, column: Tensor) -> Tensor:
