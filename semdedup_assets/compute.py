@@ -13,7 +13,9 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
     """What a run may choose without changing its result."""
 
     device: str = Field("auto", description="`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.")
-    batch_size: int | None = Field(None, ge=1, description="Items a model sees at once; empty: chosen for the device.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Items in a batch of the model; empty: chosen for the device."
+    )
     workers: int | None = Field(None, ge=1, description="Threads that decode; empty: one per core.")
     memory_mib: int = Field(
         1024, ge=16, description="MiB the working arrays of clustering and scoring may take on their device."

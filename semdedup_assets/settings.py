@@ -1,17 +1,15 @@
-"""The settings of a pipeline: one dataset and one embedding model, as a `defs.yaml` spells them."""
+"""The settings of a pipeline: one dataset and one embedding model, as they stand in a `defs.yaml`."""
 
 import re
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
+from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.sources import Source
-
-# Raised by whoever changes what a stage computes from the same input, so that old results become stale.
-ALGORITHM_VERSION = 1
 
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -26,39 +24,24 @@ def _cluster_count(value: Any) -> Any:
     return str(int(value))
 
 
-def _epsilon(value: Any) -> Any:
-    text = str(value).strip()
-    target = re.fullmatch(r"keep=(\d+(?:\.\d+)?)%", text)
-    if target and 0 < float(target[1]) <= 100:
-        return f"keep={_spelt(float(target[1]))}%"
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if isinstance(value, bool) or not 0 <= number <= 2:
-        message = (
-            f"{value!r} is neither an epsilon in [0, 2] nor a target such as `keep=50%`; "
-            "items more similar than 1 - epsilon are duplicates: a higher epsilon removes more"
-        )
-        raise ValueError(message)
-    return _spelt(number)
+def _target(value: Any) -> str:
+    return str(Target.parse(value))
 
 
-def _spelt(number: float) -> str:
-    """A non-negative number in full, every digit kept: it names a partition, and is read back from its name."""
-    return np.format_float_positional(abs(number), trim="-")
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        message = f"{', '.join(twice)}: given twice; each is one partition, list it once"
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        message = f"{', '.join(repeated)}: listed more than once; each is one partition, list it once"
         raise ValueError(message)
     return values
 
 
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
-EpsilonOrTarget = Annotated[str, BeforeValidator(_epsilon)]
+EpsilonOrShare = Annotated[str, BeforeValidator(_target)]
 
 ManifestFormat = Literal["parquet", "keep_lists", "csv", "jsonl", "webdataset"]
 
@@ -86,7 +69,7 @@ class TrainingSample(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Of the choice of items.")
 
 
-class Clustering(BaseModel, frozen=True, extra="forbid"):
+class ClusteringSettings(BaseModel, frozen=True, extra="forbid"):
     """Spherical k-means."""
 
     k: Annotated[tuple[ClusterCount, ...], AfterValidator(_distinct)] = Field(
@@ -95,35 +78,24 @@ class Clustering(BaseModel, frozen=True, extra="forbid"):
     iterations: int | None = Field(
         None, ge=1, description="Passes over the sample; empty: 100, for text 20 (paper, appendix G)."
     )
-    seed: int = Field(0, ge=0, description="Of the first centroids.")
+    seed: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_several), AfterValidator(_distinct)
+    ] = Field(
+        (0,),
+        min_length=1,
+        description="Of the first centroids: one, or a list, each with every k a partition of its own (`1000-seed1`).",
+    )
     engine: Literal["auto", "faiss", "int8"] = Field(
         "auto",
         description="What fits the centroids: `faiss`, on GPUs where there are some; `int8`, on the CPU; `auto` is the "
         "faster of them. Their objective is about the same, their centroids differ.",
     )
     buckets: int = Field(
-        4, ge=1, description="Ranges of clusters that are scored apart; about one for each GiB of vectors is right."
+        4,
+        ge=1,
+        description="Ranges of clusters that are scored apart; about one for each GiB of vectors is right. Changes no "
+        "result, and nothing is made again when it changes.",
     )
-
-
-class KeepColumn(BaseModel, frozen=True, extra="forbid"):
-    """Keep the item that a carried column prefers."""
-
-    column: str = Field(description="A carried int or float column.")
-    order: Literal["ascending", "descending"] = Field("descending", description="`descending` keeps the greatest.")
-
-
-class Selection(BaseModel, frozen=True, extra="forbid"):
-    """Which item of a group is kept, and what counts as a group."""
-
-    keep: Literal["hard", "easy", "random"] | KeepColumn = Field(
-        "hard",
-        description="`hard` keeps the item least similar to its centroid (the paper's), `easy` the most similar.",
-    )
-    rule: Literal["chain", "greedy"] = Field(
-        "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
-    )
-    seed: int = Field(0, ge=0, description="Of `random`.")
 
 
 class Galleries(BaseModel, frozen=True, extra="forbid"):
@@ -141,23 +113,23 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
 
     automatic: bool = Field(
         default=False,
-        description="Whether what is missing or out of date is made as files arrive, from the start; can be switched in the UI.",
+        description="Whether what is missing or stale is made as files arrive, from the start; can be switched in the UI.",
     )
     schedule: str | None = Field(
         None,
         pattern=r"^(@(hourly|daily|weekly|monthly)|\S+( +\S+){4})$",
         description="Cron expression, such as `0 3 * * *`: when the source is looked through, and whatever is missing, "
-        "stale or left out is made in one run; empty: never.",
+        "stale or excluded is made in one run; empty: never.",
     )
     interval_seconds: int = Field(
         60,
         ge=5,
-        description="How often the source is looked through, and what is missing or out of date is looked for.",
+        description="How often the source is looked through, and what is missing or stale is looked for.",
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
     retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
-    max_left_out: float = Field(
-        0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be left out."
+    max_excluded: float = Field(
+        0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be excluded."
     )
     max_drift: float = Field(
         0.05,
@@ -175,18 +147,26 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         None, pattern=_NAME, description="Name of the model: second part of keys and paths; empty: the encoder's own."
     )
     owners: tuple[str, ...] = Field(
-        (), description="Who is asked about the assets: e-mail addresses, or teams such as `team:data`."
+        (), description="Who owns the assets: e-mail addresses, or teams such as `team:data`."
     )
     store: str = Field("data", description="Folder or URL below which all results lie.")
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")
     shards: Shards = Field(Shards(), description="How files are joined to shards.")
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
-    max_skipped: float = Field(0.01, ge=0, le=1, description="Share of broken items above which a check fails.")
+    max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
     training_sample: TrainingSample = Field(TrainingSample(), description="What the centroids are fitted to.")
-    clustering: Clustering = Field(Clustering(), description="Spherical k-means.")
-    selection: Selection = Field(Selection(), description="Which item of a group is kept.")
-    epsilons: Annotated[tuple[EpsilonOrTarget, ...], AfterValidator(_distinct)] = Field(
+    clustering: ClusteringSettings = Field(ClusteringSettings(), description="Spherical k-means.")
+    selection: Selection = Field(
+        Selection(), description="Which item of a group is kept; for several, see `selections`."
+    )
+    selections: dict[Annotated[str, Field(pattern=_NAME)], Selection] | None = Field(
+        None,
+        min_length=1,
+        description="Several selections by name, in place of `selection`: each has scores, masks and manifests of its "
+        "own, below the embeddings, centroids and assignments that all share.",
+    )
+    epsilons: Annotated[tuple[EpsilonOrShare, ...], AfterValidator(_distinct)] = Field(
         ("0.05", "keep=50%"), min_length=1, description="Each a partition: an epsilon, or a share to keep."
     )
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(_distinct)] = Field(
@@ -194,11 +174,17 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
-    compute: Compute = Field(Compute(), description="Where and how fast the work runs: changes no result.")
+    compute: Compute = Field(Compute(), description="Where and how fast stages run: changes no result.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Pipeline":
-        found = (self._content_problem(), self._column_problem(), self._keep_problem(), self._manifest_problem())
+        found = (
+            self._content_problem(),
+            self._column_problem(),
+            self._selection_problem(),
+            *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
+            self._manifest_problem(),
+        )
         problems = [problem for problem in found if problem]
         if problems:
             raise ValueError("\n".join(problems))
@@ -213,19 +199,42 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         )
 
     def _column_problem(self) -> str | None:
-        taken = sorted(_RESERVED & set(self.source.column_types))
-        return f"source.columns: {taken} name columns of our own tables; rename them in the source" if taken else None
+        reserved = sorted(_RESERVED & set(self.source.column_types))
+        return (
+            f"source.columns: {reserved} name columns of our own tables; rename them in the source"
+            if reserved
+            else None
+        )
 
-    def _keep_problem(self) -> str | None:
-        keep = self.selection.keep
-        if not isinstance(keep, KeepColumn):
+    def _selection_problem(self) -> str | None:
+        if "selection" in self.model_fields_set and self.selections is not None:
+            return "selections: give either `selection` or `selections`, not both"
+        for first, second in combinations(self.selections or {}, 2):
+            if re.sub("[-.]", "_", first) == re.sub("[-.]", "_", second):
+                return f"selections: {first} and {second} are one to Dagster, which replaces `-` and `.` by `_`; rename one"
+            if self.named_selections[first].path == self.named_selections[second].path:
+                return f"selections: {first} and {second} keep the same items; remove one of them"
+        return None
+
+    def _keep_problem(self, name: str | None, selection: Selection) -> str | None:
+        setting = "selection" if name is None else f"selections.{name}"
+        shares = [target for target in self.targets if target.share is not None]
+        if selection.rule == "greedy" and shares:
+            return (
+                f"{setting}.rule: `greedy` cannot be solved for {', '.join(map(str, shares))}: what it keeps does not "
+                "only fall as epsilon rises, and each trial reads all vectors; give epsilons, or use the rule `chain`"
+            )
+        if selection.column is None:
             return None
-        kind = self.source.column_types.get(keep.column)
+        kind = self.source.column_types.get(selection.column)
         if kind in ("int", "float"):
             return None
-        numeric = sorted(name for name, of in self.source.column_types.items() if of in ("int", "float"))
+        numeric = sorted(column for column, of in self.source.column_types.items() if of in ("int", "float"))
         found = f"is carried as a {kind}" if kind else "is not carried"
-        return f"selection.keep.column: {keep.column!r} {found}; declare it in source.columns as int or float (now: {numeric})"
+        return (
+            f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int or float "
+            f"(now: {numeric})"
+        )
 
     def _manifest_problem(self) -> str | None:
         possible: dict[str, tuple[str, ...]] = {
@@ -249,37 +258,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         return self.clustering.iterations or (20 if self.source.content == "text" else 100)
 
     @property
-    def keep_column(self) -> str | None:
-        """The carried column that orders items, if one does."""
-        return self.selection.keep.column if isinstance(self.selection.keep, KeepColumn) else None
+    def named_selections(self) -> dict[str | None, Selection]:
+        """The selections by name; the only one has none where `selections` is not used."""
+        if not self.selections:
+            return {None: self.selection}
+        named: dict[str | None, Selection] = {}
+        named.update(self.selections.items())
+        return named
 
-    def determining(self, stage: str) -> dict[str, Any]:
-        """The settings that can change a stage's result: those that only change its speed or place are left out.
+    @property
+    def clusterings(self) -> tuple[Clustering, ...]:
+        """Every k with every seed."""
+        return tuple(Clustering(k, seed) for k in self.clustering.k for seed in self.clustering.seed)
 
-        Args:
-            stage: `embeddings`, `training_sample`, `centroids`, `assignments`, `duplicate_scores`, `keep_masks`,
-                `manifests`, `figures`, `galleries` or `estimate`.
-        """
-        embeddings = {
-            "source": self.source.model_dump(mode="json", exclude={"path"}),
-            "encoder": self.encoder.identity(),
-            "vectors": self.vectors,
-        }
-        stages: dict[str, dict[str, Any]] = {
-            "embeddings": embeddings,
-            # The sample belongs to the model: its vectors are the model's.
-            "training_sample": {**self.training_sample.model_dump(exclude={"per_cluster"}), **embeddings},
-            "centroids": {
-                **self.clustering.model_dump(exclude={"k"}),
-                "iterations": self.iterations,
-                "per_cluster": self.training_sample.per_cluster,
-            },
-            "assignments": {"keep_column": self.keep_column},
-            "duplicate_scores": self.selection.model_dump(include={"keep", "seed"}),
-            "keep_masks": self.selection.model_dump(include={"rule"}),
-            "manifests": {"formats": self.manifests},
-            "figures": {"epsilons": self.epsilons},
-            "galleries": {**self.galleries.model_dump(), "epsilons": self.epsilons},
-            "estimate": {},
-        }
-        return {"algorithm": ALGORITHM_VERSION, **stages[stage]}
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The epsilons and shares."""
+        return tuple(Target.parse(text) for text in self.epsilons)

@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.code_version import code_version
+from semdedup_assets.stage_graph import pipeline_context
 
 STAGES = (
+    "items",
     "embeddings",
     "training_sample",
     "centroids",
@@ -63,9 +64,15 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (VECTORS, "epsilons", ["keep=50"], "epsilons.0", "'keep=50' is neither"),
         (VECTORS, "epsilons", ["keep 50%"], "epsilons.0", "'keep 50%' is neither"),
         (VECTORS, "epsilons", [], "epsilons", "at least 1 item"),
-        (VECTORS, "epsilons", [0.1, "0.10"], "epsilons", "0.1: given twice; each is one partition, list it once"),
-        (VECTORS, "clustering.k", [100, "auto", "100"], "clustering.k", "100: given twice"),
-        (VECTORS, "manifests", ["parquet", "parquet"], "manifests", "parquet: given twice"),
+        (
+            VECTORS,
+            "epsilons",
+            [0.1, "0.10"],
+            "epsilons",
+            "0.1: listed more than once; each is one partition, list it once",
+        ),
+        (VECTORS, "clustering.k", [100, "auto", "100"], "clustering.k", "100: listed more than once"),
+        (VECTORS, "manifests", ["parquet", "parquet"], "manifests", "parquet: listed more than once"),
         (VECTORS, "clustering.k", [0], "clustering.k.0", "0 is not a positive number of clusters"),
         (VECTORS, "clustering.k", [10, -5], "clustering.k.1", "-5 is not a positive number of clusters"),
         (VECTORS, "clustering.k", [2.5], "clustering.k.0", "2.5 is not a positive number"),
@@ -78,6 +85,27 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (VECTORS, "selection.keep", {"column": "licence"}, "", "'licence' is carried as a string"),
         (VECTORS, "selection.keep", "hardest", "selection.keep", "'hard', 'easy' or 'random'"),
         (VECTORS, "selection.rule", "greed", "selection.rule", "'chain' or 'greedy'"),
+        (VECTORS, "clustering.seed", [0, 0], "clustering.seed", "0: listed more than once"),
+        (VECTORS, "clustering.seed", -1, "clustering.seed.0", "greater than or equal to 0"),
+        (VECTORS, "selection.rule", "greedy", "", "selection.rule: `greedy` cannot be solved for keep=50%"),
+        (VECTORS, "selections", {}, "selections", "at least 1 item"),
+        (VECTORS, "selections", {"a": {}, "b": {"seed": 1}}, "", "a and b keep the same items; remove one of them"),
+        (VECTORS, "selections", {"a-b": {}, "a_b": {"keep": "easy"}}, "", "a-b and a_b are one to Dagster"),
+        (VECTORS, "selections", {"a b": {}}, "selections", "pattern"),
+        (
+            VECTORS,
+            "selections",
+            {"best": {"keep": {"column": "views"}}},
+            "",
+            "selections.best.keep.column: 'views' is not carried",
+        ),
+        (
+            {**VECTORS, "selection": {"keep": "easy"}},
+            "selections",
+            {"a": {}},
+            "",
+            "give either `selection` or `selections`, not both",
+        ),
         (TARS, "manifests", ["csv"], "", "'csv' needs a source of kind folder, not 'webdataset'"),
         (VECTORS, "manifests", ["webdataset"], "", "'webdataset' needs a source of kind webdataset or folder"),
         (IMAGES, "manifests", ["jsonl"], "", "'jsonl' needs a source of kind jsonl, not 'folder'"),
@@ -97,13 +125,13 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ],
     ids=lambda value: str(value) if isinstance(value, str | list) and len(str(value)) < 30 else "",
 )
-def test_a_mistake_names_its_place_and_the_cure(
+def test_a_mistake_names_its_setting_and_the_remedy(
     base: dict[str, Any], path: str, value: Any, where: str, message: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
         Pipeline.model_validate(changed(base, path, value))
-    told = {".".join(str(part) for part in error["loc"]): error["msg"] for error in caught.value.errors()}
-    assert any(place.startswith(where) and message in text for place, text in told.items()), told
+    messages = {".".join(str(part) for part in error["loc"]): error["msg"] for error in caught.value.errors()}
+    assert any(path.startswith(where) and message in text for path, text in messages.items()), messages
 
 
 @pytest.mark.parametrize(
@@ -136,8 +164,8 @@ def test_text_is_clustered_in_20_iterations_and_images_in_100_unless_told() -> N
 
 
 def stages_changed(base: dict[str, Any], path: str, value: Any) -> set[str]:
-    one, other = Pipeline.model_validate(base), Pipeline.model_validate(changed(base, path, value))
-    return {stage for stage in STAGES if code_version(one, stage) != code_version(other, stage)}
+    one, other = (pipeline_context(Pipeline.model_validate(each)) for each in (base, changed(base, path, value)))
+    return {stage for stage in STAGES if one.code_version(stage) != other.code_version(stage)}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +179,10 @@ def stages_changed(base: dict[str, Any], path: str, value: Any) -> set[str]:
         ("model", "another-name"),
         ("clustering.k", [3, 30]),
         ("epsilons", [0.2]),
+        ("clustering.buckets", 5),
+        ("clustering.seed", [0, 5]),
+        ("selection.seed", 7),
+        ("selections", {"hard": {}, "easy": {"keep": "easy"}}),
     ],
 )
 def test_what_changes_no_result_changes_no_code_version(path: str, value: Any) -> None:
@@ -164,17 +196,11 @@ def test_what_changes_no_result_changes_no_code_version(path: str, value: Any) -
         ("encoder.dimension", 8, {"embeddings", "training_sample"}),
         ("vectors", "float32", {"embeddings", "training_sample"}),
         ("source.vector", "other", {"embeddings", "training_sample"}),
-        ("source.columns", {"quality": "int"}, {"embeddings", "training_sample"}),
+        ("source.columns", {"quality": "int"}, {"items"}),
         ("training_sample.size", 10, {"training_sample"}),
         ("training_sample.seed", 1, {"training_sample"}),
         ("training_sample.per_cluster", 10, {"centroids"}),
         ("clustering.iterations", 5, {"centroids"}),
-        ("clustering.seed", 5, {"centroids"}),
-        ("clustering.buckets", 5, {"centroids"}),
-        ("selection.keep", "easy", {"duplicate_scores"}),
-        ("selection.seed", 7, {"duplicate_scores"}),
-        ("selection.keep", {"column": "quality"}, {"assignments", "duplicate_scores"}),
-        ("selection.rule", "greedy", {"keep_masks"}),
         ("manifests", ["parquet"], {"manifests"}),
     ],
 )
@@ -199,6 +225,6 @@ def test_a_checkpoint_counts_by_its_content_wherever_it_lies(tmp_path: Path) -> 
         checkpoint = tmp_path / folder / "vit.pt"
         checkpoint.write_bytes(content)
         settings = changed(IMAGES, "encoder.pretrained", str(checkpoint))
-        versions.append(code_version(Pipeline.model_validate(settings), "embeddings"))
+        versions.append(pipeline_context(Pipeline.model_validate(settings)).code_version("embeddings"))
     assert versions[0] == versions[1]
     assert versions[0] != versions[2]

@@ -1,0 +1,232 @@
+"""Which kept set is meant: a clustering, a selection and a target. Parsed once, where settings and partitions come in.
+
+These records alone say how a clustering, a selection, a target and a kept set are named: `str()` gives the partition
+key, `path` the folder in the store, `label` what a person reads, and comparing gives the order.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property, total_ordering
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+_CLUSTERING = re.compile(r"(auto|[1-9]\d*)(?:-seed(\d+))?", re.ASCII)
+_LONGEST_NAME = 60
+_SHARE = re.compile(r"keep=(\d+(?:\.\d+)?)%", re.ASCII)
+
+
+@total_ordering
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """One fit of centroids.
+
+    Attributes:
+        k: number of clusters in digits, or `auto`.
+        seed: of the first centroids.
+    """
+
+    k: str
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, key: str) -> "Clustering":
+        """The clustering of a partition key: `auto`, `1000`, `1000-seed1`.
+
+        Raises:
+            ValueError: it is no such key.
+        """
+        found = _CLUSTERING.fullmatch(key)
+        if found is None:
+            message = f"{key!r} is not a clustering such as `auto`, `1000` or `1000-seed1`"
+            raise ValueError(message)
+        return cls(found[1], int(found[2] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.k}-seed{self.seed}" if self.seed else self.k
+
+    def __lt__(self, other: "Clustering") -> bool:
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return 0 if self.k == "auto" else int(self.k), self.seed
+
+    @property
+    def path(self) -> str:
+        """Folder of all that belongs to it."""
+        return f"k={self}"
+
+    @property
+    def label(self) -> str:
+        """For titles and tables."""
+        return f"k = {self.k}, seed {self.seed}" if self.seed else f"k = {self.k}"
+
+
+class KeepColumn(BaseModel, frozen=True, extra="forbid"):
+    """Keep the item that a carried column prefers."""
+
+    column: str = Field(description="A carried int or float column.")
+    order: Literal["ascending", "descending"] = Field("descending", description="`descending` keeps the greatest.")
+
+
+class Selection(BaseModel, frozen=True, extra="forbid"):
+    """Which item of a group is kept, and what counts as a group."""
+
+    keep: Literal["hard", "easy", "random"] | KeepColumn = Field(
+        "hard",
+        description="`hard` keeps the item least similar to its centroid (the paper's), `easy` the most similar.",
+    )
+    rule: Literal["chain", "greedy"] = Field(
+        "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
+    )
+    seed: int = Field(0, ge=0, description="Of `random`.")
+
+    @property
+    def column(self) -> str | None:
+        """The carried column that orders items, if one does."""
+        return self.keep.column if isinstance(self.keep, KeepColumn) else None
+
+    @property
+    def keep_order(self) -> str:
+        """Name of the order of items within a cluster, on which the scores depend: `hard`, `random-seed0`, …."""
+        if isinstance(self.keep, KeepColumn):
+            return f"{_path_name(self.keep.column)}-{self.keep.order}"
+        return f"random-seed{self.seed}" if self.keep == "random" else self.keep
+
+    @property
+    def path(self) -> str:
+        """Folder of all that it keeps."""
+        return self.keep_order if self.rule == "chain" else f"{self.keep_order}-{self.rule}"
+
+    @property
+    def label(self) -> str:
+        """For titles and tables."""
+        keep = self.keep_order.replace("-", " ") if self.column is None else f"{self.column} {self._direction}"
+        return keep if self.rule == "chain" else f"{keep}, {self.rule}"
+
+    @property
+    def _direction(self) -> str:
+        return self.keep.order if isinstance(self.keep, KeepColumn) else ""
+
+    def identity(self) -> dict[str, Any]:
+        """What can change a kept set; the seed only where it is used."""
+        return {"keep_order": self.keep_order, "rule": self.rule}
+
+
+def _path_name(column: str) -> str:
+    """A column's name as a part of a path; what a path cannot hold is replaced, and a hash keeps names apart."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", column)[:_LONGEST_NAME]
+    return plain if plain == column else f"{plain}-{hashlib.blake2b(column.encode(), digest_size=4).hexdigest()}"
+
+
+@total_ordering
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How much is removed: everything within an epsilon, or as much as leaves a share.
+
+    Attributes:
+        epsilon: items more similar than 1 - epsilon are duplicates; None where a share is wanted.
+        share: percent of the items to keep; None where an epsilon is given.
+    """
+
+    epsilon: float | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> "Target":
+        """A target from a setting or a partition key: `0.05`, `keep=50%`.
+
+        Raises:
+            ValueError: it is neither; says what is possible.
+        """
+        if isinstance(value, cls):
+            return value
+        text = str(value).strip()
+        share = _SHARE.fullmatch(text)
+        if share and 0 < float(share[1]) <= 100:
+            return cls(share=float(share[1]))
+        try:
+            epsilon = abs(float(text)) if float(text) == 0 else float(text)
+        except ValueError:
+            epsilon = -1.0
+        if isinstance(value, bool) or not 0 <= epsilon <= 2:
+            message = (
+                f"{value!r} is neither an epsilon in [0, 2] nor a target such as `keep=50%`; "
+                "items more similar than 1 - epsilon are duplicates: a higher epsilon removes more"
+            )
+            raise ValueError(message)
+        return cls(epsilon=epsilon)
+
+    def __str__(self) -> str:
+        return _digits(self.epsilon) if self.epsilon is not None else f"keep={_digits(self.share or 0.0)}%"
+
+    def __lt__(self, other: "Target") -> bool:
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[bool, float]:
+        """What removes more comes later; epsilons before shares, which are not known before they are solved."""
+        return (False, self.epsilon) if self.epsilon is not None else (True, -(self.share or 0.0))
+
+    @property
+    def path(self) -> str:
+        """Folder of the kept set."""
+        # A percent sign in a URL would be read as an escape.
+        return f"epsilon={self}" if self.epsilon is not None else str(self).replace("%", "pct")
+
+    @property
+    def label(self) -> str:
+        """For titles and tables."""
+        return f"ε = {self}" if self.epsilon is not None else f"keep {_digits(self.share or 0.0)} %"
+
+
+def _digits(number: float) -> str:
+    """A non-negative number in full, every digit kept: it names a partition, and is read back from its name."""
+    return np.format_float_positional(number, trim="-")
+
+
+@total_ordering
+@dataclass(frozen=True)
+class KeptSet:
+    """What one clustering, one selection and one target keep."""
+
+    clustering: Clustering
+    selection: Selection
+    target: Target
+
+    @classmethod
+    def parse(cls, key: str, *, selection: Selection) -> "KeptSet":
+        """The kept set of a partition key, such as `0.05|1000`.
+
+        Raises:
+            ValueError: it is no such key.
+        """
+        target, bar, clustering = key.partition("|")
+        if not bar:
+            message = f"{key!r} is not a kept set such as `0.05|1000`"
+            raise ValueError(message)
+        return cls(Clustering.parse(clustering), selection, Target.parse(target))
+
+    def __str__(self) -> str:
+        # Dagster joins the dimensions of a partition in the order of their names: epsilon, k.
+        return f"{self.target}|{self.clustering}"
+
+    def __lt__(self, other: "KeptSet") -> bool:
+        return self._rank < other._rank
+
+    @cached_property
+    def _rank(self) -> tuple[Clustering, str, Target]:
+        return self.clustering, self.selection.path, self.target
+
+    @property
+    def path(self) -> str:
+        """Folder of the kept set, below the model's."""
+        return f"{self.clustering.path}/{self.selection.path}/{self.target.path}"
+
+    @property
+    def label(self) -> str:
+        """For titles and tables."""
+        return f"{self.clustering.label} · {self.selection.label} · {self.target.label}"
