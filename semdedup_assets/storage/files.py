@@ -1,16 +1,21 @@
 """Files on a local path or any fsspec URL, read and written the same way."""
 
+import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
+
+TEMPORARY = ".tmp"
+"""How the name of a file ends that was being written when its process was ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class FileStat:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path as that file system spells it."""
+    """The file system of a path or URL, and the path as that file system writes it."""
     fs, name = fsspec.core.url_to_fs(path)
     return fs, str(name)
 
@@ -88,18 +93,17 @@ def read_bytes(path: str) -> bytes:
 
 
 @contextmanager
-def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """Write a file that appears under its name only when it is complete.
+def create(path: str) -> Iterator[IO[bytes]]:
+    """Write a file whose name is new; when the block raises, nothing is left.
 
-    Locally: a temporary name beside it, flushed to disk, then renamed. On an object store: one
-    upload, which becomes visible when it is closed. When the block raises, nothing is left.
+    Locally it is flushed to disk; on an object store it is one upload, which becomes visible when it is closed.
 
     Raises:
-        PermissionError: the store cannot be written; names the path and the cure.
+        PermissionError: the store cannot be written; names the path and the remedy.
     """
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        with _local_atomic_write(Path(name)) as stream:
+        with _local_create(Path(name)) as stream:
             yield stream
         return
     stream = fs.open(name, "wb")
@@ -116,11 +120,10 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _local_atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _local_create(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = temporary.open("wb")
+        stream = path.open("wb")
     except OSError as error:
         message = (
             f"{path}: cannot be written ({error.strerror}); make its folder writable or set `store` to one that is"
@@ -131,19 +134,105 @@ def _local_atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a small file atomically."""
-    with atomic_write(path) as stream:
+    """Write a small file that appears under its name only when it is complete, in place of an earlier one."""
+    fs, name = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        with create(path) as stream:
+            stream.write(content)
+        return
+    temporary = Path(name).with_name(f".{Path(name).name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with create(str(temporary)) as stream:
         stream.write(content)
+    temporary.replace(name)
 
 
 def remove(path: str) -> None:
     """Remove a file where it is there."""
     fs, name = filesystem(path)
-    if fs.exists(name):
+    with contextlib.suppress(FileNotFoundError):
         fs.rm(name)
+
+
+def move(path: str, to: str) -> None:
+    """Rename a file where it is there, in place of what has the new name."""
+    fs, name = filesystem(path)
+    with contextlib.suppress(FileNotFoundError):
+        fs.mv(name, filesystem(to)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file of a store, as a listing shows it.
+
+    Attributes:
+        size: bytes.
+        stamp: what changes when the file is replaced.
+        modified: seconds since 1970; None where the store does not report it.
+    """
+
+    size: int
+    stamp: str
+    modified: float | None
+
+
+def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile]:
+    """The files of a folder by their full path, by one listing; empty where the folder is not there.
+
+    Args:
+        folder: local path or URL.
+        recursive: whether files of folders below it are listed too.
+    """
+    fs, name = filesystem(folder)
+    fs.invalidate_cache()
+    try:
+        found = list(fs.find(name, detail=True).values()) if recursive else fs.ls(name, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    prefix = f"{name.rstrip('/')}/"
+    return {
+        join(folder, str(info["name"]).removeprefix(prefix)): _listed(fs, info)
+        for info in found
+        if info["type"] == "file" and str(info["name"]).startswith(prefix)
+    }
+
+
+def _listed(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> ListedFile:
+    moment: Any = next(
+        (info[name] for name in ("mtime", "LastModified", "created") if info.get(name) is not None), None
+    )
+    modified = moment.timestamp() if isinstance(moment, datetime) else moment
+    stat = _stat(fs, info)
+    # Locally a file may be replaced within one tick of the clock: its inode changes.
+    return ListedFile(stat.size, f"{stat.stamp}-{info.get('ino', '')}", None if modified is None else float(modified))
+
+
+def read_many(paths: Sequence[str]) -> list[bytes | None]:
+    """The whole content of many small files, None where one is not there.
+
+    Raises:
+        OSError: one cannot be read for another cause.
+    """
+    if not paths:
+        return []
+    fs = filesystem(paths[0])[0]
+    if isinstance(fs, LocalFileSystem) or len(paths) == 1:
+        return [_content_or_nothing(path) for path in paths]
+    found = fs.cat([filesystem(path)[1] for path in paths], on_error="return")
+    contents = [found.get(filesystem(path)[1]) for path in paths]
+    for content in contents:
+        if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+            raise content
+    return [content if isinstance(content, bytes) else None for content in contents]
+
+
+def _content_or_nothing(path: str) -> bytes | None:
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None

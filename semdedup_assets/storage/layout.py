@@ -1,7 +1,12 @@
-"""The one place that spells a path."""
+"""Where each result lies: the one module that builds a path of the store.
+
+A location is the path of a result without a suffix: `<location>.result.json` is its record, and its files are named
+`<location>.<attempt>.<name>`.
+"""
 
 from dataclasses import dataclass
 
+from semdedup_assets.kept_sets import Clustering, KeptSet, Selection
 from semdedup_assets.storage.files import join
 
 
@@ -20,85 +25,57 @@ class Layout:
     model: str
 
     @property
-    def catalogue(self) -> str:
-        """Which file belongs to which shard (JSON); shared by all models of the dataset."""
-        return join(self.root, self.dataset, "catalogue.json")
+    def folder(self) -> str:
+        """Everything that belongs to the pipeline's model."""
+        return join(self.root, self.dataset, self.model)
 
-    def _below(self, *parts: str) -> str:
-        return join(self.root, self.dataset, self.model, *parts)
+    @property
+    def shard_index(self) -> str:
+        """JSON: which file belongs to which shard; shared by all models of the dataset."""
+        return join(self.root, self.dataset, "shard_index.json")
+
+    def items(self, shard: str) -> str:
+        """Parquet: a shard's ids, keys and carried columns."""
+        return join(self.folder, "items", shard)
 
     def embeddings(self, shard: str) -> str:
-        """Arrow: a shard's ids, keys, vectors and carried columns."""
-        return self._below("embeddings", f"{shard}.arrow")
-
-    def skipped(self, shard: str) -> str:
-        """Parquet: a shard's broken items with their reasons."""
-        return self._below("embeddings", f"{shard}.skipped.parquet")
+        """Arrow: a shard's ids and vectors; Parquet: its skipped items with their reasons."""
+        return join(self.folder, "embeddings", shard)
 
     @property
     def training_sample(self) -> str:
         """Arrow: the vectors that centroids are fitted to."""
-        return self._below("training_sample.arrow")
+        return join(self.folder, "training_sample")
 
-    def centroids(self, k: str) -> str:
-        """NumPy: (k, d) float32."""
-        return self._below(f"k={k}", "centroids.npy")
+    def centroids(self, clustering: Clustering) -> str:
+        """NumPy: (k, d) float32; Parquet: size in the sample and range of each cluster."""
+        return self.of_clustering(clustering, "centroids")
 
-    def clusters(self, k: str) -> str:
-        """Parquet: size in the sample and bucket of each cluster."""
-        return self._below(f"k={k}", "clusters.parquet")
+    def assignments(self, clustering: Clustering, shard: str) -> str:
+        """Arrow: a shard's rows in the order of their clusters, one record batch for each range of clusters."""
+        return self.of_clustering(clustering, "assignments", shard)
 
-    def assignments(self, k: str, shard: str) -> str:
-        """Arrow: a shard's rows in the order of their clusters, one record batch a bucket."""
-        return self._below(f"k={k}", "assignments", f"{shard}.arrow")
+    def scores(self, clustering: Clustering, selection: Selection, cluster_range: int) -> str:
+        """Parquet: greatest similarity to an earlier item, by item of the range's clusters."""
+        return self.of_clustering(clustering, "scores", selection.keep_order, f"r{cluster_range:04d}")
 
-    def scores(self, k: str, bucket: str) -> str:
-        """Parquet: greatest similarity to an earlier item, by item of the bucket's clusters."""
-        return self._below(f"k={k}", "scores", f"{bucket}.parquet")
+    def of_clustering(self, clustering: Clustering, *parts: str) -> str:
+        """A result that belongs to a clustering."""
+        return join(self.folder, clustering.path, *parts)
 
-    def _selected(self, k: str, epsilon: str, *parts: str) -> str:
-        # A percent sign in a URL would be read as an escape.
-        name = epsilon if epsilon.startswith("keep=") else f"epsilon={epsilon}"
-        return self._below(f"k={k}", name.replace("%", "pct"), *parts)
+    def of_selection(self, clustering: Clustering, selection: Selection, *parts: str) -> str:
+        """A result that belongs to a clustering and a selection."""
+        return self.of_clustering(clustering, selection.path, *parts)
 
-    def masks(self, k: str, epsilon: str) -> str:
-        """JSON: what the keep masks of all buckets add up to; written last."""
-        return self._selected(k, epsilon, "masks", "masks")
+    def of_kept_set(self, kept_set: KeptSet, *parts: str) -> str:
+        """A result that belongs to a kept set: its masks, manifests, gallery."""
+        return join(self.folder, kept_set.path, *parts)
 
-    def mask(self, k: str, epsilon: str, bucket: str) -> str:
-        """Parquet: kept or removed, and the nearest kept item, by item of the bucket's clusters."""
-        return self._selected(k, epsilon, "masks", f"{bucket}.parquet")
-
-    def manifest(self, k: str, epsilon: str, version: str) -> str:
-        """Folder: one immutable manifest."""
-        return self._selected(k, epsilon, "manifests", version)
-
-    def current_manifest(self, k: str, epsilon: str) -> str:
-        """JSON: which manifest is current."""
-        return self._selected(k, epsilon, "manifests", "current.json")
-
-    def figures(self, k: str) -> str:
-        """JSON: what the figures of one k add up to; written last."""
-        return self._below(f"k={k}", "figures", "figures")
-
-    def figure(self, k: str, name: str) -> str:
-        """PNG, or Parquet with its numbers: `<name>` holds the suffix."""
-        return self._below(f"k={k}", "figures", name)
-
-    def gallery(self, k: str, epsilon: str) -> str:
-        """JSON: what the gallery of one k and epsilon shows; written last."""
-        return self._selected(k, epsilon, "gallery", "gallery")
-
-    def gallery_file(self, k: str, epsilon: str, name: str) -> str:
-        """A page or a picture of the gallery: `<name>` holds the suffix."""
-        return self._selected(k, epsilon, "gallery", name)
+    def current_manifest(self, kept_set: KeptSet) -> str:
+        """JSON: which manifest a training job reads."""
+        return self.of_kept_set(kept_set, "manifests", "current.json")
 
     @property
     def estimate(self) -> str:
-        """JSON: what the pipeline is predicted to take; written last."""
-        return self._below("estimate", "estimate")
-
-
-def recipe_path(result: str) -> str:
-    """JSON beside a result that says what made it; written last, so that it also says the result is complete."""
-    return f"{result}.recipe.json"
+        """JSON: what the pipeline is predicted to take."""
+        return join(self.folder, "estimate")

@@ -1,131 +1,444 @@
-"""Results with their recipes: a result is its files and, written last, the recipe that completes it."""
+"""Results: files that carry their attempt in their names, and one record that commits them.
 
-import hashlib
+A result is what its record names. Files are written under names that no other attempt uses; putting the record then
+replaces the earlier result in one step. Two writers of one result never mix, an earlier result stays readable until
+its successor is complete, and what an ended process leaves behind is named by no record.
+"""
+
 import io
 import json
-from collections.abc import Iterator
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from semdedup_assets.storage.files import atomic_write, exists, filesystem, join, read_bytes, remove, write_bytes
-from semdedup_assets.storage.layout import recipe_path
+import xxhash
+
+from semdedup_assets.storage.files import create, join, list_folder, move, read_bytes, read_many, remove, write_bytes
+
+RECORD = ".result.json"
+"""How the name of a record ends."""
+
+DAMAGED = ".damaged"
+"""What is appended to the name of a record that is set aside."""
+
+_LEFTOVER_SECONDS = 24 * 3600.0
+# `<stem>.<attempt>.<name>`, `<folder of a manifest>/…`, a trial of the estimate, a file that was being put, or a record
+# that was set aside.
+_ATTEMPT = re.compile(
+    r"\.[0-9a-f]{12}(?=\.)|/(?:[0-9a-f]{16}-[0-9a-f]{6}|[0-9a-f]{12})(?=/)|/\.trial-[^/]+|\.[0-9a-f]{32}\.tmp$"
+    r"|\.result\.json\.damaged$"
+)
+_FORMAT = 1
 
 
 class MissingResultError(FileNotFoundError):
-    """A result that is needed is not there, or is only half written; says what to materialise."""
+    """A result that is needed is not there; says what to materialise."""
+
+
+class OtherFormatError(RuntimeError):
+    """A result that another version of this software wrote: it is neither read nor touched."""
+
+
+class DamagedResultError(MissingResultError):
+    """The files of a result are not what its record says: the record is set aside, so that it is made again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class FileEntry:
+    """A file of a result.
+
+    Attributes:
+        path: relative to the record's folder, so that a store can be moved.
+        size: bytes.
+        checksum: XXH3 of the content, 128 bits.
+        ranges: where its parts begin and their checksums, of files that are read in parts; see `vectors.ByteRanges`.
+    """
+
+    path: str
+    size: int
+    checksum: str
+    ranges: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
     """What a result holds and what it was made from.
 
     Attributes:
+        location: path of the result without a suffix; not stored, so that a store can be moved.
         version: hash of the files' content: equal bytes, equal version.
         code_version: hash of the settings that determine the result.
-        made_from: versions of the results it was made from, by name.
-        files: size in bytes by path, relative to the recipe's folder, so that a store can be moved.
+        inputs: versions of the results it was made from, by name.
+        files: by the name the stage gave them.
         details: counts and measures of the result.
     """
 
+    location: str
     version: str
     code_version: str
-    made_from: dict[str, str]
-    files: dict[str, int]
+    inputs: dict[str, str]
+    files: dict[str, FileEntry]
     details: dict[str, Any] = field(default_factory=dict)
 
+    def file(self, name: str) -> "StoredFile":
+        """One of its files.
 
-class _HashingStream(io.RawIOBase):
+        Raises:
+            DamagedResultError: the record names no such file.
+        """
+        if name not in self.files:
+            raise damaged(self.location, f"its record names no file {name!r}")
+        return StoredFile(
+            join(self.location.rpartition("/")[0], self.files[name].path), self.files[name], self.location
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def excluded(self) -> str | None:
+        """Why it stands for something that could not be made; None where it was made."""
+        reason = self.details.get("excluded")
+        return None if reason is None else str(reason)
+
+    def to_json(self) -> bytes:
+        """The record as it is stored, with a checksum of its own."""
+        content = {name: value for name, value in asdict(self).items() if name != "location"}
+        body = json.dumps({"format": _FORMAT, **content}, separators=(",", ":"))
+        return f'{{"checksum":"{_checksum(body.encode())}","record":{body}}}\n'.encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, location: str) -> "ResultRecord":
+        """Read a stored record.
+
+        Raises:
+            ValueError: it is damaged; says how.
+            OtherFormatError: another version of this software wrote it.
+        """
+        try:
+            document = json.loads(content)
+            body = content[content.index(b'"record":') + len(b'"record":') : content.rindex(b"}")]
+            if document["checksum"] != _checksum(body):
+                message = "its checksum does not fit its content"
+                raise ValueError(message)
+            found = document["record"]
+            if found.pop("format") != _FORMAT:
+                message = (
+                    f"{location}{RECORD} was written by another version of this software; use that version, or set "
+                    "`store` to a new folder"
+                )
+                raise OtherFormatError(message)
+            files = {name: FileEntry(**entry) for name, entry in found.pop("files").items()}
+            return cls(location, files=files, **found)
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            message = f"it is not a record ({type(error).__name__}: {error})"
+            raise ValueError(message) from error
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a result, where it lies, and what it must hold."""
+
+    path: str
+    entry: FileEntry
+    location: str
+
+    def content(self) -> bytes:
+        """All of it.
+
+        Raises:
+            DamagedResultError: it is missing, or holds other bytes than were written.
+        """
+        try:
+            content = read_bytes(self.path)
+        except FileNotFoundError:
+            raise damaged_file(self, "is missing") from None
+        self.verify(content)
+        return content
+
+    def verify(self, content: Any) -> None:
+        """Hold the whole content against the record.
+
+        Raises:
+            DamagedResultError: they differ.
+        """
+        view = memoryview(content)
+        if view.nbytes != self.entry.size:
+            raise damaged_file(self, f"has {view.nbytes:,} bytes where {self.entry.size:,} were written")
+        if _checksum(view) != self.entry.checksum:
+            raise damaged_file(self, "holds other bytes than were written")
+
+
+def damaged_file(file: StoredFile, reason: str) -> DamagedResultError:
+    """Set the record of a result with a damaged file aside, and return the error to raise.
+
+    A record that names another attempt's file by now is sound: this file was removed when that was committed.
+
+    Args:
+        file: which.
+        reason: what is wrong with it, after its path.
+    """
+    current = read_record(file.location)
+    if current is not None and file.entry.path not in {entry.path for entry in current.files.values()}:
+        return DamagedResultError(f"{file.path} {reason}: {file.location} was replaced while it was read; run again")
+    return damaged(file.location, f"{file.path} {reason}")
+
+
+def damaged(location: str, reason: str) -> DamagedResultError:
+    """Set the record of a damaged result aside, so that the next run makes it again, and return the error to raise.
+
+    Args:
+        location: of the result.
+        reason: what is wrong with it.
+    """
+    move(f"{location}{RECORD}", f"{location}{RECORD}{DAMAGED}")
+    return DamagedResultError(f"{reason}; the result {location} is set aside, and the next run makes it again")
+
+
+def _checksum(content: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+class HashingStream(io.RawIOBase):
     """Counts and hashes what is written through it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.size = 0
-        self.hash = hashlib.blake2b(digest_size=16)
+        self._whole = xxhash.xxh3_128()
+        self._part: Any = None
 
     def writable(self) -> bool:
+        """Always."""
         return True
 
     def write(self, data: Any) -> int:
+        """Pass bytes on."""
         view = memoryview(data).cast("B")
         self._stream.write(view)
-        self.hash.update(view)
+        self._whole.update(view)
+        if self._part is not None:
+            self._part.update(view)
         self.size += view.nbytes
         return view.nbytes
 
     def tell(self) -> int:
+        """Bytes written so far."""
         return self.size
+
+    def start_part(self) -> None:
+        """Begin a part with a checksum of its own."""
+        self._part = xxhash.xxh3_64()
+
+    def end_part(self) -> int:
+        """The 64-bit checksum of what was written since the part began."""
+        checksum, self._part = self._part.intdigest(), None
+        return int(checksum)
+
+    @property
+    def checksum(self) -> str:
+        """Of everything."""
+        return str(self._whole.hexdigest())
 
 
 @dataclass
 class ResultWriter:
-    """Writes the files of one result; see `writing`."""
+    """Writes the files of one attempt at a result; see `writing`.
 
-    folder: str
-    code_version: str
-    made_from: dict[str, str]
+    Attributes:
+        location: of the result.
+        attempt: in the names of its files.
+        files: that are complete, by name.
+        details: counts and measures, for the record.
+        unversioned: names of files whose content does not count for the version.
+        record: once it has been put.
+    """
+
+    location: str
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    files: dict[str, FileEntry] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, int] = field(default_factory=dict)
-    hashes: list[str] = field(default_factory=list)
+    unversioned: set[str] = field(default_factory=set)
+    record: ResultRecord | None = None
+
+    @property
+    def committed(self) -> ResultRecord:
+        """The record, once it has been put."""
+        if self.record is None:
+            message = f"{self.location}: attempt {self.attempt} is not committed"
+            raise RuntimeError(message)
+        return self.record
+
+    def path(self, name: str) -> str:
+        """Where a file of this attempt lies."""
+        return f"{self.location}.{self.attempt}.{name}"
 
     @contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
-        """Write one file of the result; it appears under its name when the block ends without an error."""
-        with atomic_write(path) as stream:
-            hashing = _HashingStream(stream)
-            yield hashing  # type: ignore[misc]  # a raw stream serves every writer used here
-        self.files[path.removeprefix(f"{self.folder}/")] = hashing.size
-        self.hashes.append(hashing.hash.hexdigest())
+    def open(self, name: str, *, ranges: Callable[[], str] = str) -> Iterator["HashingStream"]:
+        """Write one file of the result.
 
-    def recipe(self) -> Recipe:
-        """The recipe of what has been written so far."""
-        version = self.hashes[0] if len(self.hashes) == 1 else fingerprint(self.hashes)
-        return Recipe(version, self.code_version, self.made_from, self.files, self.details)
+        Args:
+            name: by which the record knows it, with its suffix.
+            ranges: gives, once all is written, where its parts lie.
+        """
+        path = self.path(name)
+        with create(path) as stream:
+            hashing = HashingStream(stream)
+            yield hashing
+        relative = path.removeprefix(f"{self.location.rpartition('/')[0]}/")
+        self.files[name] = FileEntry(relative, hashing.size, hashing.checksum, ranges())
+
+    @property
+    def version(self) -> str:
+        """Hash of what has been written so far."""
+        counted = {name: entry.checksum for name, entry in self.files.items() if name not in self.unversioned}
+        return fingerprint(counted)
+
+    def discard(self) -> None:
+        """Remove what has been written so far."""
+        folder = self.location.rpartition("/")[0]
+        for entry in self.files.values():
+            remove(join(folder, entry.path))
+
+
+class FolderWriter(ResultWriter):
+    """Writes each attempt into a folder of its own, for results that others read: files keep their plain names."""
+
+    def path(self, name: str) -> str:
+        """Where a file of this attempt lies."""
+        return join(self.location, self.attempt, name)
 
 
 @contextmanager
-def writing(result: str, *, code_version: str, made_from: dict[str, str]) -> Iterator[ResultWriter]:
-    """Write a result: its files one by one, its recipe last.
+def attempting(writer: ResultWriter) -> Iterator[ResultWriter]:
+    """Write files; when the block raises, none of them is left."""
+    try:
+        yield writer
+    except BaseException:
+        writer.discard()
+        raise
 
-    An older recipe is removed first: a run that is killed leaves no recipe, and what has none is never read.
+
+def commit(
+    writer: ResultWriter, *, code_version: str, inputs: Mapping[str, str], keep_earlier: bool = False
+) -> ResultRecord:
+    """Put the record: from now on the written files are the result, and those of the earlier one are removed.
 
     Args:
-        result: path of the result, from `Layout`.
-        code_version: hash of the settings that determine it.
-        made_from: versions of what it is made from, by name.
+        writer: all of whose files are complete.
+        code_version: hash of the settings that determine the result.
+        inputs: versions of what it is made from, by name.
+        keep_earlier: whether the files of the earlier result stay.
     """
-    remove(recipe_path(result))
-    writer = ResultWriter(result.rpartition("/")[0], code_version, made_from)
-    yield writer
-    write_bytes(recipe_path(result), json.dumps(asdict(writer.recipe()), indent=1, sort_keys=True).encode())
+    record = ResultRecord(
+        writer.location, writer.version, code_version, dict(inputs), dict(writer.files), dict(writer.details)
+    )
+    earlier = None if keep_earlier else read_record(writer.location)
+    write_bytes(f"{writer.location}{RECORD}", record.to_json())
+    # Of equal content somebody else may be reading the earlier files: they are left, as leftovers are.
+    if earlier is not None and earlier.version != record.version:
+        kept, folder = {entry.path for entry in record.files.values()}, writer.location.rpartition("/")[0]
+        for entry in earlier.files.values():
+            if entry.path not in kept:
+                remove(join(folder, entry.path))
+    writer.record = record
+    return record
 
 
-def read_recipe(result: str, *, cure: str) -> Recipe:
-    """The recipe of a complete result.
-
-    Args:
-        result: path of the result, from `Layout`.
-        cure: what to do when it is missing, for the message.
+def require_written(writer: ResultWriter) -> None:
+    """See that the files of several tasks are all there before they are committed as one result.
 
     Raises:
-        MissingResultError: there is no recipe, or a file is missing or of another size than was written.
+        MissingResultError: one is missing, or has another size.
     """
-    path = recipe_path(result)
-    if not exists(path):
-        message = f"{result}: not there, or its writing was interrupted; {cure}"
-        raise MissingResultError(message)
-    recipe = Recipe(**json.loads(read_bytes(path)))
-    for name, size in recipe.files.items():
-        full = join(result.rpartition("/")[0], name)
-        fs, inner = filesystem(full)
-        found = fs.size(inner) if fs.exists(inner) else None
-        if found != size:
-            message = f"{full}: {found} bytes where {size} were written; {cure}"
+    parent = writer.location.rpartition("/")[0]
+    paths = {join(parent, entry.path): entry for entry in writer.files.values()}
+    listed = {
+        name: file
+        for folder in {path.rpartition("/")[0] for path in paths}
+        for name, file in list_folder(folder).items()
+    }
+    for path, entry in paths.items():
+        if path not in listed or listed[path].size != entry.size:
+            message = f"{path}: was removed while {writer.location} was being made; run again"
             raise MissingResultError(message)
-    return recipe
 
 
-def fingerprint(content: Any) -> str:
-    """A short hash of anything JSON can spell: equal content, equal fingerprint."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def read_record(location: str) -> ResultRecord | None:
+    """The record of a result; None where there is none, or where it is damaged and was set aside.
+
+    Raises:
+        OtherFormatError: another version of this software wrote it.
+    """
+    try:
+        content = read_bytes(f"{location}{RECORD}")
+    except FileNotFoundError:
+        return None
+    try:
+        return ResultRecord.from_json(content, location)
+    except ValueError as error:
+        damaged(location, str(error))
+        return None
+
+
+def remove_leftovers(folder: str, *, older_than: float = _LEFTOVER_SECONDS) -> int:
+    """Remove what ended processes left below a folder, and return how many files that were.
+
+    Only files that carry an attempt in their name, or stand in a folder of one, are ours to remove. An attempt is a
+    leftover if no record names a file of it and its newest file is older than any attempt takes.
+
+    Args:
+        folder: local path or URL.
+        older_than: seconds since a file of the attempt was last written.
+
+    Raises:
+        OtherFormatError: another version of this software wrote a record; nothing is removed.
+    """
+    listed = list_folder(folder, recursive=True)
+    records = [path for path in listed if path.endswith(RECORD)]
+    named = set[str]()
+    for path, content in zip(records, read_many(records), strict=True):
+        if "/.trial-" not in path and content is not None:
+            named |= _named_files(path, content)
+    # A manifest stays for ever: a training job may read it.
+    manifests = {path.rpartition("/")[0] for path in listed if path.endswith("/manifest.json")}
+    attempts: dict[str, list[str]] = {}
+    for path in listed:
+        attempt = _attempt_of(path, below=folder)
+        if attempt is not None and attempt not in manifests:
+            attempts.setdefault(attempt, []).append(path)
+    limit, count = time.time() - older_than, 0
+    for paths in attempts.values():
+        moments = [listed[path].modified for path in paths]
+        if not named.intersection(paths) and all(moment is not None and moment < limit for moment in moments):
+            for path in paths:
+                remove(path)
+            count += len(paths)
+    return count
+
+
+def _named_files(path: str, content: bytes) -> set[str]:
+    """The files that a record names; none where it is damaged."""
+    try:
+        record = ResultRecord.from_json(content, path.removesuffix(RECORD))
+    except ValueError:
+        return set()
+    return {join(path.rpartition("/")[0], entry.path) for entry in record.files.values()}
+
+
+def _attempt_of(path: str, *, below: str) -> str | None:
+    """The path of a file up to the name of its attempt; None where it is no attempt's."""
+    found = _ATTEMPT.search(path, len(below))
+    return None if found is None else path[: found.end()]
+
+
+def fingerprint(value: Any) -> str:
+    """One short version for a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -1,23 +1,28 @@
 """Tables in Parquet, for anybody's tools."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semdedup_assets.records import ColumnType
 from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.results import MissingResultError, StoredFile, damaged_file
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def write_table(stream: IO[bytes], columns: Mapping[str, np.ndarray]) -> None:
-    """Write columns of equal length as one Parquet file."""
-    with TableWriter(stream) as writer:
-        writer.write(columns)
+# Files whose content this process has held against their records: their names are never used again.
+_verified: set[str] = set()
 
 
 class TableWriter:
-    """Writes a Parquet file piece by piece; masked arrays give nulls."""
+    """Writes a Parquet file, one row group a call; masked arrays give nulls."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
         self._writer: Any = None
 
@@ -31,13 +36,22 @@ class TableWriter:
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
         """Append rows as one row group."""
         import pyarrow as pa
+
+        self.write_arrow(pa.table({name: _arrow(values) for name, values in columns.items()}))
+
+    def write_arrow(self, rows: "pa.Table | pa.RecordBatch") -> None:
+        """Append rows as one row group."""
         import pyarrow.parquet as pq
 
-        arrays = {name: _arrow(values) for name, values in columns.items()}
-        table = pa.table(arrays)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._stream, table.schema, compression="zstd")
-        self._writer.write_table(table)
+            self._writer = pq.ParquetWriter(self._stream, rows.schema, compression="zstd", write_page_checksum=True)
+        self._writer.write(rows)
+
+
+def write_table(stream: io.RawIOBase, columns: Mapping[str, np.ndarray]) -> None:
+    """Write columns of equal length as one Parquet file."""
+    with TableWriter(stream) as writer:
+        writer.write(columns)
 
 
 def _arrow(values: np.ndarray) -> object:
@@ -48,24 +62,97 @@ def _arrow(values: np.ndarray) -> object:
     return pa.array(values)
 
 
-def read_table(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of a Parquet file as NumPy arrays; null integers read as 0."""
-    parts = list(read_tables(path, columns))
-    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+def arrow_type(kind: ColumnType) -> "pa.DataType":
+    """How a carried column is stored."""
+    import pyarrow as pa
+
+    return {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}[kind]
 
 
-def read_tables(path: str, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of a Parquet file, row group by row group; null integers read as 0."""
+@contextmanager
+def _opened(file: StoredFile) -> Iterator[Any]:
+    """A Parquet file whose content is checked: locally as a whole, else each page that is read.
+
+    Raises:
+        DamagedResultError: it is missing, or holds other bytes than were written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fs, name = filesystem(path)
-    source = name if is_local(path) else fs.open(name, "rb")
-    with pq.ParquetFile(source) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=list(columns))
-            # A 64-bit id must not pass through float64, which is what NumPy would be given for nulls.
-            yield {
-                name: (column.fill_null(0) if pa.types.is_integer(column.type) else column).to_numpy()
-                for name, column in zip(columns, table.columns, strict=True)
-            }
+    fs, name = filesystem(file.path)
+    try:
+        if not is_local(file.path):
+            with fs.open(name, "rb") as stream:
+                yield pq.ParquetFile(stream, page_checksum_verification=True)
+            return
+        if file.path not in _verified:
+            file.verify(np.memmap(name, np.uint8, "r") if Path(name).stat().st_size else b"")
+            _verified.add(file.path)
+        with pa.memory_map(name) as source:
+            yield pq.ParquetFile(source)
+    except MissingResultError:
+        raise
+    except FileNotFoundError:
+        raise damaged_file(file, "is missing") from None
+    except (pa.ArrowInvalid, pa.ArrowException) as error:
+        raise damaged_file(file, f"cannot be read ({error})") from error
+    except OSError as error:
+        # Arrow reports a page whose checksum does not fit as an OSError without a number.
+        if error.errno is not None:
+            raise
+        raise damaged_file(file, f"cannot be read ({error})") from error
+
+
+def read_table(file: StoredFile, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of a Parquet file as NumPy arrays; null integers read as 0."""
+    parts = list(read_tables(file, columns))
+    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+
+def read_tables(file: StoredFile, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of a Parquet file, row group by row group; null integers read as 0."""
+    import pyarrow as pa
+
+    for table in read_arrow(file, columns):
+        # A 64-bit id must not pass through float64, which is what NumPy would be given for nulls.
+        yield {
+            name: (column.fill_null(0) if pa.types.is_integer(column.type) else column).to_numpy()
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+
+
+def read_arrow(file: StoredFile, columns: Iterable[str] | None = None) -> "Iterator[pa.Table]":
+    """Columns of a Parquet file as Arrow tables, row group by row group.
+
+    Args:
+        file: of a result.
+        columns: names; None: all.
+
+    Raises:
+        DamagedResultError: the file is missing, or holds other bytes than were written.
+    """
+    wanted = None if columns is None else list(columns)
+    with _opened(file) as table:
+        for group in range(table.num_row_groups):
+            rows = table.read_row_group(group, columns=wanted)
+            yield rows if wanted is None else rows.select(wanted)
+
+
+def read_rows(file: StoredFile, rows: np.ndarray, columns: Sequence[str]) -> "Iterator[tuple[int, pa.Table]]":
+    """The row groups of a Parquet file that hold some rows, each with the row that it begins with.
+
+    Args:
+        file: of a result.
+        rows: (n,) integers, which rows are wanted.
+        columns: names.
+
+    Raises:
+        DamagedResultError: the file is missing, or holds other bytes than were written.
+    """
+    with _opened(file) as table:
+        first = 0
+        for group in range(table.num_row_groups):
+            count = table.metadata.row_group(group).num_rows
+            if ((rows >= first) & (rows < first + count)).any():
+                yield first, table.read_row_group(group, columns=list(columns)).select(list(columns))
+            first += count

@@ -1,24 +1,90 @@
-"""Vectors in Arrow files: mapped into memory locally, read by ranges remotely."""
+"""Vectors in Arrow files that are read in parts: mapped into memory locally, by ranged reads remotely."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import xxhash
 
-from semdedup_assets.records import ColumnType, Embedded, Skipped, item_ids
+from semdedup_assets.records import Embedded, Skipped, item_ids
 from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.results import HashingStream, MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 VectorType = Literal["float16", "float32"]
 
-_OFFSETS = b"cluster_offsets"
-
 # Rows of a record batch of embeddings, whatever the model's batches: what follows reads batch by batch, and the same
 # items give the same bytes.
 _BATCH_ROWS = 1 << 14
+
+_MAGIC = b"ARROW1"
+_READ_MESSAGES = 2
+
+# Parts that this process has held against their checksums: names of files are never used again.
+_verified: set[tuple[str, int]] = set()
+
+
+@dataclass(frozen=True)
+class ByteRanges:
+    """Where the record batches of a file lie, noted while they are written: a reader needs neither footer nor schema.
+
+    Attributes:
+        schema: of all batches.
+        bounds: (n + 1,) int64; batch i lies in the bytes `[bounds[i], bounds[i + 1])`.
+        checksums: (n,) uint64, XXH3 of these bytes.
+    """
+
+    schema: "pa.Schema"
+    bounds: np.ndarray
+    checksums: np.ndarray
+
+    def to_text(self) -> str:
+        """As a record holds it."""
+        numbers = self.bounds.astype("<i8").tobytes(), self.checksums.astype("<u8").tobytes()
+        return ".".join(b64encode(part).decode() for part in (self.schema.serialize().to_pybytes(), *numbers))
+
+    @classmethod
+    def from_text(cls, text: str) -> "ByteRanges":
+        """Read what a record holds."""
+        import pyarrow as pa
+
+        schema, bounds, checksums = (b64decode(part) for part in text.split("."))
+        return cls(
+            pa.ipc.read_schema(pa.py_buffer(schema)), np.frombuffer(bounds, "<i8"), np.frombuffer(checksums, "<u8")
+        )
+
+
+_ranges = lru_cache(maxsize=4096)(ByteRanges.from_text)
+
+
+class PartWriter:
+    """Writes an Arrow file whose record batches are read one by one."""
+
+    def __init__(self, stream: HashingStream, schema: "pa.Schema") -> None:
+        import pyarrow as pa
+
+        self._stream = stream
+        self._schema = schema
+        self._writer = pa.ipc.new_file(stream, schema)
+        self._bounds, self._checksums = [0], list[int]()
+
+    def write(self, batch: "pa.RecordBatch") -> None:
+        """Append a part."""
+        self._stream.start_part()
+        self._writer.write_batch(batch)
+        self._checksums.append(self._stream.end_part())
+        self._bounds.append(self._stream.tell())
+
+    def close(self) -> str:
+        """Complete the file; returns where its parts lie, as a record holds it."""
+        self._writer.close()
+        return ByteRanges(self._schema, np.array(self._bounds), np.array(self._checksums, np.uint64)).to_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +101,10 @@ class VectorTable:
     vectors: np.ndarray
     columns: "pa.RecordBatch"
 
-
-def _arrow_type(kind: ColumnType) -> "pa.DataType":
-    import pyarrow as pa
-
-    return {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}[kind]
-
-
-def column_fields(column_types: dict[str, ColumnType]) -> "list[pa.Field]":
-    """The carried columns as a table holds them."""
-    import pyarrow as pa
-
-    return [pa.field(name, _arrow_type(kind)) for name, kind in column_types.items()]
+    def column(self, name: str) -> np.ndarray:
+        """(n,) one of the further columns."""
+        values: np.ndarray = self.columns.column(name).to_numpy(zero_copy_only=False)
+        return values
 
 
 def _vector_array(vectors: np.ndarray) -> "pa.Array":
@@ -59,6 +117,38 @@ def _vector_field(dimension: int, dtype: VectorType) -> "pa.Field":
     import pyarrow as pa
 
     return pa.field("vector", pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dimension))
+
+
+def sample_schema(dimension: int, dtype: VectorType) -> "pa.Schema":
+    """Columns of embeddings and samples: id, vector."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field("id", pa.uint64()), _vector_field(dimension, dtype)])
+
+
+def sample_batch(schema: "pa.Schema", ids: np.ndarray, vectors: np.ndarray) -> "pa.RecordBatch":
+    """Rows of embeddings or of a sample."""
+    import pyarrow as pa
+
+    return pa.record_batch([pa.array(ids), _vector_array(vectors)], schema=schema)
+
+
+def assignment_schema(dimension: int, dtype: VectorType) -> "pa.Schema":
+    """Columns of an assignments file: id, cluster, centroid_similarity, vector."""
+    import pyarrow as pa
+
+    columns = [("id", pa.uint64()), ("cluster", pa.int32()), ("centroid_similarity", pa.float64())]
+    return pa.schema([*(pa.field(*column) for column in columns), _vector_field(dimension, dtype)])
+
+
+def assignment_batch(
+    schema: "pa.Schema", ids: np.ndarray, cluster: np.ndarray, centroid_similarity: np.ndarray, vectors: np.ndarray
+) -> "pa.RecordBatch":
+    """Rows of an assignments file."""
+    import pyarrow as pa
+
+    arrays = [pa.array(ids), pa.array(cluster), pa.array(centroid_similarity), _vector_array(vectors)]
+    return pa.record_batch(arrays, schema=schema)
 
 
 @dataclass
@@ -76,14 +166,14 @@ class VectorAudit:
     repeated_rows: int = 0
     _last_row: int = -1
 
-    def add(self, part: Embedded) -> None:
-        """Look at consecutive items."""
-        norms = np.sqrt(np.einsum("nd,nd->n", part.vectors, part.vectors, dtype=np.float64))
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Look at consecutive items: (n,) rows in the shard, (n, d) vectors."""
+        norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
         finite = np.isfinite(norms)
         self.not_finite += int((~finite).sum())
         self.norm_error = max(self.norm_error, float(np.abs(norms[finite] - 1).max(initial=0.0)))
-        self.repeated_rows += int((np.diff(part.rows, prepend=self._last_row) <= 0).sum())
-        self._last_row = int(part.rows[-1])
+        self.repeated_rows += int((np.diff(rows, prepend=self._last_row) <= 0).sum())
+        self._last_row = int(rows[-1])
 
 
 @dataclass
@@ -93,29 +183,30 @@ class EmbeddingsWriter:
     Attributes:
         shard: index of the shard, from which ids are made.
         dtype: of the stored vectors.
-        column_types: carried columns by name.
         dimension: d; None: that of the first batch with an item.
         audit: of what was written so far.
+        ranges: where the batches lie, once the file is complete.
     """
 
-    stream: IO[bytes]
+    stream: HashingStream
     shard: int
     dtype: VectorType
-    column_types: dict[str, ColumnType]
-    dimension: int | None
-    audit: "VectorAudit" = field(default_factory=lambda: VectorAudit())
-    _writer: Any = None
-    _waiting: list[Embedded] = field(default_factory=list)
+    dimension: int | None = None
+    audit: VectorAudit = field(default_factory=VectorAudit)
+    ranges: str = ""
+    _writer: PartWriter | None = None
+    _waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def write(self, batch: Embedded) -> None:
         """Append a batch; one without an item is passed over."""
         if len(batch.rows) == 0:
             return
-        self.dimension = self.dimension or batch.vectors.shape[1]
+        self.dimension = self.dimension or int(batch.vectors.shape[1])
         start = 0
         while start < len(batch.rows):
-            room = _BATCH_ROWS - sum(len(part.rows) for part in self._waiting)
-            self._waiting.append(self._part(batch, slice(start, start + room)))
+            room = _BATCH_ROWS - sum(len(rows) for rows, _ in self._waiting)
+            part = slice(start, start + room)
+            self._waiting.append((batch.rows[part], batch.vectors[part].astype(self.dtype)))
             start += room
             if start <= len(batch.rows):
                 self._flush()
@@ -125,52 +216,24 @@ class EmbeddingsWriter:
         self.dimension = self.dimension or 1
         if self._waiting:
             self._flush()
-        self._open().close()
-
-    def _part(self, batch: Embedded, rows: slice) -> Embedded:
-        columns = {name: batch.columns[name][rows] for name in self.column_types}
-        return Embedded(batch.rows[rows], batch.keys[rows], batch.vectors[rows].astype(self.dtype), columns, [])
+        self.ranges = self._open().close()
 
     def _flush(self) -> None:
         """Write what is waiting as one record batch."""
-        import pyarrow as pa
-
         parts, self._waiting = self._waiting, []
-        for part in parts:
-            self.audit.add(part)
-        arrays = [
-            pa.array(item_ids(self.shard, np.concatenate([part.rows for part in parts]))),
-            pa.array([key for part in parts for key in part.keys], pa.string()),
-            _vector_array(np.concatenate([part.vectors for part in parts])),
-            *(
-                pa.array([value for part in parts for value in part.columns[name]], _arrow_type(kind))
-                for name, kind in self.column_types.items()
-            ),
-        ]
-        self._open().write_batch(pa.record_batch(arrays, schema=self._schema()))
+        rows, vectors = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        self.audit.add(rows, vectors)
+        schema = sample_schema(self.dimension or 1, self.dtype)
+        self._open().write(sample_batch(schema, item_ids(self.shard, rows), vectors))
 
-    def _schema(self) -> "pa.Schema":
-        import pyarrow as pa
-
-        return pa.schema(
-            [
-                pa.field("id", pa.uint64()),
-                pa.field("key", pa.string()),
-                _vector_field(self.dimension or 1, self.dtype),
-                *column_fields(self.column_types),
-            ]
-        )
-
-    def _open(self) -> Any:
-        import pyarrow as pa
-
+    def _open(self) -> PartWriter:
         if self._writer is None:
-            self._writer = pa.ipc.new_file(self.stream, self._schema())
+            self._writer = PartWriter(self.stream, sample_schema(self.dimension or 1, self.dtype))
         return self._writer
 
 
-def write_skipped(stream: IO[bytes], skipped: Iterable[Skipped], *, shard: int) -> None:
-    """Write the broken items of a shard as Parquet: id, key, reason."""
+def write_skipped(stream: HashingStream, skipped: Iterable[Skipped], *, shard: int) -> None:
+    """Write the invalid items of a shard as Parquet: id, key, reason."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -186,135 +249,117 @@ def write_skipped(stream: IO[bytes], skipped: Iterable[Skipped], *, shard: int) 
     pq.write_table(table, stream)
 
 
-def _reader(path: str) -> tuple["pa.RecordBatchFileReader", Any]:
-    import pyarrow as pa
-
-    fs, name = filesystem(path)
-    source = pa.memory_map(name) if is_local(path) else fs.open(name, "rb")
-    return pa.ipc.open_file(source), source
+def part_count(file: StoredFile) -> int:
+    """Parts of a vector file."""
+    return len(_ranges(file.entry.ranges).checksums)
 
 
-def _table(batch: "pa.RecordBatch") -> VectorTable:
+def read_vectors(file: StoredFile) -> Iterator[VectorTable]:
+    """The rows of a vector file, part by part, in its order.
+
+    Raises:
+        DamagedResultError: the file is missing, or holds other bytes than were written.
+    """
+    return (read_part(file, index) for index in range(part_count(file)))
+
+
+def read_part(file: StoredFile, index: int) -> VectorTable:
+    """The rows of one part: one contiguous read.
+
+    Raises:
+        DamagedResultError: the file is missing, or holds other bytes than were written.
+    """
+    ranges = _ranges(file.entry.ranges)
+    start, stop = int(ranges.bounds[index]), int(ranges.bounds[index + 1])
+    content = _bytes(file, start, stop)
+    if (file.path, index) not in _verified:
+        if xxhash.xxh3_64_intdigest(memoryview(content)) != int(ranges.checksums[index]):
+            raise damaged_file(file, f"holds other bytes than were written (from byte {start:,})")
+        _verified.add((file.path, index))
+    batch = _batch(content, ranges.schema)
     lists = batch.column("vector")
-    flat = lists.flatten().to_numpy(zero_copy_only=True)
-    vectors = flat.reshape(len(batch), lists.type.list_size)
+    vectors = lists.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), lists.type.list_size)
     return VectorTable(batch.column("id").to_numpy(), vectors, batch)
 
 
-def read_vectors(path: str) -> Iterator[VectorTable]:
-    """The rows of a vector file, batch by batch, in its order."""
-    reader, source = _reader(path)
-    with source:
-        for index in range(reader.num_record_batches):
-            yield _table(reader.get_batch(index))
+def _bytes(file: StoredFile, start: int, stop: int) -> Any:
+    """A part of a file: a view where it is mapped, else one ranged read."""
+    import pyarrow as pa
+
+    try:
+        if not is_local(file.path):
+            return pa.py_buffer(_ranged(file, start, stop))
+        # Reading a mapped file beyond its end would end the process.
+        _, name = filesystem(file.path)
+        size = Path(name).stat().st_size
+        if size != file.entry.size:
+            raise damaged_file(file, f"has {size:,} bytes where {file.entry.size:,} were written")
+        with pa.memory_map(name) as source:
+            source.seek(start)
+            return source.read_buffer(stop - start)
+    except MissingResultError:
+        raise
+    except FileNotFoundError:
+        raise damaged_file(file, "is missing") from None
 
 
-def read_columns(path: str, columns: Iterable[str] | None = None) -> Iterator["pa.RecordBatch"]:
-    """Some columns, batch by batch; of a remote file, only their bytes are fetched.
+def _ranged(file: StoredFile, start: int, stop: int) -> bytes:
+    fs, name = filesystem(file.path)
+    try:
+        content: bytes = fs.cat_file(name, start=start, end=stop)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        # A range beyond the end of an object is an error of its own in each store.
+        size = int(fs.info(name)["size"])
+        if size != file.entry.size:
+            raise damaged_file(file, f"has {size:,} bytes where {file.entry.size:,} were written") from error
+        raise
+    return content
 
-    Args:
-        path: a vector file.
-        columns: names; None: all but the vectors.
+
+def _batch(content: Any, schema: "pa.Schema") -> "pa.RecordBatch":
+    """The record batch of a part; before the first one stand Arrow's magic bytes and the schema."""
+    import pyarrow as pa
+
+    if content.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC:
+        content = content.slice(8)
+    messages = pa.ipc.MessageReader.open_stream(content)
+    for _ in range(_READ_MESSAGES):
+        read = messages.read_next_message()
+        if read.type == "record batch":
+            return pa.ipc.read_record_batch(read, schema)
+    message = "a part without a record batch"
+    raise pa.ArrowInvalid(message)
+
+
+def read_ids(file: StoredFile) -> Iterator[np.ndarray]:
+    """The ids of a vector file, part by part; of a remote file, only their bytes are fetched.
+
+    Those are not held against the checksums, which count the vectors too: whoever goes on to read the vectors does it.
+
+    Raises:
+        DamagedResultError: the file is missing, or is not what was written.
     """
+    if is_local(file.path):
+        for table in read_vectors(file):
+            yield table.ids
+        return
     import pyarrow as pa
 
-    fs, name = filesystem(path)
-    source = pa.memory_map(name) if is_local(path) else fs.open(name, "rb")
-    with source:
-        names = pa.ipc.open_file(source).schema.names
-        wanted = {column for column in names if column != "vector"} if columns is None else set(columns)
-        kept = [index for index, column in enumerate(names) if column in wanted]
-        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=kept))
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-
-
-def read_ids(path: str) -> Iterator[np.ndarray]:
-    """The ids of a vector file, batch by batch."""
-    return (batch.column("id").to_numpy() for batch in read_columns(path, ["id"]))
-
-
-def write_sample(stream: IO[bytes], ids: np.ndarray, vectors: np.ndarray) -> None:
-    """Write sampled vectors, (n,) uint64 ids and (n, d) floats, as one Arrow file."""
-    import pyarrow as pa
-
-    batch = pa.record_batch([pa.array(ids), _vector_array(vectors)], names=["id", "vector"])
-    with pa.ipc.new_file(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def write_assignments(
-    stream: IO[bytes], batches: Iterable["pa.RecordBatch"], *, schema: "pa.Schema", offsets: np.ndarray
-) -> None:
-    """Write a shard's rows in the order of their clusters, one record batch for each bucket.
-
-    Args:
-        stream: where to.
-        batches: one for each bucket in turn, also where it is empty.
-        schema: of the batches, from `assignment_schema`.
-        offsets: (k + 1,) int64, where each cluster starts among the shard's rows.
-    """
-    import pyarrow as pa
-
-    stored = schema.with_metadata({_OFFSETS: offsets.astype("<i8").tobytes()})
-    with pa.ipc.new_file(stream, stored) as writer:
-        for batch in batches:
-            writer.write_batch(batch.replace_schema_metadata(stored.metadata))
-
-
-def assignment_schema(dimension: int, dtype: VectorType, *, keep_column: bool) -> "pa.Schema":
-    """Columns of an assignments file: id, centroid_similarity, keep_value where items are ordered by one, vector."""
-    import pyarrow as pa
-
-    fields = [pa.field("id", pa.uint64()), pa.field("centroid_similarity", pa.float64())]
-    if keep_column:
-        fields.append(pa.field("keep_value", pa.float64()))
-    return pa.schema([*fields, _vector_field(dimension, dtype)])
-
-
-def assignment_batch(
-    schema: "pa.Schema",
-    ids: np.ndarray,
-    centroid_similarity: np.ndarray,
-    keep_value: np.ndarray | None,
-    vectors: np.ndarray,
-) -> "pa.RecordBatch":
-    """Rows of an assignments file."""
-    import pyarrow as pa
-
-    arrays = [pa.array(ids), pa.array(centroid_similarity)]
-    if keep_value is not None:
-        arrays.append(pa.array(keep_value))
-    return pa.record_batch([*arrays, _vector_array(vectors)], schema=schema)
-
-
-@dataclass(frozen=True, slots=True)
-class BucketSlice:
-    """What one shard holds of one bucket.
-
-    Attributes:
-        table: the rows, in the order of their clusters.
-        offsets: (clusters + 1,) int64, where each cluster of the bucket starts among these rows.
-    """
-
-    table: VectorTable
-    offsets: np.ndarray
-
-
-def read_bucket(path: str, *, bucket: int, clusters: range) -> BucketSlice:
-    """A shard's rows of one bucket: one contiguous read.
-
-    Args:
-        path: an assignments file.
-        bucket: index of the bucket.
-        clusters: the clusters that the bucket holds.
-    """
-    reader, source = _reader(path)
-    with source:
-        offsets = np.frombuffer(reader.schema.metadata[_OFFSETS], dtype="<i8")
-        batch = reader.get_batch(bucket)
-    within = offsets[clusters.start : clusters.stop + 1]
-    return BucketSlice(_table(batch), within - within[0])
+    fs, name = filesystem(file.path)
+    try:
+        with fs.open(name, "rb", cache_type="none") as source:
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+            for index in range(part_count(file)):
+                yield reader.get_batch(index).column("id").to_numpy()
+    except FileNotFoundError:
+        raise damaged_file(file, "is missing") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # Of a store that cannot be reached, errors have numbers or classes of their own.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged_file(file, f"cannot be read ({error})") from error
 
 
 def clusters_of_rows(offsets: np.ndarray) -> np.ndarray:

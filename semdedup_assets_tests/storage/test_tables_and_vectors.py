@@ -1,3 +1,5 @@
+"""Tables and vectors come back as they were written."""
+
 from pathlib import Path
 
 import numpy as np
@@ -5,158 +7,175 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from semdedup_assets.records import Embedded, Skipped, id_rows, id_shards, item_ids
-from semdedup_assets.storage.tables import TableWriter, read_table, read_tables, write_table
+from semdedup_assets.records import Embedded, Skipped, item_ids
+from semdedup_assets.storage.results import ResultRecord, ResultWriter, StoredFile, commit
+from semdedup_assets.storage.tables import TableWriter, read_arrow, read_table, read_tables, write_table
 from semdedup_assets.storage.vectors import (
     EmbeddingsWriter,
+    PartWriter,
     assignment_batch,
     assignment_schema,
     clusters_of_rows,
-    read_bucket,
-    read_columns,
+    part_count,
     read_ids,
+    read_part,
     read_vectors,
-    write_assignments,
-    write_sample,
+    sample_batch,
+    sample_schema,
     write_skipped,
 )
 
 LARGE = np.array([0, 2**53 + 1, 2**53 + 3, 2**63 - 1, 2**64 - 1], dtype=np.uint64)
 
 
+def committed(writer: ResultWriter, name: str) -> StoredFile:
+    return commit(writer, code_version="c", inputs={}).file(name)
+
+
 def test_ids_above_2_to_the_53_survive_a_table_with_nulls(tmp_path: Path) -> None:
-    path = str(tmp_path / "table.parquet")
+    writer = ResultWriter(f"{tmp_path}/table")
     mask = np.array([True, False, False, False, False])
-    with Path(path).open("wb") as stream:
+    with writer.open("t.parquet") as stream:
         write_table(stream, {"id": LARGE, "duplicate_of": np.ma.masked_array(LARGE, mask=mask)})
-    read = read_table(path, ["duplicate_of", "id"])
-    assert read["id"].dtype == np.uint64
+    file = committed(writer, "t.parquet")
+    read = read_table(file, ["duplicate_of", "id"])
+    assert list(read) == ["duplicate_of", "id"]
+    assert read["id"].dtype == read["duplicate_of"].dtype == np.uint64
     assert read["id"].tolist() == LARGE.tolist()
-    assert read["duplicate_of"].tolist() == LARGE.tolist()
-    assert pl.read_parquet(path)["duplicate_of"].to_list() == [None, *LARGE.tolist()[1:]]
+    assert read["duplicate_of"].tolist() == [0, *LARGE.tolist()[1:]]
+    assert pl.read_parquet(file.path)["duplicate_of"].to_list() == [None, *LARGE.tolist()[1:]]
 
 
-def test_a_table_written_in_pieces_reads_as_one_and_piece_by_piece(tmp_path: Path) -> None:
-    path = str(tmp_path / "table.parquet")
-    with Path(path).open("wb") as stream, TableWriter(stream) as writer:
+def test_a_table_is_read_as_one_or_row_group_by_row_group(tmp_path: Path) -> None:
+    writer = ResultWriter(f"{tmp_path}/table")
+    with writer.open("t.parquet") as stream, TableWriter(stream) as table:
         for start in (0, 3):
-            writer.write({"id": LARGE[start : start + 3], "similarity": np.float32([-np.inf, 0.5, 1])[: 5 - start]})
-    assert read_table(path, ["id"])["id"].tolist() == LARGE.tolist()
-    assert [part["similarity"].tolist() for part in read_tables(path, ["similarity"])] == [
-        [-np.inf, 0.5, 1],
-        [-np.inf, 0.5],
-    ]
+            table.write({"id": LARGE[start : start + 3], "similarity": np.float32([-np.inf, 0.5, 1])[: 5 - start]})
+    file = committed(writer, "t.parquet")
+    assert read_table(file, ["id"])["id"].tolist() == LARGE.tolist()
+    similarities = [part["similarity"].tolist() for part in read_tables(file, ["similarity"])]
+    assert similarities == [[-np.inf, 0.5, 1], [-np.inf, 0.5]]
+    assert [table.column_names for table in read_arrow(file)] == [["id", "similarity"]] * 2
+    assert [table.num_rows for table in read_arrow(file, ["similarity"])] == [3, 2]
 
 
-@pytest.mark.parametrize("shard", [0, 7, 2**31 - 1])
-def test_an_id_tells_shard_and_row(shard: int) -> None:
-    rows = np.array([0, 1, 2**31, 2**32 - 1], dtype=np.int64)
-    ids = item_ids(shard, rows)
-    assert ids.dtype == np.uint64
-    assert id_rows(ids).tolist() == rows.tolist()
-    assert id_shards(ids).tolist() == [shard] * 4
-    assert ids.max() < 2**63  # so that they fit signed integers of other tools
+def test_a_table_without_rows_keeps_its_columns(tmp_path: Path) -> None:
+    writer = ResultWriter(f"{tmp_path}/table")
+    with writer.open("t.parquet") as stream:
+        write_table(stream, {"id": LARGE[:0], "kept": np.zeros(0, bool)})
+    file = committed(writer, "t.parquet")
+    assert {name: len(values) for name, values in read_table(file, ["id", "kept"]).items()} == {"id": 0, "kept": 0}
+    assert pl.read_parquet(file.path).columns == ["id", "kept"]
 
 
-def batch(rows: list[int], keys: list[str], seed: int) -> Embedded:
+def batch(rows: list[int], seed: int) -> Embedded:
     vectors = np.random.default_rng(seed).normal(size=(len(rows), 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    columns = {"score": [float(row) if row % 2 else None for row in rows], "text": [f"é {key}\n" for key in keys]}
-    return Embedded(np.array(rows, dtype=np.int64), keys, vectors, columns, [])
+    return Embedded(np.array(rows, dtype=np.int64), [str(row) for row in rows], vectors, [])
+
+
+def embedded(location: str, batches: list[Embedded], *, shard: int = 5, dtype: str = "float16") -> ResultRecord:
+    result = ResultWriter(location)
+    writer: EmbeddingsWriter | None = None
+    with result.open("v.arrow", ranges=lambda: writer.ranges if writer else "") as stream:
+        writer = EmbeddingsWriter(stream, shard, dtype)  # type: ignore[arg-type]
+        for one in batches:
+            writer.write(one)
+        writer.close()
+    result.details = {"audit": [writer.audit.not_finite, writer.audit.norm_error, writer.audit.repeated_rows]}
+    return commit(result, code_version="c", inputs={})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_embeddings_come_back_as_they_were_written(tmp_path: Path, dtype: str) -> None:
-    path = str(tmp_path / "s000005.arrow")
-    long_key = "https://example.org/" + "x" * 3000
-    batches = [batch([0, 2], ["a", long_key], 0), batch([], [], 1), batch([3, 9, 10], ["c", "a", "d"], 2)]
-    with Path(path).open("wb") as stream:
-        writer = EmbeddingsWriter(stream, 5, dtype, {"score": "float", "text": "string"}, None)
-        for one in batches:
-            writer.write(one)
-        writer.close()
-    tables = list(read_vectors(path))
+    batches = [batch([0, 2], 0), batch([], 1), batch([3, 9, 10], 2)]
+    file = embedded(f"{tmp_path}/s5", batches, dtype=dtype).file("v.arrow")
+    tables = list(read_vectors(file))
     expected = np.concatenate([one.vectors for one in batches if one.keys]).astype(dtype)
     assert np.array_equal(np.concatenate([table.vectors for table in tables]), expected)
-    assert np.concatenate(list(read_ids(path))).tolist() == item_ids(5, np.array([0, 2, 3, 9, 10])).tolist()
-    columns = pa.Table.from_batches(list(read_columns(path)))
-    assert columns.column_names == ["id", "key", "score", "text"]
-    assert columns["key"].to_pylist() == ["a", long_key, "c", "a", "d"]
-    assert columns["score"].to_pylist() == [None, None, 3.0, 9.0, None]
-    assert columns["text"].to_pylist()[0] == "é a\n"
+    assert tables[0].vectors.dtype == dtype
+    ids = item_ids(5, np.array([0, 2, 3, 9, 10])).tolist()
+    assert np.concatenate([table.ids for table in tables]).tolist() == ids
+    assert np.concatenate(list(read_ids(file))).tolist() == ids
+    with pa.memory_map(file.path) as source:  # for anybody's tools
+        assert pa.ipc.open_file(source).read_all()["id"].to_pylist() == ids
 
 
 def test_the_model_s_batches_leave_no_trace_in_the_file(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     n = (1 << 14) + 300
-    vectors = rng.normal(size=(n, 2)).astype(np.float32)
-    columns = {"text": [f"item {row}" for row in range(n)]}
-    contents = []
-    for size in (7, 4096, n):
-        path = tmp_path / f"{size}.arrow"
-        with path.open("wb") as stream:
-            writer = EmbeddingsWriter(stream, 0, "float16", {"text": "string"}, None)
-            for start in range(0, n, size):
-                part = slice(start, start + size)
-                rows = np.arange(n)[part]
-                keys = [str(row) for row in rows]
-                writer.write(Embedded(rows, keys, vectors[part], {"text": columns["text"][part]}, []))
-            writer.close()
-        contents.append(path.read_bytes())
-    assert contents[0] == contents[1] == contents[2]
-    tables = list(read_vectors(str(tmp_path / "7.arrow")))
+    vectors = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+    records = []
+    for size in (7, 4096, 1 << 14, n):
+        parts = [slice(start, start + size) for start in range(0, n, size)]
+        batches = [Embedded(np.arange(n)[part], [""] * len(vectors[part]), vectors[part], []) for part in parts]
+        records.append(embedded(f"{tmp_path}/{size}", batches))
+    assert len({record.version for record in records}) == 1
+    assert len({record.files["v.arrow"].ranges for record in records}) == 1
+    tables = list(read_vectors(records[0].file("v.arrow")))
     assert [len(table.ids) for table in tables] == [1 << 14, 300]
     assert np.array_equal(np.concatenate([table.vectors for table in tables]), vectors.astype(np.float16))
-    assert pa.Table.from_batches(read_columns(str(tmp_path / "7.arrow")))["text"].to_pylist() == columns["text"]
+
+
+def test_the_audit_sees_what_is_stored(tmp_path: Path) -> None:
+    whole = batch(list(range(4)), 0)
+    whole.vectors[1] = np.nan
+    whole.vectors[2] *= 1.5
+    whole.rows[3] = 2
+    not_finite, norm_error, repeated = embedded(f"{tmp_path}/s", [whole]).details["audit"]
+    assert (not_finite, repeated) == (1, 1)
+    assert norm_error == pytest.approx(0.5, abs=2e-3)
 
 
 def test_a_shard_without_an_item_gives_a_file_without_a_row(tmp_path: Path) -> None:
-    path = str(tmp_path / "empty.arrow")
-    with Path(path).open("wb") as stream:
-        EmbeddingsWriter(stream, 0, "float16", {}, None).close()
-    assert list(read_vectors(path)) == []
-    assert list(read_ids(path)) == []
+    file = embedded(f"{tmp_path}/s", []).file("v.arrow")
+    assert part_count(file) == 0
+    assert list(read_vectors(file)) == []
+    assert list(read_ids(file)) == []
 
 
 def test_skipped_items_are_a_parquet_with_reasons(tmp_path: Path) -> None:
     with (tmp_path / "skipped.parquet").open("wb") as stream:
         write_skipped(stream, [Skipped(2**31, "a", "zero vector")], shard=3)
-    table = pl.read_parquet(tmp_path / "skipped.parquet")
-    assert table.rows() == [((3 << 32) + 2**31, "a", "zero vector")]
+    assert pl.read_parquet(tmp_path / "skipped.parquet").rows() == [((3 << 32) + 2**31, "a", "zero vector")]
 
 
 def test_a_sample_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    path = str(tmp_path / "sample.arrow")
     vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float16)
-    with Path(path).open("wb") as stream:
-        write_sample(stream, LARGE, vectors)
-    (table,) = read_vectors(path)
+    result, ranges = ResultWriter(f"{tmp_path}/sample"), ""
+    with result.open("s.arrow", ranges=lambda: ranges) as stream:
+        writer = PartWriter(stream, schema := sample_schema(4, "float16"))
+        writer.write(sample_batch(schema, LARGE, vectors))
+        ranges = writer.close()
+    (table,) = read_vectors(committed(result, "s.arrow"))
     assert table.ids.tolist() == LARGE.tolist()
     assert np.array_equal(table.vectors, vectors)
 
 
-def test_a_bucket_reads_its_own_clusters_and_no_others(tmp_path: Path) -> None:
-    path = str(tmp_path / "assignments.arrow")
+def test_a_range_reads_its_own_clusters_and_no_others(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    cluster = np.sort(rng.integers(0, 7, 50))
-    cluster = cluster[cluster != 3]  # an empty cluster in the middle of a bucket
-    offsets = np.searchsorted(cluster, np.arange(8)).astype(np.int64)
+    cluster = np.sort(rng.integers(0, 7, 50)).astype(np.int32)
+    cluster = cluster[cluster != 3]  # an empty cluster in the middle of a range
     ids = rng.permutation(len(cluster)).astype(np.uint64) + np.uint64(2**60)
     vectors = rng.normal(size=(len(cluster), 4)).astype(np.float16)
-    buckets = [range(0, 2), range(2, 5), range(5, 5), range(5, 7)]
-    schema = assignment_schema(4, "float16", keep_column=True)
+    similarity = np.linspace(0, 1, len(cluster))
+    ranges = [range(2), range(2, 5), range(5, 5), range(5, 7)]
+    result, noted = ResultWriter(f"{tmp_path}/assignments"), ""
+    with result.open("a.arrow", ranges=lambda: noted) as stream:
+        schema = assignment_schema(4, "float16")
+        writer = PartWriter(stream, schema)
+        for clusters in ranges:
+            rows = np.isin(cluster, list(clusters))
+            writer.write(assignment_batch(schema, ids[rows], cluster[rows], similarity[rows], vectors[rows]))
+        noted = writer.close()
+    file = committed(result, "a.arrow")
+    assert part_count(file) == len(ranges)
+    for index, clusters in enumerate(ranges):
+        part, wanted = read_part(file, index), np.isin(cluster, list(clusters))
+        assert part.ids.tolist() == ids[wanted].tolist()
+        assert np.array_equal(part.vectors, vectors[wanted])
+        assert part.column("cluster").tolist() == cluster[wanted].tolist()
+        assert part.column("centroid_similarity").tolist() == similarity[wanted].tolist()
 
-    def rows(start: int, stop: int) -> pa.RecordBatch:
-        part = slice(start, stop)
-        similarity = np.linspace(0, 1, len(cluster))[part]
-        return assignment_batch(schema, ids[part], similarity, -similarity, vectors[part])
 
-    batches = [rows(offsets[clusters.start], offsets[clusters.stop]) for clusters in buckets]
-    with Path(path).open("wb") as stream:
-        write_assignments(stream, batches, schema=schema, offsets=offsets)
-    for index, clusters in enumerate(buckets):
-        found = read_bucket(path, bucket=index, clusters=clusters)
-        wanted = np.isin(cluster, list(clusters))
-        assert found.table.ids.tolist() == ids[wanted].tolist()
-        assert np.array_equal(found.table.vectors, vectors[wanted])
-        assert (clusters_of_rows(found.offsets) + clusters.start).tolist() == cluster[wanted].tolist()
+def test_clusters_of_rows_follow_from_offsets() -> None:
+    assert clusters_of_rows(np.array([0, 2, 2, 5])).tolist() == [0, 0, 2, 2, 2]
