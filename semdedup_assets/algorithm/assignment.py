@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
-from semdedup_assets.algorithm.screening import (
+from semdedup_assets.algorithm.prefilter import (
+    FALLBACKS,
     QUERY_BLOCK,
-    REFUSALS,
-    Screen,
-    can_screen,
+    Prefilter,
+    can_prefilter,
     centre_of,
     encode,
     first_of_greatest,
@@ -21,10 +21,10 @@ from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_r
 
 # Farther apart than this, float32 cannot mistake which of two centroids is nearer.
 _CLOSE = 1e-5
-# Closer than this, float64 cannot either: the lower one is taken.
+# Closer than this, float64 cannot either: the lower one counts.
 _EQUAL = 1e-12
-# Of fewer centroids than this, one is as soon found in float32.
-_SCREENED = 512
+# With fewer centroids, float32 is as fast.
+_FEWEST_FOR_PREFILTER = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Assignment:
 
 
 class NearestCentroids:
-    """Centroids that many vectors are assigned to, made ready once."""
+    """Centroids that many vectors are assigned to, prepared once."""
 
     def __init__(self, centroids: Tensor, *, budget: int) -> None:
-        """Make ready for products in 8 bits where the processor has fast ones.
+        """Prepare products in 8 bits where the processor has fast ones.
 
         Args:
             centroids: (k, d) float32 unit rows, on the device that does the work.
@@ -52,16 +52,16 @@ class NearestCentroids:
         """
         self.centroids = centroids
         self._shape = tile_shape(budget, dimension=centroids.shape[1], gpu=centroids.is_cuda)
-        self._screen: Screen | None = None
-        self._refused = 0
-        if len(centroids) >= _SCREENED and can_screen(centroids, budget=budget):
+        self._prefilter: Prefilter | None = None
+        self._fallbacks = 0
+        if len(centroids) >= _FEWEST_FOR_PREFILTER and can_prefilter(centroids, budget=budget):
             self._centre = centre_of(centroids)
-            self._screen = Screen(encode(centroids, self._centre))
+            self._prefilter = Prefilter(encode(centroids, self._centre))
 
     def assign(self, vectors: Tensor) -> Assignment:
         """Assign each vector to its nearest centroid by cosine similarity.
 
-        Close calls are settled in float64, so that equal vectors always share a cluster.
+        float64 decides close calls, so that equal vectors always share a cluster.
 
         Args:
             vectors: (n, d) rows, any float type, on the CPU or the centroids' device.
@@ -79,7 +79,7 @@ class NearestCentroids:
             )
             raise ValueError(message)
         clusters, similarities = [], []
-        height = self._shape.rows if self._screen is None else QUERY_BLOCK
+        height = self._shape.rows if self._prefilter is None else QUERY_BLOCK
         for start in range(0, len(vectors), height):
             rows = unit_rows(vectors[start : start + height].to(self.centroids.device))
             cluster = self._nearest(rows)
@@ -92,14 +92,14 @@ class NearestCentroids:
 
     def _nearest(self, rows: Tensor) -> Tensor:
         """(b,) int64: the nearest centroid of each unit row."""
-        pairs = None if self._screen is None else self._screen.pairs(encode(rows, self._centre))
+        pairs = None if self._prefilter is None else self._prefilter.pairs(encode(rows, self._centre))
         if pairs is not None:
-            self._refused = 0
+            self._fallbacks = 0
             return _nearest_of(rows, self.centroids, *pairs)
-        self._refused += 1
-        if self._refused == REFUSALS:
-            # These vectors are about equally near to many centroids: there is little to screen out.
-            self._screen = None
+        self._fallbacks += 1
+        if self._fallbacks == FALLBACKS:
+            # These vectors are about equally near to many centroids: the prefilter excludes little.
+            self._prefilter = None
         with full_float32():
             return _nearest(rows, self.centroids, self._shape)
 

@@ -1,10 +1,10 @@
-"""How large a working array may be: one budget in bytes, one place that divides it."""
+"""How large a working array may be: one budget in bytes, divided here."""
 
 from typing import NamedTuple
 
 
 class TileShape(NamedTuple):
-    """Rows and columns of the largest tile of a similarity matrix that is held at once."""
+    """Rows and columns of the largest tile of a similarity matrix that is held in memory."""
 
     rows: int
     columns: int

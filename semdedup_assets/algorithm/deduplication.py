@@ -1,13 +1,15 @@
 """The whole method in one call, on vectors in memory."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.buckets import runs
+from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
 from semdedup_assets.algorithm.keep_order import (
     KeepStrategy,
     check_keep,
@@ -17,8 +19,17 @@ from semdedup_assets.algorithm.keep_order import (
 )
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
-from semdedup_assets.algorithm.selection import keep_mask
-from semdedup_assets.algorithm.similarity import score_clusters
+from semdedup_assets.algorithm.selection import (
+    Selection,
+    SelectionRule,
+    check_epsilon,
+    check_rule,
+    greedy_keep_clusters,
+    keep_mask,
+    orphans,
+    select_clusters,
+)
+from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
 from semdedup_assets.algorithm.tuning import epsilon_for
 from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, unit_rows
 
@@ -29,8 +40,39 @@ _BUDGET = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
+class _ClusteredRows:
+    """The caller's vectors, and their order by cluster and within each in keep-order.
+
+    Attributes:
+        vectors: (n, d) as they were given.
+        order: (n,) int64, rows of `vectors`.
+        offsets: (k + 1,) int64, where each cluster starts in `order`.
+        device: that does the work.
+    """
+
+    vectors: Tensor
+    order: np.ndarray
+    offsets: np.ndarray
+    device: torch.device
+
+    def unit_rows(self, first: int, stop: int) -> Tensor:
+        """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
+        members = torch.as_tensor(self.order[self.offsets[first] : self.offsets[stop]], device=self.vectors.device)
+        return unit_rows(self.vectors[members].to(self.device))
+
+    def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
+        """The slice of `order`, and the unit rows, of each of some clusters."""
+        for cluster in sorted(clusters):
+            rows = slice(int(self.offsets[cluster]), int(self.offsets[cluster + 1]))
+            yield rows, self.unit_rows(cluster, cluster + 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Deduplication:
-    """What one pass found; every epsilon is answered from it without another.
+    """What one pass found; every epsilon follows from it.
+
+    Under the chain rule, masks and shares follow from the scores alone. The nearest kept items, orphans and the greedy
+    rule read the vectors again, of clusters that need them; so the vectors are held, not copied, and must not be changed.
 
     Attributes:
         similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first.
@@ -45,22 +87,126 @@ class Deduplication:
     cluster: np.ndarray
     centroid_similarity: np.ndarray
     centroids: np.ndarray
+    _rows: _ClusteredRows = field(repr=False, compare=False)
 
-    def keep_mask(self, epsilon: float) -> np.ndarray:
-        """Which items are kept at an epsilon (Alg. A7): (n,) bool; a higher epsilon removes more.
+    def keep_mask(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+        """Which items are kept at an epsilon (Alg. A7).
+
+        Args:
+            epsilon: in [0, 2]; under `chain`, a higher one removes more.
+            rule: `chain`, the paper's, or `greedy`, by which only kept items remove others.
+
+        Returns:
+            (n,) bool, True = kept.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+        """
+        check_rule(rule)
+        if rule == "chain":
+            return keep_mask(self.similarity, epsilon)
+        keep = greedy_keep_clusters(
+            self._in_keep_order(),
+            self.cluster[self._rows.order],
+            epsilon,
+            vectors_of=self._rows.of_clusters,
+            budget=_BUDGET,
+        )
+        return self._in_row_order(keep)
+
+    def nearest_kept(self, epsilon: float, *, rule: SelectionRule = "chain") -> Selection:
+        """The nearest kept item of each removed one, of its cluster.
+
+        Args:
+            epsilon: in [0, 2].
+            rule: `chain` or `greedy`.
+
+        Returns:
+            `keep` (n,) bool; `kept_neighbour` (n,) int64, the row of the nearest kept item, -1 for kept ones;
+            `kept_similarity` (n,) float32, the similarity to it, NaN for kept ones.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+        """
+        check_rule(rule)
+        order = self._rows.order
+        found = select_clusters(
+            self._in_keep_order(),
+            self.cluster[order],
+            epsilon,
+            rule=rule,
+            vectors_of=self._rows.of_clusters,
+            budget=_BUDGET,
+        )
+        neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
+        return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
+
+    def orphans(self, epsilon: float) -> np.ndarray:
+        """Items that the chain rule removes though no kept one is within epsilon: (n,) bool.
 
         Raises:
             ValueError: epsilon is outside [0, 2].
         """
-        return keep_mask(self.similarity, epsilon)
+        return orphans(self.nearest_kept(epsilon), epsilon)
 
-    def epsilon_for(self, *, keep: float) -> float:
-        """The epsilon that keeps a share of the items; equal similarities stay together, so ties may keep more.
+    def kept_fraction(self, epsilons: Sequence[float] | np.ndarray) -> np.ndarray:
+        """The share of the items that the chain rule keeps at each epsilon (Fig. 3).
+
+        Args:
+            epsilons: (m,) in [0, 2], in any order.
+
+        Returns:
+            (m,) float64.
 
         Raises:
-            ValueError: `keep` is outside (0, 1].
+            ValueError: an epsilon is outside [0, 2].
         """
+        wanted = np.asarray(epsilons, dtype=np.float64)
+        for epsilon in wanted.tolist():
+            check_epsilon(epsilon)
+        ascending, index = np.unique(wanted, return_inverse=True)
+        counts = EpsilonCounts(ascending)
+        counts.add(self.similarity)
+        fraction: np.ndarray = counts.within[index] / len(self.similarity)
+        return fraction
+
+    def epsilon_for(self, *, keep: float, rule: SelectionRule = "chain") -> float:
+        """The epsilon that keeps a share of the items; equal similarities stay together, so ties may keep more.
+
+        Args:
+            keep: share of the items to keep, in (0, 1].
+            rule: only `chain`: under `greedy` the share may rise with epsilon.
+
+        Raises:
+            ValueError: `keep` is outside (0, 1], or the rule is not `chain`.
+        """
+        check_rule(rule)
+        if rule == "greedy":
+            message = (
+                "rule: no epsilon follows from a share under 'greedy', because the kept share does not always fall as "
+                "epsilon rises, and each epsilon that is tried reads vectors again; give an epsilon to keep_mask instead"
+            )
+            raise ValueError(message)
         return epsilon_for(lambda: [self.similarity], keep=keep)
+
+    def _in_keep_order(self) -> EarlierSimilarity:
+        """The scores by cluster and in keep-order, with positions in that order."""
+        order = self._rows.order
+        earlier = self.duplicate_of[order]
+        position = np.where(earlier < 0, -1, self._ranks()[earlier])
+        return EarlierSimilarity(self.similarity[order], position)
+
+    def _ranks(self) -> np.ndarray:
+        """(n,) int64: where each row comes in `order`."""
+        ranks = np.empty_like(self._rows.order)
+        ranks[self._rows.order] = np.arange(len(ranks))
+        return ranks
+
+    def _in_row_order(self, values: np.ndarray) -> np.ndarray:
+        """(n,) values in `order`, by row."""
+        by_row = np.empty_like(values)
+        by_row[self._rows.order] = values
+        return by_row
 
 
 def semdedup(
@@ -79,13 +225,13 @@ def semdedup(
         vectors: (n, d) floats; need not be of unit norm.
         k: clusters; None: a suggestion for n.
         keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar,
-            `random`; or (n,) numbers, smallest first.
+            `random`; or (n,) integers or floats, smallest first, NaN last; integers keep their exact order.
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
 
     Returns:
-        Scores from which any epsilon's keep mask follows.
+        Scores from which any epsilon's keep mask follows. It refers to the vectors, so do not change them.
 
     Raises:
         ValueError: an argument is invalid, or a row is zero or not finite; names it.
@@ -110,9 +256,8 @@ def semdedup(
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
     priority = keep_priority(keep, centroid_similarity=assigned.similarity, ids=identity, seed=seed)
     order = cluster_order(assigned.cluster, priority=priority, ids=identity)
-    offsets = cluster_offsets(assigned.cluster, k=len(centroids))
-    similarity, duplicate_of = _score(tensor, order, offsets, device)
-    return Deduplication(similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids)
+    rows = _ClusteredRows(tensor, order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
+    return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
 
 
 def _device(vectors: Tensor) -> torch.device:
@@ -141,16 +286,17 @@ def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:
     return result
 
 
-def _score(
-    vectors: Tensor, order: np.ndarray, offsets: np.ndarray, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
+def _score(rows: _ClusteredRows) -> tuple[np.ndarray, np.ndarray]:
     """Greatest similarity to an earlier item (n,) and its row (n,), in the vectors' own order."""
+    order, offsets = rows.order, rows.offsets
     similarity = np.full(len(order), -np.inf, dtype=np.float32)
     duplicate_of = np.full(len(order), -1, dtype=np.int64)
-    for first, last in runs(np.diff(offsets), most=max(1, _BUDGET // (8 * vectors.shape[1]))):
-        members = order[offsets[first] : offsets[last]]
-        rows = unit_rows(vectors[torch.as_tensor(members, device=vectors.device)].to(device))
-        earlier = score_clusters(rows, offsets[first : last + 1] - offsets[first], budget=_BUDGET)
+    most = max(1, _BUDGET // (8 * rows.vectors.shape[1]))
+    for first, stop in cluster_batches(np.diff(offsets), most=most):
+        members = order[offsets[first] : offsets[stop]]
+        earlier = score_clusters(
+            rows.unit_rows(first, stop), offsets[first : stop + 1] - offsets[first], budget=_BUDGET
+        )
         similarity[members] = earlier.similarity
         duplicate_of[members] = np.where(earlier.position < 0, -1, members[earlier.position])
     return similarity, duplicate_of

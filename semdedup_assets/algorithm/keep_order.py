@@ -11,14 +11,20 @@ KeepStrategy = Literal["hard", "easy", "random"]
 
 
 def check_keep(keep: KeepStrategy | np.ndarray, *, items: int) -> None:
-    """Refuse an unknown strategy, or numbers that are not one per item.
+    """Check that a strategy is known, or that there is one number per item.
 
     Raises:
-        ValueError: names what was given, and what is possible.
+        ValueError: an unknown strategy, numbers of another length or of a type that has no order; names what was given
+            and what is possible.
     """
     if isinstance(keep, np.ndarray):
         if keep.shape != (items,):
             message = f"keep: {keep.shape} numbers for {items} items; give one number per item"
+            raise ValueError(message)
+        if keep.dtype.kind not in "biuf":
+            message = (
+                f"keep: values of type {keep.dtype} are not numbers; give integers or floats, such as times as int64"
+            )
             raise ValueError(message)
     elif keep not in get_args(KeepStrategy):
         message = f"keep: {keep!r} is not one of 'hard', 'easy', 'random', nor an array with a number per item"
@@ -26,29 +32,56 @@ def check_keep(keep: KeepStrategy | np.ndarray, *, items: int) -> None:
 
 
 def keep_priority(
-    keep: KeepStrategy | np.ndarray, *, centroid_similarity: np.ndarray, ids: np.ndarray, seed: int
+    keep: KeepStrategy | np.ndarray,
+    *,
+    centroid_similarity: np.ndarray,
+    ids: np.ndarray,
+    seed: int,
+    descending: bool = False,
 ) -> np.ndarray:
     """A number for each item: the smaller, the earlier it comes in its cluster.
 
+    Integers are never converted to floats, so that times in nanoseconds keep their exact order.
+
     Args:
-        keep: the strategy, or (n,) numbers of the caller's own, smallest first, NaN last; integers beyond 2**53 lose
-            their last digits.
+        keep: the strategy, or (n,) integers or floats of the caller's own, smallest first. NaN, and the masked entries
+            of a masked array, come last in either direction.
         centroid_similarity: (n,) float64, cosine similarity to the assigned centroid.
         ids: (n,) uint64.
         seed: of `random`.
+        descending: whether the largest of the caller's numbers comes first; not for a strategy.
 
     Returns:
-        (n,) float64 or uint64.
+        (n,) floats or integers, comparable within this call only.
 
     Raises:
-        ValueError: an unknown strategy, or numbers of another length.
+        ValueError: an unknown strategy, `descending` with a strategy, or numbers of another length or without an order.
     """
     check_keep(keep, items=len(ids))
     if isinstance(keep, np.ndarray):
-        return keep.astype(np.float64)
+        return _number_priority(keep, descending=descending)
+    if descending:
+        message = f"keep: {keep!r} has an order of its own; descending is for numbers"
+        raise ValueError(message)
     if keep == "random":
         return id_hash(ids, seed=seed)
     return centroid_similarity if keep == "hard" else -centroid_similarity
+
+
+def _number_priority(keep: np.ndarray, *, descending: bool) -> np.ndarray:
+    """(n,): the caller's numbers in the wanted direction, those that are missing last."""
+    values: np.ndarray = np.ma.getdata(keep)
+    missing = np.ma.getmaskarray(keep)
+    if values.dtype.kind == "f":
+        directed = np.negative(values) if descending else values
+        return np.where(missing, np.asarray(np.nan, values.dtype), directed)
+    # Bitwise not reverses the order of integers, signed or not, without overflow.
+    directed = np.invert(values) if descending else values
+    if not missing.any():
+        return directed
+    rank = np.unique(directed, return_inverse=True)[1].astype(np.int64)
+    rank[missing] = len(rank)
+    return rank
 
 
 def cluster_order(cluster: np.ndarray, *, priority: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -60,7 +93,7 @@ def cluster_order(cluster: np.ndarray, *, priority: np.ndarray, ids: np.ndarray)
         ids: (n,) uint64; they settle equal priorities.
 
     Returns:
-        (n,) int64, positions into the given arrays.
+        (n,) int64, indices into the given arrays.
     """
     return np.lexsort((ids, priority, cluster))
 

@@ -9,7 +9,7 @@ import torch
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.lloyd import fit_by_integers
-from semdedup_assets.algorithm.screening import NARROWEST, integers_are_exact, integers_are_fast
+from semdedup_assets.algorithm.prefilter import NARROWEST, integers_are_exact, integers_are_fast
 from semdedup_assets.algorithm.unit_rows import UnitRows, as_tensor
 
 Engine = Literal["auto", "faiss", "int8"]
@@ -61,8 +61,8 @@ def spherical_kmeans(  # noqa: PLR0913  # each is a setting of its own
         seed: of the first centroids.
         engine: `faiss` runs on all GPUs where there are some, else on the CPU; `int8` on the CPU, with products of 8-bit
             integers; `auto` is faiss on GPUs, and on the CPU whichever is faster on it.
-        budget: bytes that `int8` may take to have the sample ready, beside 65,536 rows as float32, twice, and three times
-            the centroids. The result does not hang on it.
+        budget: bytes that `int8` may take to prepare the sample, beside 65,536 rows as float32, two times, and three times
+            the centroids. The result does not depend on it.
 
     Returns:
         Centroids, objective by iteration, cluster sizes in the sample.

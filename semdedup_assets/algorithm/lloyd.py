@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semdedup_assets.algorithm.screening import QUERY_BLOCK, Codes, Rows, Screen, centre_of, encode
+from semdedup_assets.algorithm.prefilter import QUERY_BLOCK, Codes, Prefilter, Rows, centre_of, encode
 from semdedup_assets.algorithm.sparse import sparse_rows
 
-# Rows that are read together: as float32, they and the sums of their clusters are held at once.
+# Rows that are read together: they are held as float32, with the sums of their clusters.
 _BLOCK = 1 << 16
 # A centroid that is split becomes two, so far apart in each number (faiss does the same).
 _SPLIT = 1 / 1024
 
 
 def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit k centroids; sums are taken in float32, only which centroid is nearest is told from 8 bits.
+    """Fit k centroids: sums are float32, only the choice of the nearest centroid uses 8 bits.
 
     A row that 8 bits give to another centroid than float32 would is as good as equally near to both, so that the
     objective stays the same to about a thousandth.
@@ -42,9 +42,9 @@ def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int, budget: i
     objective = []
     for _ in range(iterations):
         before, labels = labels, torch.empty_like(labels)
-        screen, sums = Screen(encode(centroids, centre)), torch.zeros_like(centroids)
+        prefilter, sums = Prefilter(encode(centroids, centre)), torch.zeros_like(centroids)
         for part, unit, codes in blocks:
-            labels[part] = _nearest(codes, screen)
+            labels[part] = _nearest(codes, prefilter)
             sums += _sums(unit, labels[part], k)
         objective.append(float((sums * centroids).sum(dtype=torch.float64)) / len(rows))
         if torch.equal(before, labels):
@@ -73,11 +73,11 @@ class _Blocks:
             yield part, unit, codes
 
 
-def _nearest(codes: Codes, screen: Screen) -> Tensor:
-    """(b,) int64: the nearest centroid of each row, as far as 8 bits tell."""
+def _nearest(codes: Codes, prefilter: Prefilter) -> Tensor:
+    """(b,) int64: the nearest centroid of each row, by products of 8 bits."""
     count = len(codes.norm)
     parts = (codes.part(start, min(start + QUERY_BLOCK, count)) for start in range(0, count, QUERY_BLOCK))
-    return torch.cat([screen.nearest(part) for part in parts])
+    return torch.cat([prefilter.nearest(part) for part in parts])
 
 
 def _sums(unit: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Independent pieces of work on all cores, a whole piece on one core.
+"""Independent tasks run concurrently, each on one core.
 
-PyTorch shares each operation among its threads, which must then wait for one another. That pays for long operations; a
-cluster is hundreds of short ones.
+PyTorch divides each operation among its threads, which then wait for one another. That pays for long operations; scoring
+a cluster is hundreds of short ones.
 """
 
 import threading
@@ -15,38 +15,38 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], *, most: int) -> list[Result]:
-    """Do some work for each item, on as many cores as PyTorch may use here.
+def in_parallel(task: Callable[[Item], Result], items: Sequence[Item], *, most: int) -> list[Result]:
+    """Call a function for each item, concurrently on as many cores as PyTorch may use here.
 
     Args:
-        work: called once for each item, in any order and at the same time; what it calls of PyTorch runs on one core.
-            Where it comes here itself, its items are done one by one.
-        items: dearest first, so that no core is left with much when the others are done.
-        most: items that may be worked on at once; below 2, they are done one by one, each on all cores.
+        task: called once for each item, in any order and concurrently; PyTorch runs on one core within it. A nested call
+            processes its items one by one.
+        items: largest first, so that no core has much left when the others are done.
+        most: items that may be processed concurrently; below 2, they are processed one by one, each on all cores.
 
     Returns:
         The results, in the order of the items.
 
     Raises:
-        Exception: what the work raised, for the first item that failed.
+        Exception: what the task raised, for the first item that failed.
     """
     threads = torch.get_num_threads()
     count = min(threads, len(items), most)
     if count < 2:
-        return [work(item) for item in items]
+        return [task(item) for item in items]
     with ThreadPoolExecutor(count) as pool:
         _one_core_each(pool, count)
-        # PyTorch took the last setting for that of threads yet to come.
+        # PyTorch applies the last setting to later threads.
         torch.set_num_threads(threads)
-        return list(pool.map(work, items))
+        return list(pool.map(task, items))
 
 
 def _one_core_each(pool: ThreadPoolExecutor, count: int) -> None:
-    """Start all threads of the pool, and tell PyTorch in each that it has one core."""
+    """Start all threads of the pool, and limit PyTorch to one core in each."""
     ready = threading.Barrier(count + 1)
 
     def settle() -> None:
-        # To ask makes PyTorch ready in this thread, which would later undo what is set now.
+        # The question initialises PyTorch in this thread, which would otherwise happen later and undo the setting.
         torch.get_num_threads()
         torch.set_num_threads(1)
         ready.wait()
@@ -62,14 +62,14 @@ def _one_core_each(pool: ThreadPoolExecutor, count: int) -> None:
 
 
 class PerThread(Generic[Result]):
-    """One of something for each thread that asks, made when it first does."""
+    """A value for each thread, made when the thread first asks for it."""
 
     def __init__(self, make: Callable[[], Result]) -> None:
-        """Keep how it is made."""
+        """Store how a value is made."""
         self._make, self._local = make, threading.local()
 
     def get(self) -> Result:
-        """This thread's own."""
+        """This thread's value."""
         if not hasattr(self._local, "own"):
             self._local.own = self._make()
         own: Result = self._local.own

@@ -28,7 +28,7 @@ def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def id_checksum(ids: np.ndarray) -> int:
-    """A number that tells two sets of ids apart, whatever their order: the sum of their hashes.
+    """A number by which two sets of ids differ, whatever their order: the sum of their hashes.
 
     The checksums of parts add up, modulo `CHECKSUM_MODULUS`, to the checksum of the whole.
 
@@ -73,14 +73,14 @@ class UniformSample:
         self._count, self._limit = 0, np.uint64(np.iinfo(np.uint64).max)
 
     def add(self, ids: np.ndarray) -> None:
-        """Take in (n,) uint64 ids."""
+        """Add (n,) uint64 ids."""
         self.seen += len(ids)
         hashes = id_hash(ids, seed=self.seed)
         near = hashes <= self._limit
         self._ids.append(ids[near].astype(np.uint64))
         self._hashes.append(hashes[near])
         self._count += len(self._ids[-1])
-        # Choosing looks at all that are held, so it waits until they are twice as many as are wanted.
+        # A choice reads all that are held, so it waits until they are two times as many as are wanted.
         if self.size is not None and self._count > 2 * self.size:
             self._choose(self.size)
 

@@ -1,7 +1,8 @@
 """Which items are removed at an epsilon, and which kept item each of them duplicates."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from semdedup_assets.algorithm.similarity import EarlierSimilarity, greatest_sim
 SelectionRule = Literal["chain", "greedy"]
 """`chain` (Alg. A7): any earlier item suppresses. `greedy`: only a kept earlier item does."""
 
+VectorsOf = Callable[[set[int]], Iterator[tuple[slice, Tensor]]]
+"""Gives the vectors of some clusters, one cluster at a time: its slice of rows, and its (m, d) rows in keep-order."""
+
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is kept of one cluster.
+    """What is kept of one or more clusters.
 
     Attributes:
         keep: (n,) bool.
@@ -31,7 +35,7 @@ class Selection:
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse an epsilon that no cosine similarity can be held against.
+    """Check that an epsilon is one that cosine similarities can be compared with.
 
     Raises:
         ValueError: outside [0, 2].
@@ -41,6 +45,17 @@ def check_epsilon(epsilon: float) -> None:
             f"epsilon: {epsilon} is outside [0, 2]; items more similar than 1 - epsilon are duplicates, "
             "so a higher epsilon removes more (the paper uses 0.001 to 0.1)"
         )
+        raise ValueError(message)
+
+
+def check_rule(rule: SelectionRule) -> None:
+    """Check that a rule is known.
+
+    Raises:
+        ValueError: neither `chain` nor `greedy`.
+    """
+    if rule not in get_args(SelectionRule):
+        message = f"rule: {rule!r} is not one of 'chain', 'greedy'"
         raise ValueError(message)
 
 
@@ -83,9 +98,9 @@ def select(vectors: Tensor, keep: np.ndarray, *, budget: int) -> Selection:
 
 
 def chain_selection(earlier: EarlierSimilarity, keep: np.ndarray) -> tuple[Selection, bool]:
-    """What the scores alone tell of the nearest kept rows under the chain rule.
+    """The nearest kept rows under the chain rule, as far as they follow from the scores.
 
-    No later kept row can be nearer than 1 - epsilon, or the removed row would have suppressed it: where the nearest
+    No later kept row can be nearer than 1 - epsilon, or the removed row would have suppressed it. So where the nearest
     earlier row is kept, it is the nearest kept row of all, and no vector needs to be read.
 
     Args:
@@ -99,6 +114,130 @@ def chain_selection(earlier: EarlierSimilarity, keep: np.ndarray) -> tuple[Selec
     neighbour = np.where(known, earlier.position, -1)
     similarity = np.where(known, earlier.similarity, np.float32(np.nan)).astype(np.float32)
     return Selection(keep, neighbour, similarity), bool((known | keep).all())
+
+
+def select_clusters(  # noqa: PLR0913  # scores, their clusters and three settings
+    earlier: EarlierSimilarity,
+    cluster: np.ndarray,
+    epsilon: float,
+    *,
+    rule: SelectionRule,
+    vectors_of: VectorsOf,
+    budget: int,
+) -> Selection:
+    """What is kept of many clusters, and the nearest kept row of each removed one.
+
+    Vectors are asked for only of clusters in which a removed row's nearest earlier row is removed too. In all others
+    both rules keep the same rows, and the scores name the nearest kept ones.
+
+    Args:
+        earlier: scores of all clusters, n entries; positions are rows of the same arrays.
+        cluster: (n,) integers; the rows of a cluster lie together, in keep-order.
+        epsilon: in [0, 2]; a higher one removes more.
+        rule: `chain` or `greedy`.
+        vectors_of: gives the vectors of the clusters that need them, as unit rows on the device that does the work.
+        budget: bytes the tiles may take there.
+
+    Returns:
+        Selection with n entries.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2], or an unknown rule.
+    """
+    check_rule(rule)
+    selection, _ = chain_selection(earlier, keep_mask(earlier.similarity, epsilon))
+    for rows, vectors in vectors_of(_undecided(selection, cluster)):
+        if rule == "greedy":
+            within = _within(earlier, rows)
+            selection.keep[rows] = greedy_keep_mask(vectors, within, epsilon, budget=budget)
+        found = select(vectors, selection.keep[rows], budget=budget)
+        neighbour = found.kept_neighbour
+        selection.kept_neighbour[rows] = np.where(neighbour < 0, -1, neighbour + rows.start)
+        selection.kept_similarity[rows] = found.kept_similarity
+    return selection
+
+
+def greedy_keep_clusters(
+    earlier: EarlierSimilarity, cluster: np.ndarray, epsilon: float, *, vectors_of: VectorsOf, budget: int
+) -> np.ndarray:
+    """What the greedy rule keeps of many clusters.
+
+    Args:
+        earlier: scores of all clusters, n entries; positions are rows of the same arrays.
+        cluster: (n,) integers; the rows of a cluster lie together, in keep-order.
+        epsilon: in [0, 2]; a higher one removes more.
+        vectors_of: gives the vectors of the clusters in which the two rules can differ, as unit rows.
+        budget: bytes the tiles may take on their device.
+
+    Returns:
+        (n,) bool, True = kept.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
+    """
+    selection, _ = chain_selection(earlier, keep_mask(earlier.similarity, epsilon))
+    for rows, vectors in vectors_of(_undecided(selection, cluster)):
+        selection.keep[rows] = greedy_keep_mask(vectors, _within(earlier, rows), epsilon, budget=budget)
+    return selection.keep
+
+
+def _undecided(selection: Selection, cluster: np.ndarray) -> set[int]:
+    """The clusters with a removed row whose nearest kept row does not follow from the scores."""
+    unknown = ~selection.keep & (selection.kept_neighbour < 0)
+    return set(np.unique(cluster[unknown]).tolist())
+
+
+def _within(earlier: EarlierSimilarity, rows: slice) -> EarlierSimilarity:
+    """The scores of one cluster, with positions counted from its first row."""
+    position = earlier.position[rows]
+    return EarlierSimilarity(earlier.similarity[rows], np.where(position < 0, -1, position - rows.start))
+
+
+def earlier_positions(ids: np.ndarray, duplicate_of: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """The row of each item's earlier item, from ids.
+
+    Args:
+        ids: (n,) uint64, distinct.
+        duplicate_of: (n,) uint64, the id of each item's earlier item; any number where there is none.
+        similarity: (n,) float32, the similarity to it, -inf where there is none.
+
+    Returns:
+        (n,) int64, -1 where there is no earlier item.
+
+    Raises:
+        ValueError: an earlier item is not among the ids; names both.
+    """
+    none = np.isneginf(similarity)
+    if none.all():
+        return np.full(len(ids), -1, dtype=np.int64)
+    order = np.argsort(ids)
+    rank = np.searchsorted(ids, duplicate_of, sorter=order)
+    found = order[np.minimum(rank, len(order) - 1)]
+    unknown = ~none & (ids[found] != duplicate_of)
+    if unknown.any():
+        row = int(unknown.argmax())
+        message = f"duplicate_of: item {ids[row]} names {duplicate_of[row]}, which is not among the ids; score it again"
+        raise ValueError(message)
+    return np.where(none, -1, found)
+
+
+def orphans(selection: Selection, epsilon: float) -> np.ndarray:
+    """Removed items that no kept item stands for: the nearest kept one is not within epsilon.
+
+    Only the chain rule makes orphans: an item that was removed itself suppressed them.
+
+    Args:
+        selection: complete, from `select` or `select_clusters`.
+        epsilon: the one that it was made with.
+
+    Returns:
+        (n,) bool.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
+    """
+    orphan: np.ndarray = ~selection.keep & keep_mask(selection.kept_similarity, epsilon)
+    return orphan
 
 
 def _rows(vectors: Tensor, index: np.ndarray) -> Tensor:

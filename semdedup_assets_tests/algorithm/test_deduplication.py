@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from semdedup_assets import Deduplication, semdedup
 from semdedup_assets.algorithm.keep_order import KeepStrategy
-from semdedup_assets.algorithm.selection import select
+from semdedup_assets.algorithm.selection import SelectionRule, select
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.algorithm.vectors import (
+    arc,
     near_duplicates,
     random_vectors,
     repeatable,
@@ -42,11 +43,11 @@ def assert_as_defined(result: Deduplication, vectors: np.ndarray, orders: list[l
         assert result.similarity[order[0]] == -np.inf
         assert result.duplicate_of[order[0]] == -1
         assert np.abs(result.similarity[order][1:] - expected[1:]).max(initial=0) <= 1e-5
-        place = {row: index for index, row in enumerate(order)}
+        rank = {row: index for index, row in enumerate(order)}
         exact = oracle.unit(vectors)
         for row in order[1:]:
             named = int(result.duplicate_of[row])
-            assert place[named] < place[row]
+            assert rank[named] < rank[row]
             assert float(exact[row] @ exact[named]) == pytest.approx(float(result.similarity[row]), abs=1e-6)
 
 
@@ -147,8 +148,8 @@ def test_every_removed_item_and_no_kept_one_has_an_earlier_item_within_epsilon(
     result = semdedup(vectors, k=min(k, len(vectors)))
     mask, exact = result.keep_mask(epsilon), oracle.unit(vectors)
     for order in in_keep_order(result):
-        for place, row in enumerate(order):
-            nearest = (exact[order[:place]] @ exact[row]).max(initial=-np.inf)
+        for rank, row in enumerate(order):
+            nearest = (exact[order[:rank]] @ exact[row]).max(initial=-np.inf)
             assert nearest > 1 - epsilon - 1e-5 if not mask[row] else nearest <= 1 - epsilon + 1e-5
 
 
@@ -295,3 +296,87 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("rule", ["chain", "greedy"])
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_masks_and_nearest_kept_items_are_those_of_the_rule_in_every_cluster(
+    real_vectors: np.ndarray, rule: SelectionRule, epsilon: float, scale: float
+) -> None:
+    vectors = real_vectors.astype(np.float32) * np.float32(scale)
+    epsilon, ids = (
+        oracle.epsilon_in_gap(real_vectors, epsilon),
+        np.random.default_rng(1).permutation(10_000)[: len(vectors)],
+    )
+    result = semdedup(vectors, k=6, ids=ids)
+    found, keep = result.nearest_kept(epsilon, rule=rule), result.keep_mask(epsilon, rule=rule)
+    np.testing.assert_array_equal(found.keep, keep)
+    exact, definition = oracle.unit(vectors), oracle.chain_keep if rule == "chain" else oracle.greedy_keep
+    for order in in_keep_order(result, ids):
+        expected = definition(vectors[order], epsilon)
+        np.testing.assert_array_equal(keep[order], expected)
+        nearest = oracle.nearest_kept(vectors[order], expected)
+        for row, similarity in zip(order, nearest, strict=True):
+            named = int(found.kept_neighbour[row])
+            if keep[row]:
+                assert named == -1
+                assert np.isnan(found.kept_similarity[row])
+            else:
+                assert keep[named]
+                assert result.cluster[named] == result.cluster[row]
+                assert found.kept_similarity[row] == pytest.approx(similarity, abs=1e-5)
+                assert exact[row] @ exact[named] == pytest.approx(similarity, abs=1e-5)
+    assert 0 < keep.sum() < len(keep)
+
+
+def test_orphans_are_removed_items_without_a_kept_one_within_epsilon() -> None:
+    vectors, epsilon = arc(30, step=0.1), float(1 - np.cos(0.15))
+    result = semdedup(vectors, k=1)
+    (order,) = in_keep_order(result)
+    keep = oracle.chain_keep(vectors[order], epsilon)
+    expected = ~keep & (oracle.nearest_kept(vectors[order], keep) <= 1 - epsilon)
+    np.testing.assert_array_equal(result.orphans(epsilon)[order], expected)
+    assert expected.any()
+
+
+@given(vectors=vector_arrays(), k=st.integers(1, 4), epsilons=st.lists(EPSILONS, max_size=8))
+@repeatable
+def test_the_curve_of_kept_shares_is_that_of_the_masks(vectors: np.ndarray, k: int, epsilons: list[float]) -> None:
+    result = semdedup(vectors, k=min(k, len(vectors)))
+    expected = [result.keep_mask(epsilon).mean() for epsilon in epsilons]
+    np.testing.assert_allclose(result.kept_fraction(epsilons), expected, atol=1e-12)
+
+
+def test_the_greedy_share_is_not_monotone_so_no_epsilon_follows_from_it() -> None:
+    # A larger epsilon may remove an item that removed others before: these then stay.
+    result = semdedup(random_vectors(400, 3), k=1)
+    shares = [result.keep_mask(epsilon, rule="greedy").sum() for epsilon in np.linspace(0.05, 0.8, 60)]
+    assert (np.diff(shares) > 0).any()
+    with pytest.raises(ValueError, match=r"rule: no epsilon follows from a share under 'greedy'.*give an epsilon"):
+        result.epsilon_for(keep=0.5, rule="greedy")
+
+
+def test_an_unknown_rule_is_an_error_that_names_the_known_ones() -> None:
+    result = semdedup(random_vectors(10), k=2)
+    calls: list[Any] = [result.keep_mask, result.nearest_kept, lambda _, rule: result.epsilon_for(keep=0.5, rule=rule)]
+    for call in calls:
+        with pytest.raises(ValueError, match="rule: 'best' is not one of 'chain', 'greedy'"):
+            call(0.1, rule="best")
+    with pytest.raises(ValueError, match=r"epsilon: 3.0 is outside \[0, 2\]"):
+        result.kept_fraction([0.1, 3.0])
+
+
+def test_the_result_refers_to_the_vectors_and_does_not_show_them() -> None:
+    vectors = tensor(random_vectors(50))
+    result = semdedup(vectors, k=2)
+    assert result._rows.vectors.data_ptr() == vectors.data_ptr()
+    assert "_rows" not in repr(result)
+
+
+def test_integers_that_are_equal_as_floats_decide_which_item_is_kept() -> None:
+    vectors, group = repeated(200, groups=5)
+    times = 2**62 + np.random.default_rng(0).permutation(200)
+    kept = np.flatnonzero(semdedup(vectors, k=2, keep=times).keep_mask(0.01))
+    first = [min(np.flatnonzero(group == one), key=lambda row: times[row]) for one in range(5)]
+    assert kept.tolist() == sorted(first)

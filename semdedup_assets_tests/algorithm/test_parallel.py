@@ -1,4 +1,4 @@
-"""Pieces of work on several cores: results in order, failures told, PyTorch's own threads left as they were."""
+"""Tasks on several cores: results in order, failures raised, PyTorch's own threads left as they were."""
 
 import itertools
 import threading
@@ -23,34 +23,34 @@ def four_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_pieces_are_done_at_the_same_time_each_on_one_core_and_results_keep_their_order() -> None:
+def test_tasks_run_concurrently_each_on_one_core_and_results_keep_their_order() -> None:
     together = threading.Barrier(4, timeout=60)
 
-    def piece(item: int) -> tuple[int, int]:
+    def task(item: int) -> tuple[int, int]:
         together.wait()
         return item * item, torch.get_num_threads()
 
-    assert in_parallel(piece, range(8), most=8) == [(item * item, 1) for item in range(8)]
+    assert in_parallel(task, range(8), most=8) == [(item * item, 1) for item in range(8)]
 
 
-def test_no_more_pieces_are_at_work_than_may_be() -> None:
-    lock, at_work, most = threading.Lock(), [0], [0]
+def test_no_more_tasks_run_concurrently_than_allowed() -> None:
+    lock, running, most = threading.Lock(), [0], [0]
 
-    def piece(item: int) -> None:
+    def task(item: int) -> None:
         with lock:
-            at_work[0] += 1
-            most[0] = max(most[0], at_work[0])
+            running[0] += 1
+            most[0] = max(most[0], running[0])
         torch.randn(100_000).sum()
         with lock:
-            at_work[0] -= 1
+            running[0] -= 1
 
-    in_parallel(piece, range(50), most=2)
+    in_parallel(task, range(50), most=2)
     assert most[0] <= 2
-    in_parallel(piece, range(50), most=0)
+    in_parallel(task, range(50), most=0)
     assert most[0] <= 2
 
 
-def test_pytorch_keeps_its_threads_here_and_in_threads_to_come() -> None:
+def test_pytorch_keeps_its_threads_here_and_in_later_threads() -> None:
     in_parallel(torch.zeros, range(1, 9), most=8)
     assert torch.get_num_threads() == 4
     found: list[int] = []
@@ -60,33 +60,33 @@ def test_pytorch_keeps_its_threads_here_and_in_threads_to_come() -> None:
     assert found == [4]
 
 
-def test_pieces_within_pieces_are_done_one_by_one() -> None:
-    def piece(item: int) -> list[int]:
+def test_tasks_within_tasks_run_one_by_one() -> None:
+    def task(item: int) -> list[int]:
         return in_parallel(lambda _: threading.get_ident(), range(3), most=3)
 
-    assert all(len(set(names)) == 1 for names in in_parallel(piece, range(4), most=4))
+    assert all(len(set(names)) == 1 for names in in_parallel(task, range(4), most=4))
 
 
-def test_the_first_failure_is_told() -> None:
-    def piece(item: int) -> int:
+def test_the_first_failure_is_raised() -> None:
+    def task(item: int) -> int:
         if item >= 2:
-            message = f"piece {item}"
+            message = f"task {item}"
             raise ValueError(message)
         return item
 
-    with pytest.raises(ValueError, match="piece 2"):
-        in_parallel(piece, range(9), most=9)
+    with pytest.raises(ValueError, match="task 2"):
+        in_parallel(task, range(9), most=9)
 
 
 def test_each_thread_has_its_own() -> None:
     own, together = PerThread(object), threading.Barrier(4, timeout=60)
 
-    def piece(_: int) -> int:
+    def task(_: int) -> int:
         together.wait()
         assert own.get() is own.get()
         return id(own.get())
 
-    assert len(set(in_parallel(piece, range(4), most=4))) == 4
+    assert len(set(in_parallel(task, range(4), most=4))) == 4
 
 
 SIZES = [1, 0, 3, 50, 51, 52, 1, 900, 200, 2100, 1, 700, 640, 641, 129]
@@ -128,7 +128,7 @@ def _assert_same(found: EarlierSimilarity, alone: EarlierSimilarity) -> None:
 
 @pytest.mark.parametrize("size", [40, 300, 900])
 @pytest.mark.parametrize("bad", [5, 41, 1100])
-def test_a_row_that_cannot_be_scored_is_named_by_its_place_among_all(size: int, bad: int) -> None:
+def test_a_row_that_cannot_be_scored_is_named_by_its_index_among_all(size: int, bad: int) -> None:
     rows = near_duplicates(2000, 64, epsilon=0.05)
     rows[bad] = np.nan
     offsets = np.unique(np.append(np.arange(0, 2000, size), 2000))

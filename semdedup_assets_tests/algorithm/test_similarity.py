@@ -86,7 +86,7 @@ def test_the_budget_changes_nothing_where_no_two_candidates_tie(dtype: type) -> 
 
 
 def test_where_candidates_tie_the_budget_changes_scores_by_no_more_than_the_tie() -> None:
-    # Ten thousand candidates within 1e-4 of one another: which of those within 1e-6 is named hangs on the tiles.
+    # Ten thousand candidates within 1e-4 of one another: which of those within 1e-6 is named depends on the tiles.
     rows = near_duplicates(1500, 16, epsilon=0.0001)
     whole = max_earlier_similarity(tensor(rows), budget=ROOMY)
     for budget in (1 << 20, TINY):

@@ -50,7 +50,7 @@ def test_read_only_and_strided_arrays_become_tensors_without_a_warning() -> None
 def test_a_bad_row_is_named_in_whichever_chunk_it_lies(row: int) -> None:
     rows = torch.ones(140_001, 2)
     rows[row, 1] = torch.nan
-    with pytest.raises(ValueError, match=rf"vectors: row {row} is not finite \(NaN or infinity\); leave it out"):
+    with pytest.raises(ValueError, match=rf"vectors: row {row} is not finite \(NaN or infinity\); exclude it"):
         check_rows(rows)
 
 

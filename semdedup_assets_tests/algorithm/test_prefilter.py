@@ -1,12 +1,12 @@
-"""Screening by 8-bit integers leaves what comparing all pairs finds, held against float64."""
+"""The prefilter by 8-bit integers leaves what comparing all pairs finds, held against float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from semdedup_assets.algorithm import screening
+from semdedup_assets.algorithm import prefilter
 from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.screening import QUERY_BLOCK, Screen, centre_of, encode, integers_are_exact
+from semdedup_assets.algorithm.prefilter import QUERY_BLOCK, Prefilter, centre_of, encode, integers_are_exact
 from semdedup_assets.algorithm.similarity import greatest_similarity, max_earlier_similarity
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.algorithm.vectors import near_duplicates, random_vectors, repeated, tensor
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(not integers_are_exact(), reason="products of 8-
 
 
 @pytest.fixture(autouse=True)
-def screened(monkeypatch: pytest.MonkeyPatch) -> None:
+def prefiltered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where this processor is no faster for it."""
-    monkeypatch.setattr(screening, "integers_are_fast", lambda: True)
+    monkeypatch.setattr(prefilter, "integers_are_fast", lambda: True)
 
 
 def spread(n: int, d: int = 96) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_the_most_similar_candidate_is_always_among_the_few_that_are_left(name: 
     queries, candidates = rows[-700:], rows[:-700]
     centre = centre_of(candidates)
     seen = np.sort(np.random.default_rng(0).integers(1, len(candidates), size=700)) if prefix else None
-    pairs = Screen(encode(candidates, centre)).pairs(
+    pairs = Prefilter(encode(candidates, centre)).pairs(
         encode(queries, centre), None if seen is None else torch.from_numpy(seen)
     )
     assert pairs is not None
@@ -66,7 +66,7 @@ def test_the_most_similar_candidate_is_always_among_the_few_that_are_left(name: 
 def test_a_query_that_sees_nothing_is_in_no_pair() -> None:
     rows = tensor(random_vectors(200, 64))
     codes = encode(rows, centre_of(rows))
-    pairs = Screen(codes).pairs(codes, torch.arange(200))
+    pairs = Prefilter(codes).pairs(codes, torch.arange(200))
     assert pairs is not None
     assert sorted(set(pairs[0].tolist())) == list(range(1, 200))
     assert bool((pairs[1] < pairs[0]).all())
@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_definition_and_of_float32(name: str) -> None:
     np.testing.assert_array_equal(found.similarity[same], in_float32.similarity[same])
 
 
-def test_of_many_copies_the_earliest_is_found_though_nothing_can_be_screened_out() -> None:
+def test_of_many_copies_the_earliest_is_found_though_the_prefilter_excludes_nothing() -> None:
     rows, group = repeated(4000, 64, groups=3)
     found = max_earlier_similarity(tensor(rows), budget=ROOMY)
     first = np.array([np.flatnonzero(group == one)[0] for one in range(3)])
@@ -125,10 +125,10 @@ def test_of_equal_centroids_the_lower_is_taken() -> None:
     np.testing.assert_array_equal(found.cluster, similarities(rows, distinct).argmax(axis=1))
 
 
-def test_the_screen_is_used_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefilter_is_used_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tensor(random_vectors(3000, 64))
-    assert screening.can_screen(rows, budget=ROOMY)
-    assert not screening.can_screen(rows, budget=TINY)
-    assert not screening.can_screen(rows[:, :32], budget=ROOMY)
-    monkeypatch.setattr(screening, "integers_are_fast", lambda: False)
-    assert not screening.can_screen(rows, budget=ROOMY)
+    assert prefilter.can_prefilter(rows, budget=ROOMY)
+    assert not prefilter.can_prefilter(rows, budget=TINY)
+    assert not prefilter.can_prefilter(rows[:, :32], budget=ROOMY)
+    monkeypatch.setattr(prefilter, "integers_are_fast", lambda: False)
+    assert not prefilter.can_prefilter(rows, budget=ROOMY)

@@ -1,8 +1,8 @@
-"""Which pairs can be the most similar, told from products of 8-bit integers: several times the rate of float32.
+"""Which pairs can be the most similar, by products of 8-bit integers: several times as fast as float32.
 
-Rows are centred and rounded to 8 bits. Products of integers are exact, so a similarity is off by no more than what
-rounding took away, and that is bounded by Cauchy and Schwarz: whatever lies within twice the bound of the greatest is
-a candidate, everything else cannot be the greatest. Few candidates are left to compare in full, and the answer is the
+Rows are centred and rounded to 8 bits. Products of integers are exact, so the error of a similarity is at most that
+of rounding, which is bounded by Cauchy and Schwarz: whatever lies within two bounds of the greatest is a candidate,
+everything else cannot be the greatest. Few candidates are left to compare in full, and the answer is the
 one that comparing all pairs in full gives.
 """
 
@@ -20,14 +20,14 @@ from semdedup_assets.algorithm.parallel import PerThread
 from semdedup_assets.algorithm.unit_rows import IN_CACHE
 
 QUERY_BLOCK = 1024
-"""Queries that are screened together: with as many columns as a tile has, its numbers stay in the cache."""
+"""Queries that are prefiltered together: with as many columns as a tile has, the tile stays in the cache."""
 
 NARROWEST = 64
 """Of rows of fewer numbers, products are not what takes the time."""
 
 _TILE_COLUMNS = 2048
 _LEVELS = 127
-# Below every product, and far enough above the smallest int32 that margins can be taken off.
+# Below every product, and far enough above the smallest int32 that margins can be subtracted.
 _NOTHING, _OUT_OF_REACH = -(1 << 30), 1 << 30
 # Rounding steps are never finer than this: biases, which are at most 1, then fit an int32.
 _FINEST_STEP = 1 / 128 / _LEVELS
@@ -37,14 +37,14 @@ _FLOAT32_ERROR = 4e-6
 _UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 # A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
 _WORTHWHILE = 1.5
-# Pairs a query may leave for each column it was held against: with more, float32 is as fast. A few are always allowed;
+# Pairs a query may leave for each column it was compared with: with more, float32 is as fast. A few are always allowed;
 # very many would take more memory than the rest.
 _PAIRS_PER_COLUMN, _FEWEST_PAIRS, _MOST_PAIRS = 1 / 48, 32, 1024
 # What a pair takes while it is found, sorted and compared: its query, candidate and product, three times.
 _BYTES_PER_PAIR = 60
 
-REFUSALS = 2
-"""Blocks of queries in a row that may leave too many pairs before the rest is no longer screened."""
+FALLBACKS = 2
+"""Consecutive blocks of queries that may fall back to float32 before the prefilter is no longer tried."""
 
 
 class Rows(Protocol):
@@ -65,7 +65,7 @@ class Codes:
         codes: (n or more, d) int8; as `encode` gives them, zero rows follow up to a whole group of columns.
         step: what a code of 1 stands for.
         norm: (n,) float32, L2 norm of each centred row.
-        error: (n,) float32, L2 norm of what rounding took from it.
+        error: (n,) float32, L2 norm of its rounding error.
         bias: (n,) float32, product of each row with the centre.
     """
 
@@ -94,7 +94,7 @@ def encode(rows: Rows, centre: Tensor) -> Codes:
 
     Args:
         rows: n unit rows of d numbers.
-        centre: (d,) float32, taken off each row; the same for queries and candidates.
+        centre: (d,) float32, subtracted from each row; the same for queries and candidates.
     """
     count = len(rows)
     parts = [slice(start, min(start + IN_CACHE, count)) for start in range(0, count, IN_CACHE)]
@@ -113,8 +113,8 @@ def encode(rows: Rows, centre: Tensor) -> Codes:
     return Codes(codes, step, norm, error, bias)
 
 
-class Screen:
-    """Candidates that many queries are held against."""
+class Prefilter:
+    """Candidates that many queries are compared with."""
 
     def __init__(self, candidates: Codes, *, tie: float = 0.0) -> None:
         """Keep what bounds all candidates.
@@ -129,7 +129,7 @@ class Screen:
         self._error = float(candidates.error.max())
         numbers = QUERY_BLOCK * min(_TILE_COLUMNS, len(candidates.codes))
         self._tile = PerThread(lambda: torch.empty(numbers, dtype=torch.int32))
-        # Most often the queries are the candidates themselves.
+        # Mostly, the queries are the candidates themselves.
         self._own_unit = candidates.step**2
         self._own_bias = self._bias(self._own_unit)
 
@@ -141,7 +141,7 @@ class Screen:
             seen: (q,) int64, ascending: query i sees the first `seen[i]` candidates; None: all of them.
 
         Returns:
-            (p,) int64 queries, ascending, and (p,) int64 candidates; None where they are too many for this to be of use.
+            (p,) int64 queries, ascending, and (p,) int64 candidates; None where they are too many to be useful: fall back to float32.
         """
         unit = queries.step * self._candidates.step
         margin, bias = self._margin(queries, unit), self._own_bias if unit == self._own_unit else self._bias(unit)
@@ -166,7 +166,7 @@ class Screen:
         return (found[0].query, found[0].candidate) if len(found) == 1 else _kept(found, _threshold(greatest, margin))
 
     def nearest(self, queries: Codes) -> Tensor:
-        """(q,) int64: the candidate of the greatest product as far as 8 bits tell, the first of equals.
+        """(q,) int64: the candidate of the greatest product in 8 bits, the first of equals.
 
         Args:
             queries: at most `QUERY_BLOCK` rows.
@@ -179,13 +179,13 @@ class Screen:
             tile = self._product(codes, left, min(left + _TILE_COLUMNS, self._count), bias)
             groups = tile.view(len(tile), -1, COLUMN_GROUP)
             in_tile, group = groups.amax(2).max(1)
-            place = left + group * COLUMN_GROUP + groups[every, group].argmax(1)
-            nearest = torch.where(in_tile > greatest, place, nearest)
+            column = left + group * COLUMN_GROUP + groups[every, group].argmax(1)
+            nearest = torch.where(in_tile > greatest, column, nearest)
             torch.maximum(greatest, in_tile, out=greatest)
         return nearest
 
     def _margin(self, queries: Codes, unit: float) -> Tensor:
-        """(q,) int32: how far below the greatest product, as integers tell it, the greatest similarity can be."""
+        """(q,) int32: how far below the greatest product, as integers, the greatest similarity can be."""
         bound = queries.error * self._norm + (queries.norm + queries.error) * self._error
         return ((2.002 * bound + _FLOAT32_ERROR + self._tie) / unit).ceil().int() + 2
 
@@ -210,12 +210,12 @@ def _pairs_of(candidates: int) -> int:
 
 
 def bytes_at_work(candidates: int) -> int:
-    """What a thread needs while it screens a block of queries, beside their codes: a tile, and the pairs it leaves."""
+    """What a thread needs while it prefilters a block of queries, beside their codes: a tile, and the pairs it leaves."""
     return QUERY_BLOCK * (4 * min(_TILE_COLUMNS, candidates) + _BYTES_PER_PAIR * _pairs_of(candidates))
 
 
-def can_screen(candidates: Rows, *, budget: int) -> bool:
-    """Whether screening is possible and pays.
+def can_prefilter(candidates: Rows, *, budget: int) -> bool:
+    """Whether the prefilter is possible and pays.
 
     Args:
         candidates: c rows of d numbers.
@@ -228,7 +228,7 @@ def can_screen(candidates: Rows, *, budget: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Hits:
-    """Pairs that reached the threshold of their time: (h,) each."""
+    """Pairs that reached the threshold of their tile: (h,) each."""
 
     query: Tensor
     candidate: Tensor
@@ -236,7 +236,7 @@ class _Hits:
 
 
 def hide(tile: Tensor, seen: Tensor, nothing: float) -> None:
-    """Write a number over what the queries of a tile do not see.
+    """Overwrite with a number what the queries of a tile do not see.
 
     Args:
         tile: (q, m) int32 or float32.
@@ -261,8 +261,8 @@ def _threshold(greatest: Tensor, margin: Tensor) -> Tensor:
 def _hits(groups: Tensor, query: Tensor, group: Tensor, threshold: Tensor) -> _Hits:
     """What reaches the threshold in some groups of a tile; candidates are counted from its first column."""
     numbers = groups[query, group]
-    hit, place = (numbers >= threshold[query][:, None]).nonzero(as_tuple=True)
-    return _Hits(query[hit], group[hit] * COLUMN_GROUP + place, numbers[hit, place])
+    hit, column = (numbers >= threshold[query][:, None]).nonzero(as_tuple=True)
+    return _Hits(query[hit], group[hit] * COLUMN_GROUP + column, numbers[hit, column])
 
 
 def _kept(found: list[_Hits], threshold: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,7 @@ def first_of_greatest(query: Tensor, candidate: Tensor, similarity: Tensor, *, q
 
 @cache
 def integers_are_exact() -> bool:
-    """Whether products of 8-bit integers can be had, and are right: some libraries add in 16 bits and saturate."""
+    """Whether PyTorch multiplies 8-bit integers, and exactly: some libraries add in 16 bits and saturate."""
     queries, candidates = _extremes()
     try:
         product = torch._int_mm(queries, candidates.T)
@@ -310,10 +310,10 @@ def integers_are_exact() -> bool:
 
 @cache
 def integers_are_fast() -> bool:
-    """Whether products of 8-bit integers are exact, and so much faster than float32 that screening pays.
+    """Whether products of 8-bit integers are exact, and so much faster than float32 that the prefilter pays.
 
-    Known of processors that name units for it. Else measured once, which takes some milliseconds and goes wrong where
-    other work takes the cores away.
+    Processors that name units for it are known. Others are measured once, which takes some milliseconds and can go
+    wrong under other load.
     """
     if not integers_are_exact():
         return False
@@ -324,7 +324,7 @@ def integers_are_fast() -> bool:
 def _are_measured_fast() -> bool:
     queries, candidates = _extremes()
     left, right = queries.float(), candidates.float()
-    # The least of several times, taken in turn: whatever else the machine does only adds.
+    # The least of several times, measured in turn: other load only adds.
     in_float32, in_integers = [], []
     for _ in range(8):
         in_float32.append(_seconds(lambda: left @ right.T))
@@ -336,7 +336,7 @@ def _extremes() -> tuple[Tensor, Tensor]:
     return torch.full((QUERY_BLOCK, 512), _LEVELS).char(), torch.full((_TILE_COLUMNS // 2, 512), -_LEVELS).char()
 
 
-def _seconds(work: Callable[[], Tensor]) -> float:
+def _seconds(call: Callable[[], Tensor]) -> float:
     started = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - started
