@@ -1,12 +1,12 @@
-"""What a source hands to an encoder: records in the file's order, the broken ones among them."""
+"""What a source yields and an encoder embeds: records in the file's order, the invalid ones among them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 Content = Literal["image", "text", "vector"]
-"""What a record carries: an encoded image (bytes), a text (str) or a ready embedding (float array)."""
+"""The payload of a record: an encoded image (bytes), a text (str) or a ready embedding (float array)."""
 
 ColumnType = Literal["string", "int", "float", "bool"]
 """Type of a column that is carried along from the source into the manifests."""
@@ -16,21 +16,19 @@ ColumnValue = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One item of a source.
+    """One item of a source, with what is embedded.
 
     Attributes:
         key: the item's own name, never cut (`__key__`, URL, path, line number).
         payload: encoded image (bytes), text (str) or embedding ((d,) float array).
-        columns: carried columns by name, each present, None where the source has no value.
     """
 
     key: str
     payload: bytes | str | np.ndarray
-    columns: dict[str, ColumnValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class Invalid:
     """One item that cannot be embedded: it is counted, listed with its reason, and skipped."""
 
     key: str
@@ -44,17 +42,30 @@ class VectorBatch:
     Attributes:
         keys: n names, never cut.
         vectors: (n, d) floats as they were stored, not yet checked or normalised.
-        columns: carried columns by name, n values each.
     """
 
     keys: list[str]
     vectors: np.ndarray
-    columns: dict[str, list[ColumnValue]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a source, without its payload.
+
+    Attributes:
+        key: the same key as that of its `Record` or `Invalid`.
+        columns: carried columns by name, each present; None where the source has no valid value.
+        invalid_values: why a key or a column's value could not be used; each names field, value and type.
+    """
+
+    key: str
+    columns: dict[str, ColumnValue]
+    invalid_values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A broken item with its place: the row it has among all records of its shard."""
+    """An invalid item with its row among all records of its shard."""
 
     row: int
     key: str
@@ -66,17 +77,15 @@ class Embedded:
     """A batch of embedded items, in the order of the source.
 
     Attributes:
-        rows: (n,) int64, each item's place among all records of the shard, the broken ones counted.
+        rows: (n,) int64, each item's row among all records of the shard, the invalid ones counted.
         keys: n names.
         vectors: (n, d) float32 of unit norm.
-        columns: carried columns by name, n values each.
-        skipped: the broken items that lie before or between these rows.
+        skipped: the invalid items before and between these rows.
     """
 
     rows: np.ndarray
     keys: list[str]
     vectors: np.ndarray
-    columns: dict[str, list[ColumnValue]]
     skipped: list[Skipped]
 
 
@@ -85,11 +94,20 @@ def item_ids(shard: int, rows: np.ndarray) -> np.ndarray:
 
     Args:
         shard: index of the shard, below 2**31, so that ids also fit signed integers.
-        rows: (n,) places among all records of the shard.
+        rows: (n,) rows among all records of the shard, below 2**32.
 
     Returns:
         (n,) uint64.
+
+    Raises:
+        ValueError: a row does not fit into 32 bits, so that its id would be that of another shard's item.
     """
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < 1 << 32:
+        message = (
+            f"shard {shard}: rows {rows.min()} to {rows.max()} exceed the range 0 to 2**32 - 1 of one shard; "
+            "use smaller files, or a lower `shards.files_per_shard` in a new store"
+        )
+        raise ValueError(message)
     return (np.uint64(shard) << np.uint64(32)) | rows.astype(np.uint64)
 
 

@@ -9,14 +9,14 @@ from typing import TypeVar
 import numpy as np
 
 from semdedup_assets.encoders.unit_norm import normalise_rows
-from semdedup_assets.records import Broken, Embedded, Record, Skipped
+from semdedup_assets.records import Embedded, Invalid, Record, Skipped
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """A record with its place among all items of the stream."""
+    """A record with its row among all items of the stream."""
 
     row: int
     record: Record
@@ -34,17 +34,17 @@ class Window:
     skipped: list[Skipped]
 
 
-def windows(stream: Iterable[Record | Broken], *, size: int, payload: int) -> Iterator[Window]:
+def windows(stream: Iterable[Record | Invalid], *, size: int, payload: int) -> Iterator[Window]:
     """Cut a stream into windows.
 
     Args:
         stream: records in the source's order.
-        size: items of a window at most, the broken ones counted.
+        size: items of a window at most, the invalid ones counted.
         payload: bytes or characters after which a window ends early, so that memory stays bounded.
     """
     window, weight = Window([], []), 0
     for row, item in enumerate(stream):
-        if isinstance(item, Broken):
+        if isinstance(item, Invalid):
             window.skipped.append(Skipped(row, item.key, item.reason))
         else:
             window.items.append(Numbered(row, item))
@@ -86,15 +86,13 @@ def embedded_window(window: Window, outputs: np.ndarray) -> Embedded:
         The window; an item whose output is zero or not finite is skipped.
     """
     unit = normalise_rows(outputs)
-    skipped = [window.items[at].skip(f"model output: {reason}") for at, reason in unit.refused.items()]
-    kept = [at for at in range(len(window.items)) if at not in unit.refused]
+    skipped = [window.items[at].skip(f"model output: {reason}") for at, reason in unit.invalid.items()]
+    kept = [at for at in range(len(window.items)) if at not in unit.invalid]
     items = [window.items[at] for at in kept]
-    names = list(window.items[0].record.columns) if window.items else []
     return Embedded(
         rows=np.array([item.row for item in items], dtype=np.int64),
         keys=[item.record.key for item in items],
         vectors=unit.vectors[kept] if skipped else unit.vectors,
-        columns={name: [item.record.columns[name] for item in items] for name in names},
         skipped=sorted(window.skipped + skipped, key=lambda item: item.row),
     )
 

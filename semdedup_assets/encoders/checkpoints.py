@@ -1,4 +1,4 @@
-"""Where a model's files lie on this machine, and what identifies their content."""
+"""Where a model's files are on this machine, and what identifies their content."""
 
 import re
 from hashlib import blake2b
@@ -56,9 +56,9 @@ def _package_spec(package: str) -> ModuleSpec | None:
 
 
 def content_hash(path: Path) -> str:
-    """What identifies a checkpoint: the same wherever it lies and whenever it was copied.
+    """What identifies a checkpoint: the same wherever it is stored and whenever it was copied.
 
-    Reads the size and 16 evenly spaced pieces of 64 KiB of each file, so that it stays quick for
+    Reads the size and 16 evenly spaced chunks of 64 KiB of each file, so that it stays fast for
     gigabytes of weights: training moves all of them, and smaller files are read whole.
 
     Args:

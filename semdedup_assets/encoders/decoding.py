@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# What Pillow's decoders raise on bytes that are not what their header says.
+# What Pillow's decoders raise on bytes that contradict their header.
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, EOFError, RuntimeError, MemoryError,
     AttributeError, struct.error, zlib.error,
@@ -30,7 +30,7 @@ def rgb_image(encoded: bytes, *, shortest_side: int | None) -> "Image.Image":
             squeezed or padded, so that its proportions do not matter.
 
     Raises:
-        UndecodableImageError: not an image, broken, or too large to be decoded or resized.
+        UndecodableImageError: not an image, damaged, or too large to be decoded or resized.
     """
     from PIL import Image, UnidentifiedImageError
 

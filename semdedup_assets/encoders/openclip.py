@@ -16,7 +16,7 @@ from semdedup_assets.encoders.batching import Numbered, Window, embedded_window,
 from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
 from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
-from semdedup_assets.records import Broken, Content, Embedded, Record
+from semdedup_assets.records import Content, Embedded, Invalid, Record
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 _WINDOW_BYTES = 512 << 20
-# What OpenCLIP raises on a hub out of reach, a broken file, or weights of another model.
+# What OpenCLIP raises on a hub out of reach, a damaged file, or weights of another model.
 _LOADING_ERRORS = (RuntimeError, OSError, ValueError, LookupError, EOFError, AssertionError, pickle.UnpicklingError)
 
 
 class OpenClip(BaseModel, frozen=True, extra="forbid"):
     """Images by the image tower of an OpenCLIP model (paper: ViT-B-16 with LAION or OpenAI weights).
 
-    Images are decoded and resized as OpenCLIP does for evaluation; transparent ones lie on white.
+    Images are decoded and resized as OpenCLIP does for evaluation; transparent ones are put on white.
     """
 
     kind: Literal["openclip"] = "openclip"
@@ -43,19 +43,19 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
     pretrained: str | None = Field(
         None,
         description="OpenCLIP's tag of the weights (`laion2b_s34b_b88k`, `openai`), or a local checkpoint file (.pt, "
-        ".safetensors). Left out where `model` is a folder or a hub id: the weights lie beside it.",
+        ".safetensors). Empty where `model` is a folder or a hub id, which holds its own weights.",
     )
     precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
 
     @model_validator(mode="after")
     def _weights_are_named_once(self) -> "OpenClip":
         if "{{" in self.model:
-            # A template of `defs.yaml`: judged once it is filled in.
+            # A template of `defs.yaml` is checked once it is filled in.
             return self
         prefixed = self.model.startswith((_HUB, _LOCAL_DIR, PACKAGE_PREFIX))
         own_weights = prefixed or Path(self.model).expanduser().is_dir()
         if own_weights and self.pretrained is not None:
-            message = f"pretrained: {self.model} holds its own weights; leave `pretrained` out"
+            message = f"pretrained: {self.model} holds its own weights; remove `pretrained`"
             raise ValueError(message)
         if not own_weights and self.pretrained is None:
             unknown = _unknown_model(self.model)
@@ -96,7 +96,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         return None
 
     def identity(self) -> dict[str, Any]:
-        """What can change the vectors; a local checkpoint by its content, wherever it lies.
+        """What can change the vectors; a local checkpoint by its content, wherever it is stored.
 
         `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine.
 
@@ -134,7 +134,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         """Load the image tower.
 
         Raises:
-            ValueError: model, tag, file or device does not exist, cannot be reached or does not fit; names the cure.
+            ValueError: model, tag, file or device does not exist, cannot be reached or does not fit; names the remedy.
         """
         import open_clip
 
@@ -155,7 +155,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
 
 
 def _unknown_model(name: str) -> str | None:
-    """Why OpenCLIP has no model of this name, None where it has: by its files, for importing it takes seconds."""
+    """Why OpenCLIP has no model of this name, None where it has. Looks at its files only, for its import takes seconds."""
     spec = None if name.startswith(_HUB) else find_spec("open_clip")
     if spec is None or spec.origin is None:
         return None
@@ -192,7 +192,7 @@ def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], t
     import open_clip
     from safetensors import SafetensorError
 
-    # OpenCLIP only warns when a tag's weights need QuickGELU and the model's name does not say so.
+    # OpenCLIP only warns when a tag's weights need QuickGELU and the model's name does not end in -quickgelu.
     quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
@@ -209,7 +209,7 @@ def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], t
 
 
 def _arranged(visual: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Module":
-    """The tower in the memory layout in which it is quickest; the results are the same."""
+    """The tower in its fastest memory layout; the results are the same."""
     import torch
     from open_clip.transformer import Transformer
 
@@ -272,11 +272,11 @@ class ImageTower:
     dtype: "torch.dtype"
     compute: Compute
 
-    def embed(self, records: Iterable[Record | Broken]) -> Iterator[Embedded]:
+    def embed(self, records: Iterable[Record | Invalid]) -> Iterator[Embedded]:
         """Embed images in the source's order; decoding runs ahead of the model in threads.
 
         Args:
-            records: encoded images, and broken items.
+            records: encoded images, and invalid items.
 
         Yields:
             A batch per window of the stream; undecodable images are in its `skipped`.
@@ -288,7 +288,7 @@ class ImageTower:
                 yield embedded_window(batch.window, self._outputs(batch.pixels).numpy())
 
     def _submitted(
-        self, records: Iterable[Record | Broken], pool: ThreadPoolExecutor
+        self, records: Iterable[Record | Invalid], pool: ThreadPoolExecutor
     ) -> Generator[_Submitted, None, None]:
         batch_size = self.compute.batch_size or (32 if self.compute.torch_device.type == "cpu" else 256)
         for window in windows(records, size=batch_size, payload=_WINDOW_BYTES):

@@ -7,10 +7,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.unit_norm import UnitRows, check_unit_rows, normalise_rows
-from semdedup_assets.records import Broken, Content, Embedded, Skipped, VectorBatch
+from semdedup_assets.encoders.unit_norm import check_unit_rows, normalise_rows
+from semdedup_assets.records import Content, Embedded, Invalid, Skipped, VectorBatch
 
-_PIECE_ROWS = 16_384
+_CHUNK_ROWS = 16_384
 
 
 class Precomputed(BaseModel, frozen=True, extra="forbid"):
@@ -19,12 +19,12 @@ class Precomputed(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["precomputed"] = "precomputed"
     normalise: bool = Field(
         default=True,
-        description="Divide each vector by its L2 norm. With false, those of another norm are listed as broken.",
+        description="Divide each vector by its L2 norm. With false, those of another norm are listed as invalid.",
     )
     dimension: int | None = Field(
         None,
         ge=1,
-        description="Numbers of a vector; others are listed as broken. Empty: that of the first in each shard.",
+        description="Numbers of a vector; others are listed as invalid. Empty: that of the first in each shard.",
     )
 
     @property
@@ -65,29 +65,29 @@ class VectorCheck:
         self.dimension = settings.dimension
         self._settings = settings
 
-    def embed(self, records: Iterable[VectorBatch | Broken]) -> Iterator[Embedded]:
+    def embed(self, records: Iterable[VectorBatch | Invalid]) -> Iterator[Embedded]:
         """Unit vectors in the source's order, in batches of at most 16,384 rows.
 
         Args:
-            records: batches of ready embeddings, and broken items. Without a `dimension` setting, the first
+            records: batches of ready embeddings, and invalid items. Without a `dimension` setting, the first
                 batch of each call sets it.
 
         Yields:
-            A batch per piece of an incoming batch; rows that are not finite, zero, of another length or (with
-            `normalise: false`) of another norm are in its `skipped`. Broken items come with the next batch.
+            A batch per chunk of an incoming batch; rows that are not finite, zero, of another length or (with
+            `normalise: false`) of another norm are in its `skipped`. Invalid items come with the next batch.
         """
         dimension = self.dimension = self._settings.dimension
         row = 0
         waiting: list[Skipped] = []
         for item in records:
-            if isinstance(item, Broken):
+            if isinstance(item, Invalid):
                 waiting.append(Skipped(row, item.key, item.reason))
                 row += 1
                 continue
-            for piece in _pieces(item):
-                dimension = self.dimension = dimension or piece.vectors.shape[1]
-                yield self._embedded(piece, first_row=row, waiting=waiting, dimension=dimension)
-                row, waiting = row + len(piece.keys), []
+            for chunk in _chunks(item):
+                dimension = self.dimension = dimension or chunk.vectors.shape[1]
+                yield self._embedded(chunk, first_row=row, waiting=waiting, dimension=dimension)
+                row, waiting = row + len(chunk.keys), []
         if waiting:
             yield _only_skipped(waiting, dimension=dimension or 0)
 
@@ -98,24 +98,17 @@ class VectorCheck:
             skipped = [Skipped(first_row + at, key, reason) for at, key in enumerate(batch.keys)]
             return _only_skipped(waiting + skipped, dimension=dimension)
         unit = normalise_rows(batch.vectors) if self._settings.normalise else check_unit_rows(batch.vectors)
-        refused = [Skipped(first_row + at, batch.keys[at], reason) for at, reason in sorted(unit.refused.items())]
-        good = _good_rows(batch, unit) if refused else VectorBatch(batch.keys, unit.vectors, batch.columns)
-        rows = np.delete(np.arange(first_row, first_row + len(batch.keys), dtype=np.int64), list(unit.refused))
-        return Embedded(rows, good.keys, good.vectors, good.columns, waiting + refused)
+        invalid = [Skipped(first_row + at, batch.keys[at], reason) for at, reason in sorted(unit.invalid.items())]
+        valid = np.delete(np.arange(len(batch.keys), dtype=np.int64), list(unit.invalid))
+        vectors = unit.vectors[valid] if invalid else unit.vectors
+        return Embedded(first_row + valid, [batch.keys[at] for at in valid], vectors, waiting + invalid)
 
 
-def _pieces(batch: VectorBatch) -> Iterator[VectorBatch]:
-    for start in range(0, len(batch.keys), _PIECE_ROWS):
-        piece = slice(start, start + _PIECE_ROWS)
-        columns = {name: values[piece] for name, values in batch.columns.items()}
-        yield VectorBatch(batch.keys[piece], np.asarray(batch.vectors[piece]), columns)
-
-
-def _good_rows(batch: VectorBatch, unit: UnitRows) -> VectorBatch:
-    kept = [at for at in range(len(batch.keys)) if at not in unit.refused]
-    columns = {name: [values[at] for at in kept] for name, values in batch.columns.items()}
-    return VectorBatch([batch.keys[at] for at in kept], unit.vectors[kept], columns)
+def _chunks(batch: VectorBatch) -> Iterator[VectorBatch]:
+    for start in range(0, len(batch.keys), _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        yield VectorBatch(batch.keys[chunk], np.asarray(batch.vectors[chunk]))
 
 
 def _only_skipped(skipped: list[Skipped], *, dimension: int) -> Embedded:
-    return Embedded(np.empty(0, np.int64), [], np.empty((0, dimension), np.float32), {}, skipped)
+    return Embedded(np.empty(0, np.int64), [], np.empty((0, dimension), np.float32), skipped)

@@ -14,7 +14,7 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window, windows
 from semdedup_assets.encoders.checkpoints import content_hash, local_path, short_name
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
-from semdedup_assets.records import Broken, Content, Embedded, Record
+from semdedup_assets.records import Content, Embedded, Invalid, Record
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         return f"{short_name(self.model)}-{self.pooling}"
 
     def identity(self) -> dict[str, Any]:
-        """What can change the vectors; a local folder by its content, wherever it lies.
+        """What can change the vectors; a local folder by its content, wherever it is stored.
 
         `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine.
 
@@ -89,7 +89,7 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
 
         Raises:
             ValueError: model or device does not exist or cannot be reached, or `max_tokens` is more than the model
-                can take; names the cure.
+                can take; names the remedy.
         """
         device = compute.torch_device
         model, tokenizer = _from_pretrained(self.model)
@@ -170,7 +170,7 @@ def _token_limit(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase")
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding) and module.padding_idx:
             # RoBERTa counts positions from after the padding index.
             limits.append(module.num_embeddings - module.padding_idx - 1)
-    # Tokenizers without a limit of their own say 1e30.
+    # Tokenizers without a limit of their own report 1e30.
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < 1 << 30]
     return min(known, default=None)
 
@@ -210,11 +210,11 @@ class TextModel:
         # OPT-350m projects its last layer to the width of its token embeddings.
         return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
-    def embed(self, records: Iterable[Record | Broken]) -> Iterator[Embedded]:
-        """Embed texts in the source's order; within a few thousand, texts of like length share a batch.
+    def embed(self, records: Iterable[Record | Invalid]) -> Iterator[Embedded]:
+        """Embed texts in the source's order; within a few thousand, texts of similar length share a batch.
 
         Args:
-            records: texts, and broken items.
+            records: texts, and invalid items.
 
         Yields:
             A batch per window of the stream; empty texts are in its `skipped`.
@@ -222,9 +222,9 @@ class TextModel:
         for tokenized in prefetch(self._tokenized(records), depth=1):
             yield embedded_window(tokenized.window, self._outputs(tokenized.token_ids))
 
-    def _tokenized(self, records: Iterable[Record | Broken]) -> Generator[_Tokenized, None, None]:
+    def _tokenized(self, records: Iterable[Record | Invalid]) -> Generator[_Tokenized, None, None]:
         for raw in windows(records, size=_WINDOW_TEXTS, payload=_WINDOW_CHARACTERS):
-            window = split_window(raw, [_refusal(item.record.payload) for item in raw.items])
+            window = split_window(raw, [_invalid_reason(item.record.payload) for item in raw.items])
             texts = [item.record.payload for item in window.items if isinstance(item.record.payload, str)]
             token_ids = self._token_ids([self.settings.prompt + text for text in texts])
             reasons = [None if ids else "the tokenizer finds no token in this text" for ids in token_ids]
@@ -278,7 +278,7 @@ def pool(hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> "tor
 
     Args:
         hidden: (b, t, d) hidden states of the last layer.
-        mask: (b, t), 1 for real tokens and 0 for padding, which may lie on either side.
+        mask: (b, t), 1 for real tokens and 0 for padding, on either side.
         pooling: `last_token`, `mean` or `cls`.
 
     Returns:
@@ -289,13 +289,13 @@ def pool(hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> "tor
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(hidden.dtype)  # (b, t, 1)
         return (hidden * weights).sum(1) / weights.sum(1)
-    places = torch.arange(mask.shape[1], device=mask.device)
-    last = (places * mask).argmax(1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask).argmax(1)
     chosen = last if pooling == "last_token" else mask.argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
 
 
-def _refusal(payload: object) -> str | None:
+def _invalid_reason(payload: object) -> str | None:
     if not isinstance(payload, str):
         return f"{type(payload).__name__}, not a text"
     if not payload.strip():
@@ -308,7 +308,7 @@ def _refusal(payload: object) -> str | None:
 
 
 def _batches_by_length(token_ids: list[list[int]], *, tokens: int, size: int) -> Iterator[list[int]]:
-    """Positions of texts of like length, the longest first.
+    """Positions of texts of similar length, the longest first.
 
     Args:
         token_ids: token ids of each text.

@@ -14,12 +14,12 @@ class UnitRows:
     """Rows of unit norm.
 
     Attributes:
-        vectors: (n, d) float32; unit norm but for the refused rows, which hold anything.
-        refused: why a row has no direction, by its position.
+        vectors: (n, d) float32; unit norm except for the invalid rows, whose values are undefined.
+        invalid: why a row has no direction, by its position.
     """
 
     vectors: np.ndarray
-    refused: dict[int, str]
+    invalid: dict[int, str]
 
 
 def normalise_rows(vectors: np.ndarray) -> UnitRows:
@@ -29,19 +29,19 @@ def normalise_rows(vectors: np.ndarray) -> UnitRows:
         vectors: (n, d) floats of any width; left as they are.
 
     Returns:
-        The unit rows; refused are those that are not finite or zero.
+        The unit rows; invalid are those that are not finite or zero.
     """
     rows, norms = _with_norms(vectors)
     usual = (norms > _SMALLEST_NORM) & (norms < _GREATEST_NORM)  # False for NaN
     rows /= np.where(usual, norms, np.float32(1))[:, None]
-    refused = {}
+    invalid = {}
     for position in np.flatnonzero(~usual):
         unit = _extreme_unit_row(vectors[position])
         if isinstance(unit, str):
-            refused[int(position)] = unit
+            invalid[int(position)] = unit
         else:
             rows[position] = unit
-    return UnitRows(rows, refused)
+    return UnitRows(rows, invalid)
 
 
 def check_unit_rows(vectors: np.ndarray) -> UnitRows:
@@ -51,13 +51,14 @@ def check_unit_rows(vectors: np.ndarray) -> UnitRows:
         vectors: (n, d) floats of any width; left as they are.
 
     Returns:
-        The same rows in float32, of unit norm to its precision; refused are those that are not finite, zero, or of a norm more than 0.01 off.
+        The same rows in float32, of unit norm to its precision; invalid are those that are not finite, zero, or of a
+        norm more than 0.01 off.
     """
     rows, norms = _with_norms(vectors)
     near = np.abs(norms - 1) <= _NORM_TOLERANCE  # False for NaN
     rows /= np.where(near, norms, np.float32(1))[:, None]
     off = np.flatnonzero(~near)
-    return UnitRows(rows, {int(position): _refusal(vectors[position], norms[position]) for position in off})
+    return UnitRows(rows, {int(position): _invalid_reason(vectors[position], norms[position]) for position in off})
 
 
 def _with_norms(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +79,6 @@ def _extreme_unit_row(row: np.ndarray) -> np.ndarray | str:
     return unit
 
 
-def _refusal(row: np.ndarray, norm: float) -> str:
+def _invalid_reason(row: np.ndarray, norm: float) -> str:
     unit = _extreme_unit_row(row)
     return unit if isinstance(unit, str) else f"norm {norm:.3g}, not 1; set `normalise: true`"

@@ -1,27 +1,31 @@
-"""Typed values from untyped rows: the one place where a column is looked up and converted."""
+"""Typed values from untyped rows: the one module that looks up and converts keys, columns and payloads."""
 
 import json as json_format
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from semdedup_assets.records import ColumnType, ColumnValue
-from semdedup_assets.sources.reading import BadItem
+from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item
+from semdedup_assets.sources.reading import InvalidValue, TruncatedFile
+
+TEXT_IS_CARRIED = "column 'text' always holds the item's text; remove it from `columns`"
 
 Columns = Annotated[
     dict[str, ColumnType],
     Field(
         description="Columns carried along into the manifests, by name and type (`string`, `int`, `float` or `bool`); "
-        "a dotted name reaches into nested fields. A value that does not fit its type makes its item a broken one.",
+        "a dotted name reaches into nested fields. A value that does not fit its type becomes null and is listed.",
     ),
 ]
 
 
 def _without_text(columns: dict[str, ColumnType]) -> dict[str, ColumnType]:
     if "text" in columns:
-        message = "column 'text' is carried along by itself, as the item's text: leave it out of `columns`"
+        message = TEXT_IS_CARRIED
         raise ValueError(message)
     return columns
 
@@ -44,15 +48,16 @@ def lookup(row: Mapping[str, object], name: str) -> object:
 def column_value(value: object, *, name: str, kind: ColumnType) -> ColumnValue:
     """A value as its column's type.
 
-    Whole floats fit `int` and ints fit `float`, for tables that had gaps store the one as the other.
+    Whole floats fit `int` and ints fit `float`, for tables with gaps store the one as the other.
 
     Raises:
-        BadItem: it does not fit; names column, value and type.
+        InvalidValue: it does not fit, or its file is damaged; names column, value and type.
     """
+    _check_readable(value, name=f"column {name!r}: ")
     fitted = None if value is None else _FIT[kind](value)
     if value is not None and fitted is None:
         message = f"column {name!r}: {reprlib.repr(value)} is not {_NAMES[kind]}"
-        raise BadItem(message)
+        raise InvalidValue(message)
     return fitted
 
 
@@ -89,46 +94,104 @@ _FIT: dict[ColumnType, Callable[[object], ColumnValue]] = {
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a string can be encoded: JSON's escapes can spell half a surrogate pair, which cannot."""
+    """Whether a string can be encoded; JSON's escapes can stand for half a surrogate pair, which cannot."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def carried_columns(
-    row: Mapping[str, object], *, declared: Mapping[str, ColumnType], automatic: Sequence[str]
-) -> dict[str, ColumnValue]:
-    """The columns of one item.
+@dataclass(frozen=True)
+class ItemFields:
+    """Which fields of a row are an item's key and columns.
 
-    Args:
-        row: the item's fields as its file has them.
-        declared: columns that the settings name; their values must fit.
-        automatic: string columns that nobody asked for; None where the row has no string there.
-
-    Raises:
-        BadItem: a declared column's value does not fit its type.
+    Attributes:
+        key: field of the key; None where the key is the fallback.
+        columns: columns that the settings name; their values must fit.
+        automatic: string columns that no setting names; None where the row has no string there.
+        text: field that is carried along as column `text`; None where there is none.
     """
-    columns: dict[str, ColumnValue] = {name: _as_string(lookup(row, name)) for name in automatic}
-    columns.update({name: column_value(lookup(row, name), name=name, kind=kind) for name, kind in declared.items()})
-    return columns
+
+    key: str | None
+    columns: Mapping[str, ColumnType]
+    automatic: tuple[str, ...] = ()
+    text: str | None = None
+
+    @cached_property
+    def column_types(self) -> dict[str, ColumnType]:
+        """Every carried column by name and type."""
+        types: dict[str, ColumnType] = {**dict.fromkeys(self.automatic, "string"), **self.columns}
+        return types if self.text is None else {**types, "text": "string"}
+
+    def key_of(self, row: Mapping[str, object], *, fallback: str) -> str:
+        """The key of a row, or the fallback where the row has no valid one."""
+        try:
+            return self._key(row, fallback)
+        except InvalidValue:
+            return fallback
+
+    def item(self, row: Mapping[str, object], *, fallback: str, invalid_values: Sequence[str] = ()) -> Item:
+        """The item of a row.
+
+        Args:
+            row: its fields by name, as the file has them.
+            fallback: the key where the row has no valid one: file name and row.
+            invalid_values: reasons that are known already.
+        """
+        key, columns, invalid = fallback, dict[str, ColumnValue](), list(invalid_values)
+        try:
+            key = self._key(row, fallback)
+        except InvalidValue as error:
+            invalid.append(str(error))
+        for name, kind in self.column_types.items():
+            try:
+                columns[name] = self._value(row, name, kind)
+            except InvalidValue as error:
+                columns[name] = None
+                invalid.append(str(error))
+        return Item(key, columns, tuple(invalid))
+
+    def without_values(self, invalid: Invalid) -> Item:
+        """The item of a record whose fields cannot be read at all."""
+        return Item(invalid.key, dict.fromkeys(self.column_types), (invalid.reason,))
+
+    def _key(self, row: Mapping[str, object], fallback: str) -> str:
+        return fallback if self.key is None else item_key(lookup(row, self.key), name=self.key)
+
+    def _value(self, row: Mapping[str, object], name: str, kind: ColumnType) -> ColumnValue:
+        if self.text is not None and name == "text":
+            value = lookup(row, self.text)
+            value = decoded(value, name="column 'text'") if isinstance(value, bytes) else value
+            return column_value(value, name=name, kind=kind)
+        if name in self.columns:
+            return column_value(lookup(row, name), name=name, kind=kind)
+        _check_readable(lookup(row, name), name=f"column {name!r}: ")
+        return _as_string(lookup(row, name))
+
+
+def _check_readable(value: object, *, name: str = "") -> None:
+    """Raise for a cell that could not be read: it holds the damage as its value."""
+    if isinstance(value, TruncatedFile):
+        message = f"{name}{value}"
+        raise InvalidValue(message)
 
 
 def item_text(value: object) -> str:
     """The text of an item.
 
     Raises:
-        BadItem: there is none, or it is empty, blank, or not a string of valid Unicode.
+        InvalidValue: there is none, or it is empty, blank, or not a string of valid Unicode.
     """
+    _check_readable(value)
     if isinstance(value, bytes):
         value = decoded(value, name="text")
     if value is None:
         message = "null text"
-        raise BadItem(message)
+        raise InvalidValue(message)
     text = _as_string(value)
     if text is None:
         message = f"text is not a string of valid Unicode: {reprlib.repr(value)}"
-        raise BadItem(message)
+        raise InvalidValue(message)
     if not text.strip():
         message = "empty text"
-        raise BadItem(message)
+        raise InvalidValue(message)
     return text
 
 
@@ -136,12 +199,13 @@ def item_key(value: object, *, name: str) -> str:
     """The key of an item: a string, or a whole number as its digits.
 
     Raises:
-        BadItem: there is none, or it is neither.
+        InvalidValue: there is none, or it is neither.
     """
+    _check_readable(value, name=f"key {name!r}: ")
     key = str(value) if isinstance(value, int) and not isinstance(value, bool) else _as_string(value)
     if key is None:
         message = f"key {name!r}: {reprlib.repr(value)} is neither a string nor a whole number"
-        raise BadItem(message)
+        raise InvalidValue(message)
     return key
 
 
@@ -149,14 +213,15 @@ def item_image(content: object) -> bytes:
     """The encoded image of an item.
 
     Raises:
-        BadItem: there is none, or it has no bytes.
+        InvalidValue: there is none, or it has no bytes.
     """
+    _check_readable(content)
     if not isinstance(content, bytes):
         message = "null image" if content is None else f"image is not bytes: {reprlib.repr(content)}"
-        raise BadItem(message)
+        raise InvalidValue(message)
     if not content:
         message = "empty image: 0 bytes"
-        raise BadItem(message)
+        raise InvalidValue(message)
     return content
 
 
@@ -164,40 +229,56 @@ def decoded(content: bytes, *, name: str) -> str:
     """UTF-8 as a string.
 
     Raises:
-        BadItem: it is not UTF-8; names what and where.
+        InvalidValue: it is not UTF-8; names what and where.
     """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"{name}: not UTF-8 at byte {error.start}"
-        raise BadItem(message) from error
+        raise InvalidValue(message) from error
 
 
 def json_object(content: bytes, *, name: str) -> dict[str, object]:
     """A JSON object.
 
     Raises:
-        BadItem: it is not JSON, or not an object; names what and where.
+        InvalidValue: it is not JSON, or not an object; names what and where.
     """
     try:
         document = json_format.loads(content)
     except json_format.JSONDecodeError as error:
         message = f"{name}: not JSON ({error.msg} at character {error.pos})"
-        raise BadItem(message) from error
+        raise InvalidValue(message) from error
     except (ValueError, RecursionError) as error:
         message = f"{name}: not JSON that can be read ({error})"
-        raise BadItem(message) from error
+        raise InvalidValue(message) from error
     if not isinstance(document, dict):
         message = f"{name}: not a JSON object: {reprlib.repr(document)}"
-        raise BadItem(message)
+        raise InvalidValue(message)
     return document
 
 
-def image_fields(*, txt: bytes | None, json: bytes | None) -> dict[str, object]:
-    """The fields of the JSON that belongs to an image; a text file's caption goes before the JSON's.
+def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, object], list[str]]:
+    """The fields of the files beside an image.
 
-    Raises:
-        BadItem: the text is not UTF-8, or the JSON not an object.
+    Args:
+        txt: the caption, which takes precedence over the JSON's; None where there is no such file.
+        json: an object of fields; None where there is no such file.
+
+    Returns:
+        The fields by name; and why the text is not UTF-8, or the JSON not an object.
     """
-    fields = {} if json is None else json_object(json, name="json")
-    return fields if txt is None else {**fields, "caption": decoded(txt, name="txt").rstrip("\r\n")}
+    fields: dict[str, object] = {}
+    invalid = []
+    if json is not None:
+        try:
+            fields = json_object(json, name="json")
+        except InvalidValue as error:
+            invalid.append(str(error))
+    if txt is not None:
+        try:
+            fields = {**fields, "caption": decoded(txt, name="txt").rstrip("\r\n")}
+        except InvalidValue as error:
+            fields = {**fields, "caption": None}
+            invalid.append(str(error))
+    return fields, invalid

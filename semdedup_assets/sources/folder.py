@@ -2,14 +2,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from semdedup_assets.records import Broken, ColumnType, Content, Record
-from semdedup_assets.sources.columns import Columns, carried_columns, image_fields, item_image
+from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
+from semdedup_assets.sources.columns import Columns, ItemFields, item_image, sidecar_fields
 from semdedup_assets.sources.reading import (
-    BadItem,
+    InvalidValue,
     file_name,
     fixed_roots,
     is_glob,
@@ -38,16 +38,24 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def content(self) -> Content:
-        """What a record carries."""
+        """The payload of a record."""
         return "image"
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
-        return {"caption": "string", **self.columns}
+        return self._item_fields.column_types
+
+    def payload_settings(self) -> dict[str, Any]:
+        """The settings that can change which payloads are read."""
+        return self.model_dump(include={"kind"})
+
+    def item_settings(self) -> dict[str, Any]:
+        """The settings that can change keys and columns."""
+        return self.model_dump(include={"kind", "columns"})
 
     def problems(self) -> list[str]:
-        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        """What is wrong with the path as a setting; begins with the setting's name."""
         problem = path_problem(self.path)
         return [f"path: {problem}"] if problem else []
 
@@ -58,15 +66,15 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             A file's stamp covers the text and JSON beside it, so that a changed caption is a changed file.
 
         Raises:
-            FileNotFoundError: there is no image; names the path and the cure.
+            FileNotFoundError: there is no image; names the path and the remedy.
         """
         for pattern in patterns(self.path):
             if images := _images(pattern):
                 return images
         raise FileNotFoundError(nothing_there(self.path, _IMAGES))
 
-    def read(self, path: str) -> Iterator[Record | Broken]:
-        """The one image of a file, with its caption and columns.
+    def read(self, path: str) -> Iterator[Record | Invalid]:
+        """The one image of a file.
 
         Raises:
             OSError: the image cannot be opened; names it.
@@ -75,13 +83,24 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
         with opened(path) as stream:
             content = stream.read()
         try:
-            txt = _beside(path, ".txt")
-            json = _beside(path, ".json") if self.columns or txt is None else None
-            fields = image_fields(txt=txt, json=json)
-            columns = carried_columns(fields, declared=self.columns, automatic=["caption"])
-            yield Record(key, item_image(content), columns)
-        except BadItem as bad:
-            yield Broken(key, str(bad))
+            yield Record(key, item_image(content))
+        except InvalidValue as error:
+            yield Invalid(key, str(error))
+
+    def read_items(self, path: str) -> Iterator[Item]:
+        """Key, caption and columns of the one image of a file; reads only the text and JSON beside it.
+
+        Raises:
+            OSError: one of them cannot be opened; names it.
+        """
+        txt = _beside(path, ".txt")
+        json = _beside(path, ".json") if self.columns or txt is None else None
+        row, invalid = sidecar_fields(txt=txt, json=json)
+        yield self._item_fields.item(row, fallback=self._key(path), invalid_values=invalid)
+
+    @property
+    def _item_fields(self) -> ItemFields:
+        return ItemFields(None, self.columns, automatic=("caption",))
 
     def _key(self, path: str) -> str:
         _, name = filesystem(path)

@@ -1,21 +1,22 @@
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from semdedup_assets.records import Broken, ColumnType, Content, Record
-from semdedup_assets.sources.columns import Columns, carried_columns, item_image, item_key, item_text
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, path_problem, source_files
-from semdedup_assets.sources.tables import FieldPath, batches, field_path, field_type, parquet_file, values
+from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
+from semdedup_assets.sources.columns import TEXT_IS_CARRIED, Columns, ItemFields, item_image, item_text
+from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, path_problem, source_files
+from semdedup_assets.sources.tables import FieldPath, field_path, field_paths, field_type, parquet_file, table_rows
 from semdedup_assets.storage.files import FileStat
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 PARQUET = (".parquet", ".pq")
 _ROWS = {"image": 64, "text": 4096}
-_AUTOMATIC = ["caption", "url"]  # of images
-_PAYLOAD, _KEY = ":payload", ":key"  # beside the carried columns, whose names are free
+_AUTOMATIC = ("caption", "url")  # of images
+_PAYLOAD = ":payload"  # beside key and columns, whose names are free
 
 
 class Parquet(BaseModel, frozen=True, extra="forbid"):
@@ -49,24 +50,29 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             message = "set either `image` or `text` to the column to embed" + (", not both" if self.image else "")
             raise ValueError(message)
         if self.text is not None and "text" in self.columns:
-            message = "column 'text' is carried along by itself, as the item's text: leave it out of `columns`"
-            raise ValueError(message)
+            raise ValueError(TEXT_IS_CARRIED)
         return self
 
     @property
     def content(self) -> Content:
-        """What a record carries."""
+        """The payload of a record."""
         return "image" if self.image else "text"
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type; images' `caption` and `url` where the file has such strings."""
-        if self.image:
-            return {"caption": "string", "url": "string", **self.columns}
-        return {**self.columns, "text": "string"}
+        return self._item_fields.column_types
+
+    def payload_settings(self) -> dict[str, Any]:
+        """The settings that can change which payloads are read."""
+        return self.model_dump(include={"kind", "image", "text"})
+
+    def item_settings(self) -> dict[str, Any]:
+        """The settings that can change keys and columns."""
+        return self.model_dump(include={"kind", "text", "key", "columns"})
 
     def problems(self) -> list[str]:
-        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        """What is wrong with the path as a setting; begins with the setting's name."""
         problem = path_problem(self.path)
         return [f"path: {problem}"] if problem else []
 
@@ -74,36 +80,63 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
         """Every Parquet file, sorted by path.
 
         Raises:
-            FileNotFoundError: there is none; names the path and the cure.
+            FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, PARQUET)
 
-    def read(self, path: str) -> Iterator[Record | Broken]:
-        """Every row of a file, in its order; at the end one `Broken` for the whole file where it is damaged.
+    def read(self, path: str) -> Iterator[Record | Invalid]:
+        """Every row of a file, in its order; one `Invalid` for the whole file where its footer is damaged.
 
         Raises:
-            ValueError: a column is missing or of a type that holds neither images nor texts; before any row.
+            ValueError: the payload's column is missing or holds neither images nor texts; before any row.
             OSError: the file cannot be opened; names it.
         """
-        row = 0
+        fields = self._item_fields
         try:
             with parquet_file(path) as table:
-                fields = self._fields(table.schema_arrow, path)
-                for batch in batches(table, fields, rows=_ROWS[self.content], path=path):
-                    for found in zip(*map(values, batch.values()), strict=True):
-                        yield self._record(dict(zip(batch, found, strict=True)), place=f"{file_name(path)}:{row}")
-                        row += 1
+                payload = {_PAYLOAD: self._payload_field(table.schema_arrow, path)}
+                payloads = table_rows(table, payload, path=path, batch_rows=_ROWS[self.content])
+                for row, (found, keys) in enumerate(zip(payloads, self._keys(table, path), strict=True)):
+                    yield self._record(found[_PAYLOAD], fields.key_of(keys, fallback=f"{file_name(path)}:{row}"))
         except TruncatedFile as cut:
-            yield Broken(file_name(path), str(cut))
+            yield Invalid(file_name(path), str(cut))
 
-    def _fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
-        """What to read: payload and key, declared columns, automatic ones where they are there."""
-        fields = {_PAYLOAD: self._payload_field(schema, path)}
-        if self.key:
-            fields[_KEY] = field_path(schema, self.key, path=path)
-        fields.update({name: field_path(schema, name, path=path) for name in self.columns})
-        automatic = _AUTOMATIC if self.image else []
-        return {name: (name,) for name in automatic if name in schema.names} | fields
+    def read_items(self, path: str) -> Iterator[Item]:
+        """Key and columns of every row of a file; reads no image.
+
+        Raises:
+            ValueError: a column is missing; before any row.
+            OSError: the file cannot be opened; names it.
+        """
+        fields = self._item_fields
+        try:
+            with parquet_file(path) as table:
+                rows = table_rows(table, self._carried_fields(table.schema_arrow, path), path=path)
+                for row, found in enumerate(rows):
+                    yield fields.item(found, fallback=f"{file_name(path)}:{row}")
+        except TruncatedFile as cut:
+            yield fields.without_values(Invalid(file_name(path), str(cut)))
+
+    @property
+    def _item_fields(self) -> ItemFields:
+        if self.image:
+            return ItemFields(self.key, self.columns, automatic=_AUTOMATIC)
+        return ItemFields(self.key, self.columns, text=_PAYLOAD)
+
+    def _keys(self, table: "pq.ParquetFile", path: str) -> Iterator[dict[str, Any]]:
+        """Every row's key field, or nothing where there is none: only `read_items` reports that."""
+        try:
+            fields = field_paths(table.schema_arrow, [self.key] if self.key else [], path=path)
+        except ValueError:
+            fields = {}
+        return table_rows(table, fields, path=path)
+
+    def _carried_fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
+        """Where key and columns lie: declared ones, those automatic ones that exist, and the text."""
+        automatic = _AUTOMATIC if self.image else ()
+        fields: dict[str, FieldPath] = {name: (name,) for name in automatic if name in schema.names}
+        fields |= field_paths(schema, [*([self.key] if self.key else []), *self.columns], path=path)
+        return fields if self.image else {**fields, _PAYLOAD: self._payload_field(schema, path)}
 
     def _payload_field(self, schema: "pa.Schema", path: str) -> FieldPath:
         import pyarrow as pa
@@ -119,18 +152,11 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(message)
         return field
 
-    def _record(self, row: dict[str, object], *, place: str) -> Record | Broken:
-        key = place
+    def _record(self, payload: object, key: str) -> Record | Invalid:
         try:
-            if self.key:
-                key = item_key(row[_KEY], name=self.key)
-            columns = carried_columns(row, declared=self.columns, automatic=_AUTOMATIC if self.image else [])
-            if self.image:
-                return Record(key, item_image(row[_PAYLOAD]), columns)
-            text = item_text(row[_PAYLOAD])
-            return Record(key, text, {**columns, "text": text})
-        except BadItem as bad:
-            return Broken(key, str(bad))
+            return Record(key, item_image(payload) if self.image else item_text(payload))
+        except InvalidValue as error:
+            return Invalid(key, str(error))
 
 
 def _holds(kind: "pa.DataType", *, texts: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Finding and opening the files of a source, and what may be wrong with them."""
+"""Finding and opening the files of a source."""
 
 import glob
 import re
@@ -16,15 +16,15 @@ from fsspec.utils import get_protocol
 from semdedup_assets.storage.files import FileStat, filesystem, list_files, open_file
 
 _MAGIC = re.compile(r"[*?[]")
-_LISTED = 1000  # names that are looked through for one like a missing one
+_LISTED = 1000  # names that are compared with a missing one
 
 
 class TruncatedFile(ValueError):
-    """A file ends, or turns unreadable, before its items do; what came before is good."""
+    """A file ends, or becomes unreadable, before its last item; the items before are valid."""
 
 
-class BadItem(ValueError):
-    """One item cannot be embedded; the message is the reason that is listed beside its key."""
+class InvalidValue(ValueError):
+    """A key, a column or a payload cannot be used; the message is the reason that is listed beside the item's key."""
 
 
 def file_name(path: str) -> str:
@@ -33,17 +33,17 @@ def file_name(path: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name with the bytes that are not UTF-8 spelled out, for tables hold only valid Unicode."""
+    """A file's name with the bytes that are not UTF-8 escaped, for tables hold only valid Unicode."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_glob(name: str) -> bool:
-    """Whether a name has a character that a glob takes for others."""
+    """Whether a name has a wildcard."""
     return _MAGIC.search(name) is not None
 
 
 def patterns(path: str) -> list[str]:
-    """The globs a source's path may stand for, the likeliest first: itself, its literal name, all below it."""
+    """The globs a source's path may stand for, the most likely first: itself, its literal name, all below it."""
     path = path.rstrip("/") or "/"
     protocol, separator, name = path.rpartition("://")
     literal = f"{protocol}{separator}{glob.escape(name)}"
@@ -51,7 +51,7 @@ def patterns(path: str) -> list[str]:
 
 
 def fixed_roots(path: str) -> list[str]:
-    """The folders below which a path's files may lie, as their file system spells them, the likeliest first."""
+    """The folders below which a path's files may lie, as their file system formats them, the most likely first."""
     _, name = filesystem(path.rstrip("/") or "/")
     parts = name.split("/")
     fixed = next((i for i, part in enumerate(parts) if is_glob(part)), len(parts))
@@ -81,7 +81,10 @@ def source_files(path: str, suffixes: tuple[str, ...]) -> list[FileStat]:
 
 
 def nothing_there(path: str, suffixes: tuple[str, ...]) -> str:
-    """Why a listing came back empty, and the cure."""
+    """Why a listing came back empty, and the remedy."""
+    missing = _missing_folder(path)
+    if missing is not None:
+        return f"{path}: {missing}"
     return (
         f"{path}: no file here ends in {' '.join(suffixes)}; set `path` to a file, to a folder that holds "
         "such files, to a glob (`/**` for all below a folder), or to a URL such as s3://bucket/folder"
@@ -89,31 +92,37 @@ def nothing_there(path: str, suffixes: tuple[str, ...]) -> str:
 
 
 def path_problem(path: str) -> str | None:
-    """Why nothing can lie at a source's path, without a listing of files.
+    """What is wrong with a source's path as a setting; None where nothing is.
 
-    Returns:
-        None where the file or folder is there (files may still come into it), or the path is a URL.
+    A path without files is no problem: a machine that only loads the code location has no data.
     """
     protocol = get_protocol(path)
-    if protocol not in ("file", "local"):
-        known = {*available_protocols(), *registry}
-        near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
-        return None if protocol in known else f"{path}: no file system is called {protocol!r}; near names: {near}"
+    known = {*available_protocols(), *registry}
+    if protocol in known:
+        return None
+    near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
+    return f"{path}: no file system is called {protocol!r}; near names: {near}"
+
+
+def _missing_folder(path: str) -> str | None:
+    """Which part of a local path does not exist, with near names; None where its folder is there, or it is a URL."""
+    if get_protocol(path) not in ("file", "local"):
+        return None
     whole, folder = (Path(root or "/") for root in fixed_roots(path))
     try:
         return None if whole.exists() or folder.exists() else _missing(folder.resolve())
     except OSError as error:
-        return f"{folder} cannot be looked at ({error.strerror}); let the user who runs Dagster read it"
+        return f"{folder} cannot be listed ({error.strerror}); let the user who runs Dagster read it"
 
 
-def _missing(place: Path) -> str:
-    there = next(folder for folder in place.parents if folder.exists())
-    name = place.relative_to(there).parts[0]
-    names = [entry.name for entry in islice(there.iterdir(), _LISTED)] if there.is_dir() else []
+def _missing(folder: Path) -> str:
+    parent = next(parent for parent in folder.parents if parent.exists())
+    name = folder.relative_to(parent).parts[0]
+    names = [entry.name for entry in islice(parent.iterdir(), _LISTED)] if parent.is_dir() else []
     near = ", ".join(get_close_matches(name, names, n=3)) or "none"
     return (
-        f"{place} does not exist: {there} has no {name!r} (near names: {near}); set it to where the files lie, or make "
-        f"the folder; a relative path starts at the current directory, {Path.cwd()}"
+        f"{folder} does not exist: {parent} has no {name!r} (near names: {near}); set `path` to an existing file, "
+        f"folder, glob or URL; a relative path starts at the current directory, {Path.cwd()}"
     )
 
 
@@ -122,7 +131,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     """Open a source file as a stream of bytes.
 
     Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be opened; names the path and the cure.
+        FileNotFoundError, PermissionError, OSError: it cannot be opened; names the path and the remedy.
     """
     try:
         stream = open_file(path)

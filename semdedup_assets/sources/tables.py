@@ -1,8 +1,9 @@
-"""Columns of Parquet files, read as a stream by those sources that are made of them."""
+"""Columns of Parquet files, read as a stream by the sources that use them."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.sources.reading import TruncatedFile, opened
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 30
 _PAGE_BUFFER = 1 << 20
+_ROWS = 4096
 
 FieldPath = tuple[str, ...]
 """A column's name, or the names that lead to a field of a struct."""
@@ -36,30 +38,65 @@ def parquet_file(path: str) -> Iterator["pq.ParquetFile"]:
             yield table
 
 
-def batches(
-    table: "pq.ParquetFile", fields: Mapping[str, FieldPath], *, rows: int, path: str
-) -> Iterator[dict[str, "pa.Array"]]:
-    """Consecutive rows of some columns.
+def batches(table: "pq.ParquetFile", field: FieldPath, *, rows: int, path: str) -> Iterator["pa.Array"]:
+    """Consecutive values of one column; nothing else is read.
 
     Args:
         table: an open file.
-        fields: the columns to read, at least one, by the name they get; nothing else is read.
-        rows: most rows in one batch.
+        field: the column.
+        rows: most values in one batch.
         path: the file's path, for messages.
 
     Raises:
-        TruncatedFile: the file is damaged from some row on; names both.
+        TruncatedFile: the column is damaged from some row on; names both.
     """
-    wanted = list(dict.fromkeys(".".join(field) for field in fields.values()))
-    stream = table.iter_batches(batch_size=rows, columns=wanted)
+    stream = table.iter_batches(batch_size=rows, columns=[".".join(field)])
     row = 0
     while True:
         with _damage_named(path, f"row {row} (counted from 0) or soon after"):
             batch = next(stream, None)
         if batch is None:
             return
-        yield {name: _field(batch, field) for name, field in fields.items()}
+        yield _field(batch, field)
         row += batch.num_rows
+
+
+def table_rows(
+    table: "pq.ParquetFile", fields: Mapping[str, FieldPath], *, path: str, batch_rows: int = _ROWS
+) -> Iterator[dict[str, Any]]:
+    """Every row that the file's footer counts, whatever is damaged and whichever columns are read.
+
+    Args:
+        table: an open file.
+        fields: the columns to read by the name they get; nothing else is read.
+        path: the file's path, for messages.
+        batch_rows: rows that are in memory together.
+
+    Yields:
+        Values by name; from the row where a column is damaged on, a `TruncatedFile` in place of its values.
+    """
+    # Each column is a stream of its own, so that damage in one cannot shift or hide the rows of another.
+    columns = [_values_or_damage(table, field, rows=batch_rows, path=path) for field in fields.values()]
+    for _ in range(table.metadata.num_rows):
+        yield {name: next(column) for name, column in zip(fields, columns, strict=True)}
+
+
+def _values_or_damage(table: "pq.ParquetFile", field: FieldPath, *, rows: int, path: str) -> Iterator[Any]:
+    try:
+        for batch in batches(table, field, rows=rows, path=path):
+            yield from values(batch)
+        yield from repeat(TruncatedFile(f"{path}: column {'.'.join(field)!r} ends before its last row"))
+    except TruncatedFile as damage:
+        yield from repeat(damage)
+
+
+def field_paths(schema: "pa.Schema", names: Iterable[str], *, path: str) -> dict[str, FieldPath]:
+    """Where columns lie in a table, by name.
+
+    Raises:
+        ValueError: one is not there; names the file, the column, near names and the columns that are there.
+    """
+    return {name: field_path(schema, name, path=path) for name in names}
 
 
 def field_path(schema: "pa.Schema", name: str, *, path: str) -> FieldPath:
@@ -128,14 +165,14 @@ def _field_paths(schema: "pa.Schema") -> Iterator[FieldPath]:
 
 
 @contextmanager
-def _damage_named(path: str, place: str) -> Iterator[None]:
+def _damage_named(path: str, location: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        # Arrow reports damaged data as an OSError of its own; one with a number came from the store.
+        # Arrow reports damaged data as an OSError without a number; one with a number comes from the store.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        message = f"{path}: cut off or damaged at {place}: {error}"
+        message = f"{path}: cut off or damaged at {location}: {error}"
         raise TruncatedFile(message) from error

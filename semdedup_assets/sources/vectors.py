@@ -1,16 +1,17 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from semdedup_assets.records import Broken, ColumnType, ColumnValue, Content, VectorBatch
-from semdedup_assets.sources.columns import Columns, column_value, item_key
+from semdedup_assets.records import ColumnType, Content, Invalid, Item, VectorBatch
+from semdedup_assets.sources.columns import Columns, ItemFields
 from semdedup_assets.sources.parquet import PARQUET
-from semdedup_assets.sources.reading import BadItem, TruncatedFile, file_name, opened, path_problem, source_files
-from semdedup_assets.sources.tables import FieldPath, batches, field_path, field_type, parquet_file, values
+from semdedup_assets.sources.reading import TruncatedFile, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.tables import batches, field_path, field_paths, field_type, parquet_file, table_rows
 from semdedup_assets.storage.files import FileStat
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _ROWS = 8192
-_VECTOR, _KEY = ":vector", ":key"  # beside the carried columns, whose names are free
+
+_Rows = Iterator[dict[str, Any]]
+"""Fields by name, row by row."""
 
 
 class Vectors(BaseModel, frozen=True, extra="forbid"):
@@ -50,16 +53,24 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def content(self) -> Content:
-        """What a record carries."""
+        """The payload of a record."""
         return "vector"
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
-        return dict(self.columns)
+        return self._item_fields.column_types
+
+    def payload_settings(self) -> dict[str, Any]:
+        """The settings that can change which vectors are read."""
+        return self.model_dump(include={"kind", "vector"})
+
+    def item_settings(self) -> dict[str, Any]:
+        """The settings that can change keys and columns."""
+        return self.model_dump(include={"kind", "key", "metadata", "columns"})
 
     def problems(self) -> list[str]:
-        """What is wrong with the paths, seen without a listing; begins with the setting's name."""
+        """What is wrong with the paths as settings; each begins with the setting's name."""
         paths = {"path": self.path} | ({"metadata": self.metadata} if self.metadata else {})
         return [f"{name}: {problem}" for name, path in paths.items() if (problem := path_problem(path))]
 
@@ -67,7 +78,7 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
         """Every file of embeddings, sorted by path; its stamp covers the metadata paired with it.
 
         Raises:
-            FileNotFoundError: there is none; names the path and the cure.
+            FileNotFoundError: there is none; names the path and the remedy.
             ValueError: there are not as many metadata files; names both paths and counts.
         """
         if self.metadata is None:
@@ -76,100 +87,105 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
             replace(array, stamp=f"{array.stamp} metadata:{table.size}:{table.stamp}") for array, table in self._pairs()
         ]
 
-    def read(self, path: str) -> Iterator[VectorBatch | Broken]:
-        """Every row of a file, in its order, at most 8192 a batch; at the end one `Broken` where it is damaged.
+    def read(self, path: str) -> Iterator[VectorBatch | Invalid]:
+        """Every row of a file, in its order, at most 8192 a batch; one `Invalid` where its head or footer is damaged.
 
         Raises:
-            ValueError: the file does not hold what the settings say, or metadata of other length; before any row.
+            ValueError: the file does not hold what the settings say; before any row.
             OSError: a file cannot be opened; names it.
         """
         try:
-            yield from self._read_npy(path) if path.lower().endswith(".npy") else self._read_parquet(path)
+            yield from self._read_npy(path) if _is_npy(path) else self._read_parquet(path)
         except TruncatedFile as cut:
-            yield Broken(file_name(path), str(cut))
+            yield Invalid(file_name(path), str(cut))
 
-    def _read_parquet(self, path: str) -> Iterator[VectorBatch | Broken]:
+    def read_items(self, path: str) -> Iterator[Item]:
+        """Key and columns of every row of a file; reads no vector.
+
+        Raises:
+            ValueError: a column is missing, or the metadata have another number of rows; before any row.
+            OSError: a file cannot be opened; names it.
+        """
+        fields = self._item_fields
+        try:
+            with ExitStack() as stack:
+                names = [*([self.key] if self.key else []), *self.columns]
+                for row, found in enumerate(self._rows(stack, names, path=path)):
+                    yield fields.item(found, fallback=f"{file_name(path)}:{row}")
+        except TruncatedFile as cut:
+            yield fields.without_values(Invalid(file_name(path), str(cut)))
+
+    def _read_parquet(self, path: str) -> Iterator[VectorBatch | Invalid]:
         with parquet_file(path) as table:
-            schema = table.schema_arrow
-            fields = {_VECTOR: field_path(schema, self.vector, path=path), **self._label_fields(schema, path)}
-            _check_floats(field_type(schema, fields[_VECTOR]), place=f"{path}: column {self.vector!r}")
-            row, width = 0, 0
-            for batch in batches(table, fields, rows=_ROWS, path=path):
-                column = batch.pop(_VECTOR)
-                labels = self._labels(batch, first=row, count=len(column), path=path)
-                width = width or _width(column)
-                vectors, broken = _stacked(column, width)
-                yield from _runs(labels, vectors, broken)
-                row += len(column)
+            field = field_path(table.schema_arrow, self.vector, path=path)
+            _check_floats(field_type(table.schema_arrow, field), location=f"{path}: column {self.vector!r}")
+            keys, width = self._keys(lambda names: _table_rows(table, names, path=path), path=path), 0
+            try:
+                for column in batches(table, field, rows=_ROWS, path=path):
+                    width = width or _width(column)
+                    yield from _valid_batches(list(islice(keys, len(column))), *_stacked(column, width))
+            except TruncatedFile as damage:
+                yield from (Invalid(key, str(damage)) for key in keys)
 
-    def _read_npy(self, path: str) -> Iterator[VectorBatch | Broken]:
+    def _read_npy(self, path: str) -> Iterator[VectorBatch | Invalid]:
         with ExitStack() as stack:
             stream = stack.enter_context(opened(path))
-            header = _npy_header(stream, path)
-            row = 0
-            for labels in self._npy_labels(stack, header.rows, path):
-                vectors = _npy_rows(stream, header, len(labels.keys))
-                whole = len(vectors)
-                yield from _runs(labels.until(whole), vectors, {})
-                row += whole
-                if whole < len(labels.keys):
-                    message = f"{path}: cut off after {row} of its {header.rows} rows"
-                    raise TruncatedFile(message)
+            header, done = _npy_header(stream, path), 0
+            keys = self._keys(lambda names: self._metadata_rows(stack, names, count=header.rows, path=path), path=path)
+            for first in range(0, header.rows, _ROWS):
+                vectors = _npy_rows(stream, header, min(_ROWS, header.rows - first))
+                yield from _valid_batches(list(islice(keys, len(vectors))), vectors, {})
+                done += len(vectors)
+                if done < min(first + _ROWS, header.rows):
+                    break
+            yield from (Invalid(key, f"{path}: cut off after {done} of its {header.rows} rows") for key in keys)
 
-    def _npy_labels(self, stack: ExitStack, rows: int, path: str) -> Iterator["_Labels"]:
-        """Keys and columns of an array's rows, from its metadata where there are."""
+    @property
+    def _item_fields(self) -> ItemFields:
+        return ItemFields(self.key, self.columns)
+
+    def _keys(self, rows_of: Callable[[list[str]], _Rows], *, path: str) -> Iterator[str]:
+        """The key of every row of a file: its row where it has none, which only `read_items` reports."""
+        fields = ItemFields(self.key, {})
+        try:
+            rows = rows_of([self.key] if self.key else [])
+        except ValueError:
+            rows = rows_of([])
+        return (fields.key_of(found, fallback=f"{file_name(path)}:{row}") for row, found in enumerate(rows))
+
+    def _rows(self, stack: ExitStack, names: list[str], *, path: str) -> _Rows:
+        """The named fields of every row of a file."""
+        if not _is_npy(path):
+            return _table_rows(stack.enter_context(parquet_file(path)), names, path=path)
+        with opened(path) as stream:
+            count = _npy_header(stream, path).rows
+        return self._metadata_rows(stack, names, count=count, path=path)
+
+    def _metadata_rows(self, stack: ExitStack, names: list[str], *, count: int, path: str) -> _Rows:
+        """The named fields of every row of an array, from the metadata paired with it.
+
+        Raises:
+            ValueError: there are no metadata, a field is missing, or the metadata have another number of rows.
+        """
+        if not names:
+            return repeat({}, count)
         table_path = self._metadata_of(path)
-        if table_path is None:
-            yield from self._plain_labels(rows, path)
-            return
-        table = stack.enter_context(parquet_file(table_path))
-        _check_row_counts(table, table_path, rows=rows, path=path)
-        fields = self._label_fields(table.schema_arrow, table_path)
-        if not fields:
-            yield from self._plain_labels(rows, path)
-            return
-        first = 0
-        for batch in batches(table, fields, rows=_ROWS, path=table_path):
-            count = len(next(iter(batch.values())))
-            yield self._labels(batch, first=first, count=count, path=path)
-            first += count
+        try:
+            table = stack.enter_context(parquet_file(table_path))
+        except TruncatedFile as damage:
+            return repeat(dict.fromkeys(names, damage), count)
+        _check_row_counts(table, table_path, rows=count, path=path)
+        return _table_rows(table, names, path=table_path)
 
-    def _plain_labels(self, rows: int, path: str) -> Iterator["_Labels"]:
-        for first in range(0, rows, _ROWS):
-            yield self._labels({}, first=first, count=min(_ROWS, rows - first), path=path)
-
-    def _label_fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
-        key = {_KEY: field_path(schema, self.key, path=path)} if self.key else {}
-        return key | {name: field_path(schema, name, path=path) for name in self.columns}
-
-    def _labels(self, batch: dict[str, "pa.Array"], *, first: int, count: int, path: str) -> "_Labels":
-        keys = [f"{file_name(path)}:{row}" for row in range(first, first + count)]
-        labels = _Labels(keys, {name: [None] * count for name in self.columns}, {})
-        if _KEY in batch and self.key:
-            for row, value in enumerate(values(batch[_KEY])):
-                try:
-                    keys[row] = item_key(value, name=self.key)
-                except BadItem as bad:
-                    labels.broken[row] = str(bad)
-        for name, kind in self.columns.items():
-            for row, value in enumerate(values(batch[name])):
-                try:
-                    labels.columns[name][row] = column_value(value, name=name, kind=kind)
-                except BadItem as bad:
-                    labels.broken.setdefault(row, str(bad))
-        return labels
-
-    def _metadata_of(self, path: str) -> str | None:
-        if self.metadata is not None:
-            tables = {array.path: table.path for array, table in self._pairs()}
-            if path not in tables:
-                message = f"{path}: not among the .npy files of {self.path}, so it has no metadata there"
-                raise ValueError(message)
-            return tables[path]
-        if self.key or self.columns:
+    def _metadata_of(self, path: str) -> str:
+        if self.metadata is None:
             message = f"{path}: an .npy file has no column {self.key or next(iter(self.columns))!r}; set `metadata`"
             raise ValueError(message)
-        return None
+        tables = {array.path: table.path for array, table in self._pairs()}
+        if path not in tables:
+            message = f"{path}: not among the .npy files of {self.path}, so it has no metadata there"
+            raise ValueError(message)
+        return tables[path]
 
     def _pairs(self) -> list[tuple[FileStat, FileStat]]:
         arrays, tables = source_files(self.path, (".npy",)), source_files(self.metadata or "", PARQUET)
@@ -182,30 +198,29 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
         return list(zip(arrays, tables, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """Keys and columns of consecutive rows, and by row why some of them are broken."""
-
-    keys: list[str]
-    columns: dict[str, list[ColumnValue]]
-    broken: dict[int, str]
-
-    def until(self, row: int) -> "_Labels":
-        columns = {name: found[:row] for name, found in self.columns.items()}
-        return _Labels(self.keys[:row], columns, {at: why for at, why in self.broken.items() if at < row})
+def _is_npy(path: str) -> bool:
+    return path.lower().endswith(".npy")
 
 
-def _runs(labels: _Labels, vectors: np.ndarray, broken: dict[int, str]) -> Iterator[VectorBatch | Broken]:
-    """Unbroken runs of rows, and the broken rows between them."""
-    reasons = broken | labels.broken
-    begin = 0
-    for row in [*sorted(reasons), len(vectors)]:
-        if begin < row:
-            columns = {name: found[begin:row] for name, found in labels.columns.items()}
-            yield VectorBatch(labels.keys[begin:row], vectors[begin:row], columns)
-        if row in reasons:
-            yield Broken(labels.keys[row], reasons[row])
-        begin = row + 1
+def _table_rows(table: "pq.ParquetFile", names: list[str], *, path: str) -> _Rows:
+    return table_rows(table, field_paths(table.schema_arrow, names, path=path), path=path)
+
+
+def _valid_batches(keys: list[str], vectors: np.ndarray, invalid: dict[int, str]) -> Iterator[VectorBatch | Invalid]:
+    """Batches of consecutive valid rows, and the invalid rows between them.
+
+    Args:
+        keys: n names.
+        vectors: (n, d) floats.
+        invalid: by row why it cannot be used.
+    """
+    start = 0
+    for row in [*sorted(invalid), len(vectors)]:
+        if start < row:
+            yield VectorBatch(keys[start:row], vectors[start:row])
+        if row in invalid:
+            yield Invalid(keys[row], invalid[row])
+        start = row + 1
 
 
 def _lists(column: "pa.Array") -> "pa.Array":
@@ -241,15 +256,15 @@ def _stacked(column: "pa.Array", width: int) -> tuple[np.ndarray, dict[int, str]
     fits = (lengths == width) & (lengths > 0)
     numbers = (lists if fits.all() else lists.filter(pa.array(fits))).flatten()
     whole = numbers.to_numpy(zero_copy_only=False).reshape(-1, width) if width else np.zeros((0, 0), np.float32)
-    broken = {int(row): _wrong_length(int(lengths[row]), width) for row in np.flatnonzero(~fits)}
+    invalid = {int(row): _wrong_length(int(lengths[row]), width) for row in np.flatnonzero(~fits)}
     if numbers.null_count:
         gaps = numbers.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(axis=1)
-        broken |= {int(row): "a null among the vector's numbers" for row in np.flatnonzero(fits)[gaps]}
+        invalid |= {int(row): "a null among the vector's numbers" for row in np.flatnonzero(fits)[gaps]}
     if fits.all():
-        return whole, broken
+        return whole, invalid
     vectors = np.zeros((len(lists), width), whole.dtype)
     vectors[fits] = whole
-    return vectors, broken
+    return vectors, invalid
 
 
 def _wrong_length(length: int, width: int) -> str:
@@ -258,14 +273,14 @@ def _wrong_length(length: int, width: int) -> str:
     return f"{length} numbers where the first row has {width}" if width else "empty vector: 0 numbers"
 
 
-def _check_floats(kind: "pa.DataType", *, place: str) -> None:
+def _check_floats(kind: "pa.DataType", *, location: str) -> None:
     """Raise unless a type is a list of floats."""
     import pyarrow as pa
 
     stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     is_list = pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
     if not is_list or not pa.types.is_floating(stored.value_type):
-        message = f"{place} holds {kind}, not lists of float16, float32 or float64"
+        message = f"{location} holds {kind}, not lists of float16, float32 or float64"
         raise ValueError(message)
 
 

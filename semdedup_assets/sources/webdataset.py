@@ -1,14 +1,14 @@
 import re
 import tarfile
-from collections.abc import Iterator
-from typing import IO, Literal
+from collections.abc import Container, Iterator
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from semdedup_assets.records import Broken, ColumnType, Content, Record
-from semdedup_assets.sources.columns import Columns, carried_columns, image_fields, item_image
+from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
+from semdedup_assets.sources.columns import Columns, ItemFields, item_image, sidecar_fields
 from semdedup_assets.sources.reading import (
-    BadItem,
+    InvalidValue,
     TruncatedFile,
     file_name,
     opened,
@@ -19,8 +19,9 @@ from semdedup_assets.sources.reading import (
 from semdedup_assets.storage.files import FileStat
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_SIDECARS = ("txt", "json")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif")
-# What the `webdataset` package takes for a sample's file: hidden files and those without a suffix are not.
+# Names that the `webdataset` package takes for a sample's file; hidden files and those without a suffix are none.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _BUFFER = 1 << 20
 
@@ -40,16 +41,24 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def content(self) -> Content:
-        """What a record carries."""
+        """The payload of a record."""
         return "image"
 
     @property
     def column_types(self) -> dict[str, ColumnType]:
         """Every carried column by name and type."""
-        return {"caption": "string", "url": "string", **self.columns}
+        return self._item_fields.column_types
+
+    def payload_settings(self) -> dict[str, Any]:
+        """The settings that can change which payloads are read."""
+        return self.model_dump(include={"kind"})
+
+    def item_settings(self) -> dict[str, Any]:
+        """The settings that can change keys and columns."""
+        return self.model_dump(include={"kind", "columns"})
 
     def problems(self) -> list[str]:
-        """What is wrong with the path, seen without a listing; begins with the setting's name."""
+        """What is wrong with the path as a setting; begins with the setting's name."""
         problem = path_problem(self.path)
         return [f"path: {problem}"] if problem else []
 
@@ -57,65 +66,94 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
         """Every tar, sorted by path.
 
         Raises:
-            FileNotFoundError: there is none; names the path and the cure.
+            FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, _TARS)
 
-    def read(self, path: str) -> Iterator[Record | Broken]:
-        """Every sample of a tar, in its order; at the end one `Broken` for the whole file where it is cut off.
+    def read(self, path: str) -> Iterator[Record | Invalid]:
+        """The image of every sample of a tar, in its order; at the end one `Invalid` where the tar is cut off.
 
         Raises:
             OSError: the tar cannot be opened; names it.
         """
         try:
-            for key, members in self.samples(path):
-                yield self._record(printable(key), members)
+            for key, members in _samples(path, _IMAGES):
+                yield _record(printable(key), members)
         except TruncatedFile as cut:
-            yield Broken(file_name(path), str(cut))
+            yield Invalid(file_name(path), str(cut))
+
+    def read_items(self, path: str) -> Iterator[Item]:
+        """Key, caption and columns of every sample of a tar, and of the whole tar where it is cut off.
+
+        Skips the images.
+
+        Raises:
+            OSError: the tar cannot be opened; names it.
+        """
+        fields = self._item_fields
+        try:
+            for key, members in _samples(path, _SIDECARS):
+                row, invalid = sidecar_fields(txt=members.get("txt"), json=members.get("json"))
+                yield fields.item(row, fallback=printable(key), invalid_values=invalid)
+        except TruncatedFile as cut:
+            yield fields.without_values(Invalid(file_name(path), str(cut)))
 
     def samples(self, path: str) -> Iterator[Sample]:
         """The raw content of every sample of a tar, in its order: key, and bytes by suffix in lower case.
 
-        A key that comes again later, or a suffix that comes twice, begins a sample of its own. Links
-        carry no bytes. The sample in or right after which the tar is cut off is left out, since more of it may
-        be missing; but not where the tar only lacks its end marker.
+        A key that comes again later, or a repeated suffix, starts a sample of its own. Links have no
+        bytes. The last sample before the tar is cut off is excluded, since more of it may be missing; but not
+        where the tar only lacks its end marker.
 
         Raises:
-            TruncatedFile: the tar is cut off or damaged; names it and the last sample that was begun.
+            TruncatedFile: the tar is cut off or damaged; names it and the last sample that was started.
             OSError: the tar cannot be opened; names it.
         """
-        sample: Sample | None = None
-        try:
-            for key, suffix, content in _members(path):
-                if sample is None or sample[0] != key or suffix in sample[1]:
-                    if sample is not None:
-                        yield sample  # before the content of the next one, which may be cut off
-                    sample = (key, {})
-                if content is not None:
-                    sample[1][suffix] = content.read()
-        except (tarfile.TarError, EOFError) as error:
-            if sample is not None and isinstance(error, _Unterminated):
-                yield sample
-            place = f"in or after sample {sample[0]!r}" if sample else "at its begin"
-            message = f"{path}: cut off or damaged {place}: {error}"
-            raise TruncatedFile(message) from error
-        if sample is not None:
-            yield sample
+        return _samples(path, None)
 
-    def _record(self, key: str, members: dict[str, bytes]) -> Record | Broken:
-        image = next((suffix for suffix in _IMAGES if suffix in members), None)
-        if image is None:
-            return Broken(key, f"no image: none of {' '.join(_IMAGES)} among its files ({' '.join(members)})")
-        try:
-            fields = image_fields(txt=members.get("txt"), json=members.get("json"))
-            columns = carried_columns(fields, declared=self.columns, automatic=["caption", "url"])
-            return Record(key, item_image(members[image]), columns)
-        except BadItem as bad:
-            return Broken(key, str(bad))
+    @property
+    def _item_fields(self) -> ItemFields:
+        return ItemFields(None, self.columns, automatic=("caption", "url"))
+
+
+def _record(key: str, members: dict[str, bytes]) -> Record | Invalid:
+    image = next((suffix for suffix in _IMAGES if suffix in members), None)
+    if image is None:
+        return Invalid(key, f"no image: none of {' '.join(_IMAGES)} among its files ({' '.join(members)})")
+    try:
+        return Record(key, item_image(members[image]))
+    except InvalidValue as error:
+        return Invalid(key, str(error))
+
+
+def _samples(path: str, wanted: Container[str] | None) -> Iterator[Sample]:
+    """The samples of a tar, as `WebDataset.samples` describes them.
+
+    Args:
+        path: the tar.
+        wanted: suffixes whose content is read, None for all; the other members are empty.
+    """
+    sample: Sample | None = None
+    try:
+        for key, suffix, content in _members(path):
+            if sample is None or sample[0] != key or suffix in sample[1]:
+                if sample is not None:
+                    yield sample  # before the content of the next one, which may be cut off
+                sample = (key, {})
+            if content is not None:
+                sample[1][suffix] = content.read() if wanted is None or suffix in wanted else b""
+    except (tarfile.TarError, EOFError) as error:
+        if sample is not None and isinstance(error, _Unterminated):
+            yield sample
+        location = f"in or after sample {sample[0]!r}" if sample else "at its head"
+        message = f"{path}: cut off or damaged {location}: {error}"
+        raise TruncatedFile(message) from error
+    if sample is not None:
+        yield sample
 
 
 class _Unterminated(tarfile.ReadError):
-    """A tar ends after a member, without the zeros that close it."""
+    """A tar ends after a member, without the zeros of its end marker."""
 
 
 class _Header(tarfile.TarInfo):
@@ -131,7 +169,7 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise
-            message = f"{error} where a member should begin"
+            message = f"{error} where a member should start"
             raise tarfile.ReadError(message) from error
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import OpenClip
 from semdedup_assets.encoders.openclip import ImageTower
-from semdedup_assets.records import Broken, Embedded, Record
+from semdedup_assets.records import Embedded, Invalid, Record
 
 CPU = Compute(device="cpu")
 CONFIG: dict[str, Any] = {
@@ -68,7 +68,7 @@ def encoded(image: Image.Image, format_: str = "PNG") -> bytes:
 
 
 def records(count: int) -> list[Record]:
-    return [Record(f"image {seed}", encoded(picture(seed)), {"label": seed}) for seed in range(count)]
+    return [Record(f"image {seed}", encoded(picture(seed))) for seed in range(count)]
 
 
 def together(batches: list[Embedded]) -> np.ndarray:
@@ -101,8 +101,8 @@ def test_only_the_image_tower_is_kept(tower: ImageTower) -> None:
 
 
 def test_batch_size_and_workers_change_no_vector_and_no_order(folder: Path) -> None:
-    stream: list[Record | Broken] = [*records(23)]
-    stream.insert(4, Broken("lost", "missing in the tar"))
+    stream: list[Record | Invalid] = [*records(23)]
+    stream.insert(4, Invalid("lost", "missing in the tar"))
     stream.insert(9, Record("bad", b"not an image"))
     results = []
     for batch_size, workers in ((1, 1), (4, 3), (64, 2)):
@@ -111,7 +111,6 @@ def test_batch_size_and_workers_change_no_vector_and_no_order(folder: Path) -> N
         results.append(together(batches))
         assert [row for batch in batches for row in batch.rows] == [row for row in range(25) if row not in (4, 9)]
         assert [key for batch in batches for key in batch.keys] == [f"image {seed}" for seed in range(23)]
-        assert [label for batch in batches for label in batch.columns.get("label", [])] == list(range(23))
         assert [(item.row, item.key) for batch in batches for item in batch.skipped] == [(4, "lost"), (9, "bad")]
     np.testing.assert_allclose(results[0], results[1], atol=1e-5)
     np.testing.assert_allclose(results[0], results[2], atol=1e-5)
@@ -151,7 +150,7 @@ def test_an_image_that_cannot_be_embedded_is_skipped_with_its_reason(
 
 
 def test_a_batch_without_a_good_image_is_still_reported(tower: ImageTower) -> None:
-    (batch,) = tower.embed([Broken("a", "lost"), Record("b", b"junk", {"label": 1})])
+    (batch,) = tower.embed([Invalid("a", "lost"), Record("b", b"junk")])
     assert [(item.row, item.reason) for item in batch.skipped] == [(0, "lost"), (1, "not an image in a known format")]
     assert batch.vectors.shape == (0, tower.dimension)
     assert list(tower.embed([])) == []
@@ -167,7 +166,7 @@ def test_an_image_that_makes_the_model_overflow_is_skipped(folder: Path) -> None
     assert [item.reason for item in batch.skipped] == ["model output: not finite"] * 2
 
 
-def test_transparency_lies_on_white(tower: ImageTower) -> None:
+def test_transparency_is_put_on_white(tower: ImageTower) -> None:
     drawn = picture(3)
     hole = drawn.convert("RGBA")
     hole.putalpha(Image.new("L", drawn.size, 255))
@@ -218,7 +217,7 @@ def test_a_checkpoint_file_gives_what_the_same_weights_in_a_folder_give(tmp_path
         OpenClip(model="tiny-test-model", pretrained=str(tmp_path / "junk.safetensors")).load(CPU)
 
 
-def test_unknown_names_are_answered_with_near_ones() -> None:
+def test_unknown_names_are_reported_with_near_ones() -> None:
     with pytest.raises(ValueError, match=r"no 'ViT-B-61'; near names: .*ViT-B-16"):
         OpenClip(model="ViT-B-61", pretrained="openai").load(CPU)
     with pytest.raises(ValueError, match=r"ViT-B-16 has no tag 'laion2b_s34b_b88'.*near tags: laion2b_s34b_b88k"):
@@ -227,11 +226,11 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
         OpenClip(model="ViT-B-16", pretrained="weights/none.pt").identity()
     with pytest.raises(ValueError, match="missing for ViT-B-16; give a tag"):
         OpenClip()
-    with pytest.raises(ValueError, match="leave `pretrained` out"):
+    with pytest.raises(ValueError, match="remove `pretrained`"):
         OpenClip(model="hf-hub:laion/any", pretrained="openai")
 
 
-def test_a_hub_out_of_reach_is_answered_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_out_of_reach_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -259,7 +258,7 @@ def test_openai_weights_get_the_activation_they_were_trained_with(
     assert any(isinstance(module, QuickGELU) for module in tower.visual.modules())
 
 
-def test_identity_follows_the_weights_not_the_place(folder: Path, tmp_path: Path) -> None:
+def test_identity_depends_on_the_weights_not_the_path(folder: Path, tmp_path: Path) -> None:
     identity = OpenClip(model=str(folder)).identity()
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     assert OpenClip(model=f"local-dir:{moved}").identity() == identity
@@ -318,13 +317,13 @@ def test_bfloat16_agrees_with_float32(folder: Path) -> None:
     assert not np.array_equal(halves, floats)
 
 
-def test_a_failing_source_is_heard_and_a_stopped_reader_leaves_no_thread(tower: ImageTower) -> None:
+def test_a_failing_source_is_raised_and_a_stopped_reader_leaves_no_thread(tower: ImageTower) -> None:
     def failing() -> Iterator[Record]:
         yield from records(3)
-        message = "the disk is gone"
+        message = "the disk is missing"
         raise OSError(message)
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OSError, match="the disk is missing"):
         list(tower.embed(failing()))
     before = threading.active_count()
     batches = ImageTower(**{**vars(tower), "compute": Compute(device="cpu", batch_size=2)}).embed(records(40))

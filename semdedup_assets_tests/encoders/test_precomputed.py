@@ -6,7 +6,7 @@ import pytest
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Precomputed
 from semdedup_assets.encoders.precomputed import VectorCheck
-from semdedup_assets.records import Broken, Embedded, VectorBatch
+from semdedup_assets.records import Embedded, Invalid, VectorBatch
 
 
 def check(**settings: object) -> VectorCheck:
@@ -15,7 +15,7 @@ def check(**settings: object) -> VectorCheck:
 
 def batch(vectors: np.ndarray, first: int = 0) -> VectorBatch:
     rows = range(first, first + len(vectors))
-    return VectorBatch([f"row {row}" for row in rows], vectors, {"url": [f"u{row}" for row in rows]})
+    return VectorBatch([f"row {row}" for row in rows], vectors)
 
 
 def normal(count: int, dimension: int = 8) -> np.ndarray:
@@ -38,14 +38,15 @@ def test_vectors_are_divided_by_their_norm(dtype: type) -> None:
     np.testing.assert_array_equal(vectors, before)
 
 
-def test_rows_without_a_direction_are_skipped_and_the_others_keep_their_place() -> None:
+def test_rows_without_a_direction_are_skipped_and_the_others_keep_their_row() -> None:
     vectors = normal(6)
     vectors[1, 3], vectors[3, 0], vectors[4] = np.nan, -np.inf, 0
-    parts = list(check().embed([Broken("x", "lost"), batch(vectors[:2]), Broken("y", "gone"), batch(vectors[2:], 2)]))
+    parts = list(
+        check().embed([Invalid("x", "lost"), batch(vectors[:2]), Invalid("y", "missing"), batch(vectors[2:], 2)])
+    )
     assert [row for part in parts for row in part.rows] == [1, 4, 7]
     assert [key for part in parts for key in part.keys] == ["row 0", "row 2", "row 5"]
-    assert [url for part in parts for url in part.columns["url"]] == ["u0", "u2", "u5"]
-    assert reasons(parts) == {0: "lost", 2: "not finite", 3: "gone", 5: "not finite", 6: "zero vector"}
+    assert reasons(parts) == {0: "lost", 2: "not finite", 3: "missing", 5: "not finite", 6: "zero vector"}
     np.testing.assert_allclose(
         np.concatenate([part.vectors for part in parts]),
         [vectors[at] / np.linalg.norm(vectors[at]) for at in (0, 2, 5)],
@@ -89,9 +90,9 @@ def test_without_normalising_another_norm_is_an_error_of_the_row() -> None:
     assert reasons([part]) == {1: "norm 3.2, not 1; set `normalise: true`", 3: "not finite"}
 
 
-def test_a_stream_of_broken_items_only_is_reported() -> None:
-    (part,) = check().embed([Broken("a", "lost"), Broken("b", "gone")])
-    assert (part.rows.size, reasons([part])) == (0, {0: "lost", 1: "gone"})
+def test_a_stream_of_invalid_items_only_is_reported() -> None:
+    (part,) = check().embed([Invalid("a", "lost"), Invalid("b", "missing")])
+    assert (part.rows.size, reasons([part])) == (0, {0: "lost", 1: "missing"})
     assert list(check().embed([])) == []
     assert list(check().embed([batch(normal(0))])) == []
 

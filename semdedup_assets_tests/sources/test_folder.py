@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from semdedup_assets.records import Broken, Record
+from semdedup_assets.records import Invalid, Item, Record
 from semdedup_assets.sources import Folder
 
 
@@ -27,8 +27,12 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def read_all(source: Folder) -> list[Record | Broken]:
+def read_all(source: Folder) -> list[Record | Invalid]:
     return [item for file in source.files() for item in source.read(file.path)]
+
+
+def all_items(source: Folder) -> list[Item]:
+    return [item for file in source.files() for item in source.read_items(file.path)]
 
 
 def test_every_image_below_the_folder_is_a_file_with_its_own_bytes(photos: Path) -> None:
@@ -42,7 +46,7 @@ def test_a_caption_comes_from_the_text_file_before_the_json(photos: Path) -> Non
     (photos / "a.txt").write_text("a green field\n")
     (photos / "a.json").write_text(json.dumps({"caption": "unused"}))
     (photos / "b.json").write_text(json.dumps({"caption": "red é"}))
-    assert [record.columns for record in read_all(Folder(path=str(photos)))] == [
+    assert [item.columns for item in all_items(Folder(path=str(photos)))] == [
         {"caption": "a green field"},
         {"caption": "red é"},
         {"caption": None},
@@ -54,31 +58,48 @@ def test_declared_columns_come_from_the_json_also_where_the_caption_is_a_text_fi
     (photos / "a.json").write_text(json.dumps({"score": 3, "meta": {"safe": True}}))
     (photos / "b.json").write_text(json.dumps({"score": "abc"}))
     source = Folder(path=str(photos), columns={"score": "float", "meta.safe": "bool"})
-    first, second, third = read_all(source)
+    first, second, third = all_items(source)
     assert first.columns == {"caption": "green", "score": 3.0, "meta.safe": True}
-    assert second == Broken("b.JPG", "column 'score': 'abc' is not a float")
+    assert second.columns == {"caption": None, "score": None, "meta.safe": None}
+    assert second.invalid_values == ("column 'score': 'abc' is not a float",)
     assert third.columns == {"caption": None, "score": None, "meta.safe": None}
     assert source.column_types == {"caption": "string", "score": "float", "meta.safe": "bool"}
     assert list(first.columns) == list(source.column_types)
 
 
+def test_an_image_without_bytes_is_invalid(photos: Path) -> None:
+    (photos / "a.png").write_bytes(b"")
+    first, *others = read_all(Folder(path=str(photos)))
+    assert first == Invalid("a.png", "empty image: 0 bytes")
+    assert all(isinstance(other, Record) for other in others)
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "reason"),
+    ("name", "content", "caption", "reason"),
     [
-        ("a.json", b"{", "json: not JSON"),
-        ("a.json", b"[1]", r"json: not a JSON object: \[1\]"),
-        ("a.txt", b"caf\xe9", "txt: not UTF-8 at byte 3"),
-        ("a.png", b"", "empty image: 0 bytes"),
+        ("a.json", b"{", "green", "json: not JSON (Expecting property name enclosed in double quotes at character 1)"),
+        ("a.json", b"[1]", "green", "json: not a JSON object: [1]"),
+        ("a.txt", b"caf\xe9", None, "txt: not UTF-8 at byte 3"),
     ],
 )
-def test_a_bad_file_breaks_its_own_image_only(photos: Path, name: str, content: bytes, reason: str) -> None:
+def test_a_sidecar_that_cannot_be_parsed_gives_nulls_and_never_drops_its_image(
+    photos: Path, name: str, content: bytes, caption: str | None, reason: str
+) -> None:
+    (photos / "a.txt").write_text("green")
+    (photos / "a.json").write_text("{}")
     (photos / name).write_bytes(content)
-    first, *others = read_all(Folder(path=str(photos)))
-    assert isinstance(first, Broken)
-    assert first.key == "a.png"
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(first.reason)
-    assert all(isinstance(other, Record) for other in others)
+    source = Folder(path=str(photos), columns={"score": "int"})
+    assert all_items(source)[0] == Item("a.png", {"caption": caption, "score": None}, (reason,))
+    assert [item.invalid_values for item in all_items(source)[1:]] == [(), ()]
+    assert all(isinstance(record, Record) for record in read_all(source))
+
+
+def test_items_are_read_without_the_images(photos: Path) -> None:
+    source = Folder(path=str(photos))
+    files = source.files()
+    for file in files:
+        Path(file.path).unlink()
+    assert [item.key for file in files for item in source.read_items(file.path)] == ["a.png", "b.JPG", "deep/er/c.webp"]
 
 
 def test_a_changed_caption_is_a_changed_file_and_no_other_is(photos: Path) -> None:
@@ -120,15 +141,15 @@ def test_a_folder_whose_name_looks_like_a_glob_is_read(photos: Path) -> None:
     assert keys == ["a.png", "b.JPG", "deep/er/c.webp"]
 
 
-def test_no_image_at_all_names_the_path_and_the_cure(tmp_path: Path) -> None:
+def test_no_image_at_all_names_the_path_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing")
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no file here ends in \.jpg .*set `path`"):
         Folder(path=str(tmp_path)).files()
 
 
-def test_an_image_that_vanished_raises_with_its_path(photos: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.png: cannot be opened"):
-        list(Folder(path=str(photos)).read(str(photos / "gone.png")))
+def test_an_image_that_is_missing_raises_with_its_path(photos: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.png: cannot be opened"):
+        list(Folder(path=str(photos)).read(str(photos / "missing.png")))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

@@ -61,7 +61,7 @@ def test_json_lines_are_read_from_s3(bucket: str) -> None:
     (file,) = source.files()
     records = list(source.read(file.path))
     assert [record.payload for record in records] == [f"text {n}" for n in range(1000)]
-    assert records[3].columns == {"url": "u3", "text": "text 3"}
+    assert list(source.read_items(file.path))[3].columns == {"url": "u3", "text": "text 3"}
     assert b"\n".join(source.lines(file.path)) + b"\n" == lines
 
 
@@ -94,8 +94,10 @@ def test_a_folder_in_memory_has_keys_below_its_root(memory: str) -> None:
     write_bytes(f"{memory}/photos/2.png", png("blue"))
     for path in (f"{memory}/photos", f"{memory}/photos/", f"{memory}/photos/**"):
         source = Folder(path=path)
+        items = [item for file in source.files() for item in source.read_items(file.path)]
+        assert [(item.key, item.columns["caption"]) for item in items] == [("2.png", None), ("a/1.png", "red")]
         records = [record for file in source.files() for record in source.read(file.path)]
-        assert [(record.key, record.columns["caption"]) for record in records] == [("2.png", None), ("a/1.png", "red")]
+        assert [record.key for record in records] == [item.key for item in items]
 
 
 def test_arrays_with_metadata_are_read_from_memory(memory: str) -> None:
@@ -109,4 +111,4 @@ def test_arrays_with_metadata_are_read_from_memory(memory: str) -> None:
     (file,) = source.files()
     (batch,) = source.read(file.path)
     np.testing.assert_array_equal(batch.vectors, vectors)
-    assert batch.keys == list("abcd")
+    assert batch.keys == [item.key for item in source.read_items(file.path)] == list("abcd")

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -23,7 +26,7 @@ def test_settings_choose_the_source_by_its_kind(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_setting_that_is_misspelt_or_of_no_known_type_is_refused(kind: str) -> None:
+def test_a_misspelled_setting_or_unknown_type_is_rejected(kind: str) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         KINDS[kind].model_validate({"path": "data", "text": "a", "colums": {}})
     with pytest.raises(ValidationError, match="Input should be 'string', 'int', 'float' or 'bool'"):
@@ -34,3 +37,66 @@ def test_a_setting_that_is_misspelt_or_of_no_known_type_is_refused(kind: str) ->
 def test_every_setting_is_described(kind: str) -> None:
     fields = KINDS[kind].model_fields
     assert [name for name, field in fields.items() if not field.description and name != "kind"] == []
+
+
+CHANGES: dict[str, dict[str, object]] = {
+    "path": "elsewhere",
+    "key": "id",
+    "columns": {"n": "int"},
+    "metadata": "meta",
+    "text": "body",
+    "vector": "v",
+}
+PAYLOAD, ITEM = "payload", "item"
+EFFECTS = {
+    "folder": {"path": [], "columns": [ITEM]},
+    "webdataset": {"path": [], "columns": [ITEM]},
+    "parquet": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM]},
+    "jsonl": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM]},
+    "vectors": {"path": [], "key": [ITEM], "columns": [ITEM], "metadata": [ITEM], "vector": [PAYLOAD]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_setting_belongs_to_what_it_can_change(kind: str) -> None:
+    settings = {"kind": kind, "path": "data", **({"text": "t"} if kind == "parquet" else {})}
+    adapter: TypeAdapter[Source] = TypeAdapter(Source)
+    before = adapter.validate_python(settings)
+    found = {}
+    for name in EFFECTS[kind]:
+        after = adapter.validate_python(settings | {name: CHANGES[name]})
+        changed = {
+            PAYLOAD: after.payload_settings() != before.payload_settings(),
+            ITEM: after.item_settings() != before.item_settings(),
+        }
+        found[name] = [part for part, differs in changed.items() if differs]
+    assert found == EFFECTS[kind]
+    assert set(KINDS[kind].model_fields) - {"kind", "image"} == set(found)
+    for part in (before.payload_settings(), before.item_settings()):
+        assert json.loads(json.dumps(part)) == part
+        assert part["kind"] == kind
+
+
+def test_the_image_column_decides_the_payload() -> None:
+    one, other = Parquet(path="a", image="x"), Parquet(path="a", image="y")
+    assert one.payload_settings() != other.payload_settings()
+    assert one.item_settings() == other.item_settings()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_folder_is_no_problem_until_its_files_are_listed(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    path = str(tmp_path / "photo" / "2019")
+    source = TypeAdapter(Source).validate_python(
+        {"kind": kind, "path": path, **({"text": "t"} if kind == "parquet" else {})}
+    )
+    assert source.problems() == []
+    with pytest.raises(FileNotFoundError, match=rf"{path} does not exist: .*near names: photos.*set `path` to"):
+        source.files()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_file_system_is_a_problem(kind: str) -> None:
+    extra = {"text": "t"} if kind == "parquet" else {}
+    source = TypeAdapter(Source).validate_python({"kind": kind, "path": "gcss://data", **extra})
+    assert source.problems() == ["path: gcss://data: no file system is called 'gcss'; near names: gcs, gs"]

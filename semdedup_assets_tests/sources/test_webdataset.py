@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from semdedup_assets.records import Broken, Record
+from semdedup_assets.records import Invalid, Item, Record
 from semdedup_assets.sources import TruncatedFile, WebDataset
 
 
@@ -39,8 +39,12 @@ def sample(key: str, color: str = "red", **fields: object) -> list[tuple[str, by
     ]
 
 
-def read_all(source: WebDataset) -> list[Record | Broken]:
+def read_all(source: WebDataset) -> list[Record | Invalid]:
     return [item for file in source.files() for item in source.read(file.path)]
+
+
+def all_items(source: WebDataset) -> list[Item]:
+    return [item for file in source.files() for item in source.read_items(file.path)]
 
 
 @pytest.mark.parametrize(
@@ -51,15 +55,14 @@ def test_a_tar_of_img2dataset_gives_images_captions_urls_and_columns(tmp_path: P
     source = WebDataset(
         path=str(write_tar(tmp_path / name, members, mode)), columns={"similarity": "float", "width": "int"}
     )
-    assert read_all(source) == [
-        Record(
+    assert read_all(source) == [Record("000000001", image_bytes("red")), Record("000000002", image_bytes("blue"))]
+    assert all_items(source) == [
+        Item(
             "000000001",
-            image_bytes("red"),
             {"caption": "a red square", "url": "https://example.org/000000001.jpg", "similarity": 0.31, "width": 640},
         ),
-        Record(
+        Item(
             "000000002",
-            image_bytes("blue"),
             {"caption": "a blue square", "url": "https://example.org/000000002.jpg", "similarity": None, "width": None},
         ),
     ]
@@ -82,40 +85,49 @@ def test_the_caption_falls_back_to_the_json(tmp_path: Path) -> None:
         ("1.png", image_bytes("red", "PNG")),
         ("2.jpg", image_bytes("red")),
     ]
-    records = read_all(WebDataset(path=str(write_tar(tmp_path / "a.tar", members))))
-    assert [record.columns for record in records] == [
+    items = all_items(WebDataset(path=str(write_tar(tmp_path / "a.tar", members))))
+    assert [item.columns for item in items] == [
         {"caption": "from json", "url": None},
         {"caption": None, "url": None},
     ]
 
 
-def test_broken_samples_stay_in_their_place(tmp_path: Path) -> None:
+def test_invalid_samples_keep_their_row_and_sidecars_never_drop_an_image(tmp_path: Path) -> None:
     members = [
         *sample("0"),
         ("1.txt", b"no image at all"),
         *sample("2", score="abc"),
         ("3.jpg", b""),
         ("4.jpg", image_bytes("red")),
-        ("4.json", b"{broken"),
+        ("4.json", b"{damaged"),
         ("5.jpg", image_bytes("red")),
         ("5.txt", b"\xff"),
         *sample("6", score=7),
     ]
-    items = read_all(WebDataset(path=str(write_tar(tmp_path / "a.tar", members)), columns={"score": "int"}))
-    assert [item.key for item in items] == list("0123456")
-    assert {item.key: item.reason.partition(" (")[0] for item in items if isinstance(item, Broken)} == {
+    source = WebDataset(path=str(write_tar(tmp_path / "a.tar", members)), columns={"score": "int"})
+    records, items = read_all(source), all_items(source)
+    assert [record.key for record in records] == [item.key for item in items] == list("0123456")
+    assert {record.key: record.reason.partition(" (")[0] for record in records if isinstance(record, Invalid)} == {
         "1": "no image: none of jpg jpeg png webp gif bmp tif among its files",
-        "2": "column 'score': 'abc' is not an int",
         "3": "empty image: 0 bytes",
+    }
+    assert {item.key: item.invalid_values[0].partition(" (")[0] for item in items if item.invalid_values} == {
+        "2": "column 'score': 'abc' is not an int",
         "4": "json: not JSON",
         "5": "txt: not UTF-8 at byte 0",
     }
+    assert [item.columns["caption"] for item in items[1:3]] == ["no image at all", "a red square"]
+    assert [items[4].columns, items[5].columns] == [{"caption": None, "url": None, "score": None}] * 2
 
 
 def test_a_repeated_key_or_suffix_is_a_record_of_its_own(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.jpg", b"4"), ("a.txt", b"of the last")]
-    records = read_all(WebDataset(path=str(write_tar(tmp_path / "a.tar", members))))
-    assert [(record.key, record.payload, record.columns["caption"]) for record in records] == [
+    source = WebDataset(path=str(write_tar(tmp_path / "a.tar", members)))
+    records, items = read_all(source), all_items(source)
+    assert [item.key for item in items] == [record.key for record in records]
+    assert [
+        (record.key, record.payload, item.columns["caption"]) for record, item in zip(records, items, strict=True)
+    ] == [
         ("a", b"1", None),
         ("b", b"2", None),
         ("a", b"3", None),
@@ -123,14 +135,15 @@ def test_a_repeated_key_or_suffix_is_a_record_of_its_own(tmp_path: Path) -> None
     ]
 
 
-def test_a_link_to_an_image_is_a_broken_sample_and_not_lost(tmp_path: Path) -> None:
+def test_a_link_to_an_image_is_an_invalid_sample_and_not_lost(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         link = tarfile.TarInfo("2.jpg")
         link.type, link.linkname = tarfile.LNKTYPE, "1.jpg"
         tar.addfile(link)
-    (item,) = read_all(WebDataset(path=str(tmp_path / "a.tar")))
-    assert isinstance(item, Broken)
-    assert item.key == "2"
+    source = WebDataset(path=str(tmp_path / "a.tar"))
+    (record,), (item,) = read_all(source), all_items(source)
+    assert isinstance(record, Invalid)
+    assert record.key == item.key == "2"
 
 
 def test_samples_are_the_raw_bytes_by_suffix(tmp_path: Path) -> None:
@@ -160,13 +173,17 @@ def member_ends(content: bytes) -> list[int]:
         return [member.offset_data + -(-member.size // 512) * 512 for member in tar]
 
 
-def test_a_tar_cut_anywhere_gives_every_whole_sample_and_one_broken_file(three: bytes, tmp_path: Path) -> None:
+def test_a_tar_cut_anywhere_gives_every_whole_sample_and_one_invalid_file(three: bytes, tmp_path: Path) -> None:
     ends = member_ends(three)
     samples = [0, *ends[2::3]]
     path = tmp_path / "cut.tar"
     for cut in sorted({*range(0, ends[-1] + 512, 37), *range(0, ends[-1] + 1, 512)}):
         path.write_bytes(three[:cut])
-        *records, last = WebDataset(path=str(path)).read(str(path))
+        source = WebDataset(path=str(path))
+        *records, last = source.read(str(path))
+        assert [item.key for item in source.read_items(str(path))] == [*(record.key for record in records), last.key], (
+            cut
+        )
         whole = sum(end <= cut for end in samples[1:])
         if cut in ends:  # it cannot be seen whether the last sample had more files
             whole = -(-(ends.index(cut) + 1) // 3)
@@ -175,7 +192,7 @@ def test_a_tar_cut_anywhere_gives_every_whole_sample_and_one_broken_file(three: 
         assert [(record.key, record.payload) for record in records] == [
             (str(n + 1), image_bytes("red")) for n in range(whole)
         ], cut
-        assert isinstance(last, Broken)
+        assert isinstance(last, Invalid)
         assert last.key == "cut.tar"
         assert f"{path}: cut off or damaged " in last.reason
         with pytest.raises(TruncatedFile, match="cut off or damaged"):
@@ -194,8 +211,10 @@ def test_a_damaged_tar_never_crashes(three: bytes, tmp_path: Path, data: st.Data
     content[at : at + len(damage)] = damage
     path = tmp_path / "damaged.tar"
     path.write_bytes(content)
-    items = list(WebDataset(path=str(path)).read(str(path)))
-    assert all(isinstance(item, Record | Broken) for item in items)
+    source = WebDataset(path=str(path))
+    records = list(source.read(str(path)))
+    assert all(isinstance(record, Record | Invalid) for record in records)
+    assert [item.key for item in source.read_items(str(path))] == [record.key for record in records]
 
 
 def test_a_cut_gzipped_tar_gives_what_came_before(tmp_path: Path) -> None:
@@ -203,16 +222,18 @@ def test_a_cut_gzipped_tar_gives_what_came_before(tmp_path: Path) -> None:
     content = write_tar(tmp_path / "a.tar.gz", noise, "w:gz").read_bytes()
     path = tmp_path / "cut.tar.gz"
     path.write_bytes(content[: len(content) // 2])
-    *records, last = WebDataset(path=str(path)).read(str(path))
+    source = WebDataset(path=str(path))
+    *records, last = source.read(str(path))
+    assert [item.key for item in source.read_items(str(path))] == [*(record.key for record in records), last.key]
     assert [(record.key, record.payload) for record in records] == [
         (name.removesuffix(".jpg"), content) for name, content in noise[: len(records)]
     ]
     assert 0 < len(records) < 20
-    assert isinstance(last, Broken)
+    assert isinstance(last, Invalid)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no tar at all " * 100])
-def test_what_is_no_tar_is_one_broken_file(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_tar_is_one_invalid_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     (item,) = read_all(WebDataset(path=str(tmp_path)))
     assert item.key == "a.tar"
@@ -220,8 +241,8 @@ def test_what_is_no_tar_is_one_broken_file(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_missing_tar_raises_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gone\.tar: cannot be opened"):
-        list(WebDataset(path=str(tmp_path)).read(str(tmp_path / "gone.tar")))
+    with pytest.raises(FileNotFoundError, match=r"missing\.tar: cannot be opened"):
+        list(WebDataset(path=str(tmp_path)).read(str(tmp_path / "missing.tar")))
 
 
 def test_a_path_that_is_a_folder_raises_with_its_path(tmp_path: Path) -> None:

