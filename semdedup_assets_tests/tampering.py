@@ -1,39 +1,53 @@
-"""Spoil what is stored, so that a check must fail."""
+"""Spoil what is stored so that it fits together, and a check must find the fault."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.layout import recipe_path
-
-
-def change_recipe(path: str, change: Callable[[dict[str, Any]], object]) -> None:
-    place = Path(recipe_path(path))
-    recipe = json.loads(place.read_text())
-    change(recipe)
-    place.write_text(json.dumps(recipe))
+from semdedup_assets.storage.files import write_bytes
+from semdedup_assets.storage.results import RECORD, HashingStream, ResultRecord
+from semdedup_assets_tests.stage_runs import StageRuns
 
 
-def change_table(path: str, recipe: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-    """Write a Parquet file of a result anew behind its recipe's back."""
-    change(pl.read_parquet(path)).write_parquet(path)
-    size = Path(path).stat().st_size
-    change_recipe(recipe, lambda found: found["files"].update({Path(path).name: size}))
+def change_record(record: ResultRecord, **changes: Any) -> ResultRecord:
+    """Put a record with other fields in place of one, sound by its own checksum."""
+    changed = replace(record, **changes)
+    write_bytes(f"{record.location}{RECORD}", changed.to_json())
+    return changed
 
 
-def lose_a_cluster(work: Work, k: str) -> None:
+def change_details(record: ResultRecord, **details: Any) -> ResultRecord:
+    """Put a record with other counts in place of one."""
+    return change_record(record, details={**record.details, **details})
+
+
+def change_table(record: ResultRecord, name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> ResultRecord:
+    """Write a table of a result anew; its record names the new content, and has the version of the old."""
+    path = Path(record.file(name).path)
+    schema = pq.read_schema(path)
+    changed = change(pl.read_parquet(path)).to_arrow().cast(schema)
+    with path.open("wb") as file:
+        stream = HashingStream(file)
+        pq.write_table(changed, pa.PythonFile(stream, mode="w"))
+    entry = replace(record.files[name], size=stream.size, checksum=stream.checksum)
+    return change_record(record, files={**record.files, name: entry})
+
+
+def lose_a_cluster(runs: StageRuns, k: str) -> None:
     """Score a whole cluster as duplicates of another cluster's item, so that masks keep nothing of it."""
-    paths = [work.layout.scores(k, bucket) for bucket in work.buckets]
-    path = next(path for path in paths if pl.read_parquet(path)["cluster"].n_unique() > 1)
+    records = runs.context().index.records("duplicate_scores").items()
+    mine = [record for partition, record in records if str(partition.clustering) == k]
+    record = next(each for each in mine if each.details["clusters"] > 1)
 
     def of_another_cluster(table: pl.DataFrame) -> pl.DataFrame:
-        wrong = pl.col("cluster") == table["cluster"][-1]
-        similarity = pl.when(wrong).then(pl.lit(1.0, pl.Float32)).otherwise("similarity")
-        neighbour = pl.when(wrong).then(table["id"][0]).otherwise("duplicate_of")
+        lost = pl.col("cluster") == table["cluster"][-1]
+        similarity = pl.when(lost).then(pl.lit(1.0, pl.Float32)).otherwise("similarity")
+        neighbour = pl.when(lost).then(table["id"][0]).otherwise("duplicate_of")
         return table.with_columns(similarity=similarity, duplicate_of=neighbour)
 
-    change_table(path, path, of_another_cluster)
+    change_table(record, "scores.parquet", of_another_cluster)

@@ -1,1 +1,1 @@
-"""The stages of a pipeline: each reads results from the store, calls the algorithm, and writes one result."""
+"""The stages of the method, a file each, from source files to training manifests."""

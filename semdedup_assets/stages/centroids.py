@@ -2,73 +2,84 @@
 
 import io
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.algorithm.buckets import plan_buckets, predicted_pairs
-from semdedup_assets.algorithm.kmeans import Centroids, spherical_kmeans, suggest_k
+from semdedup_assets.algorithm.cluster_ranges import plan_ranges, predicted_pairs, range_count
 from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER, id_hash
-from semdedup_assets.stages.work import Work, quantiles
-from semdedup_assets.storage.files import read_bytes
-from semdedup_assets.storage.results import Recipe, read_recipe
+from semdedup_assets.checks.centroids import CHECKS
+from semdedup_assets.execution import progress, usage
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Column, Picture, Shown, Stage, Worker
+from semdedup_assets.kept_sets import Clustering
+from semdedup_assets.stages.training_sample import SAMPLE
+from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.scratch import scratch_array
 from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import read_vectors
 
+if TYPE_CHECKING:
+    from semdedup_assets.algorithm.kmeans import Centroids
 
-def fit_centroids(work: Work, k: str) -> Recipe:
-    """Fit k centroids by spherical k-means (SemDeDup, section 3 and appendix G), and plan the buckets.
+CENTROIDS, CLUSTERS = "centroids.npy", "clusters.parquet"
+"""The files of a fit, in its record."""
 
-    Args:
-        work: the pipeline at work.
-        k: number of clusters, or `auto`.
+
+def _worker(context: StageContext) -> Worker:
+    return lambda partition: fit_centroids(context, partition)
+
+
+def fit_centroids(context: StageContext, partition: Partition) -> ResultRecord:
+    """Fit k centroids by spherical k-means (SemDeDup, section 3 and appendix G), and plan ranges of clusters.
 
     Raises:
         MissingResultError: the training sample has not been drawn.
     """
-    work.measures.restart()
-    sample = read_recipe(work.layout.training_sample, cure=work.cure("training_sample"))
+    from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
+
+    clustering, settings = partition.required_clustering, context.pipeline.clustering
+    (sample,) = context.index.require_consistent("training_sample").values()
     items = int(sample.details["items"])
-    count = suggest_k(items) if k == "auto" else int(k)
-    rows = _rows_for(work, count)
-    if len(rows) < FEWEST_PER_CLUSTER * count and len(rows) < items:
-        work.log(
-            f"centroids {k}: {len(rows):,} sampled vectors are {len(rows) / count:.1f} a cluster, and fewer than "
+    k = suggest_k(items) if clustering.k == "auto" else int(clustering.k)
+    rows = _rows_for(context, sample, k)
+    if len(rows) < FEWEST_PER_CLUSTER * k and len(rows) < items:
+        progress.log(
+            f"centroids {clustering}: {len(rows):,} sampled vectors are {len(rows) / k:.1f} a cluster, and fewer than "
             f"{FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
         )
-    settings = work.pipeline.clustering
-    with work.measures.phase("fit"):
+    with usage.phase("fit"):
         fit = spherical_kmeans(
             rows,
-            k=count,
-            iterations=work.pipeline.iterations,
-            seed=settings.seed,
+            k=k,
+            iterations=context.pipeline.iterations,
+            seed=clustering.seed,
             engine=settings.engine,
-            budget=work.compute.budget,
+            budget=context.compute.budget,
         )
-    bounds = plan_buckets(fit.sizes, buckets=settings.buckets)
-    made_from = {"training_sample": sample.version}
-    with work.writing("centroids", work.layout.centroids(k), made_from=made_from) as result:
-        with result.open(work.layout.centroids(k)) as stream:
+    row_bytes = rows.shape[1] * rows.dtype.itemsize
+    bounds = plan_ranges(fit.sizes, ranges=range_count(items, k=fit.k, row_bytes=row_bytes))
+    with context.writing("centroids", partition) as result:
+        with result.open(CENTROIDS) as stream:
             stream.write(_npy(fit.vectors))
-        with result.open(work.layout.clusters(k)) as stream:
-            bucket = np.repeat(np.arange(settings.buckets), np.diff(bounds))
-            write_table(stream, {"cluster": np.arange(fit.k), "sample_items": fit.sizes, "bucket": bucket})
-        result.details = _details(fit, items=items, sample=len(rows), asked=count)
-    return result.recipe()
+        with result.open(CLUSTERS) as stream:
+            ranges = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+            write_table(stream, {"cluster": np.arange(fit.k), "sample_items": fit.sizes, "range": ranges})
+        result.details = {**_details(fit, items=items, sample=len(rows), requested=k), "ranges": len(bounds) - 1}
+    return result.committed
 
 
-def _rows_for(work: Work, k: int) -> np.ndarray:
+def _rows_for(context: StageContext, sample: ResultRecord, k: int) -> np.ndarray:
     """(m, d) the sampled vectors that a fit of k clusters uses: those with the smallest hashes, by id."""
     # The sample is written as one batch: mapped, and copied only as far as it is used.
-    (table,) = read_vectors(work.layout.training_sample)
+    (table,) = read_vectors(sample.file(SAMPLE))
     ids, vectors = table.ids, table.vectors
-    setting = work.pipeline.training_sample
+    setting = context.pipeline.training_sample
     if setting.per_cluster == "all" or len(ids) <= k * setting.per_cluster:
         return vectors
     wanted = np.argpartition(id_hash(ids, seed=setting.seed), k * setting.per_cluster)[: k * setting.per_cluster]
-    chosen = scratch_array((len(wanted), vectors.shape[1]), vectors.dtype, budget=work.compute.budget)
+    chosen = scratch_array((len(wanted), vectors.shape[1]), vectors.dtype, budget=context.compute.budget)
     # Without a mode, `take` would fill another array first.
     return vectors.take(np.sort(wanted), axis=0, out=chosen, mode="clip")
 
@@ -79,11 +90,21 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _details(fit: Centroids, *, items: int, sample: int, asked: int) -> dict[str, Any]:
+def quantiles(values: Any) -> dict[str, float]:
+    """Least, median, 90 %, 99 % and greatest of some numbers; empty where there are none."""
+    if len(values) == 0:
+        return {}
+    levels = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: float(np.quantile(values, level)) for name, level in levels.items()}
+
+
+def _details(fit: "Centroids", *, items: int, sample: int, requested: int) -> dict[str, Any]:
+    from semdedup_assets.algorithm.kmeans import suggest_k
+
     largest = float(fit.sizes.max()) / sample * items
     return {
         "k": fit.k,
-        "k_asked": asked,
+        "requested_k": requested,
         "k_suggested": suggest_k(items),
         "sample": sample,
         "sample_per_cluster": sample / fit.k,
@@ -97,20 +118,58 @@ def _details(fit: Centroids, *, items: int, sample: int, asked: int) -> dict[str
     }
 
 
-def read_centroids(work: Work, k: str) -> np.ndarray:
+def read_centroids(context: StageContext, clustering: Clustering) -> np.ndarray:
     """(k, d) float32 unit rows.
 
     Raises:
         MissingResultError: they have not been fitted.
     """
-    work.centroids(k)
-    array: np.ndarray = np.load(io.BytesIO(read_bytes(work.layout.centroids(k))))
+    record = context.index.require("centroids", Partition(clustering=clustering))
+    array: np.ndarray = np.load(io.BytesIO(record.file(CENTROIDS).content()))
     return array
 
 
-def bucket_ranges(work: Work, k: str) -> list[range]:
-    """The clusters of each bucket, as planned when the centroids were fitted."""
-    work.centroids(k)
-    table = read_table(work.layout.clusters(k), ["bucket"])
-    bounds = np.searchsorted(table["bucket"], np.arange(work.pipeline.clustering.buckets + 1))
+def cluster_ranges(context: StageContext, clustering: Clustering) -> list[range]:
+    """The ranges of clusters in which results are stored, as planned when the centroids were fitted.
+
+    Raises:
+        MissingResultError: they have not been fitted.
+    """
+    record = context.index.require("centroids", Partition(clustering=clustering))
+    of_cluster = read_table(record.file(CLUSTERS), ["range"])["range"]
+    bounds = np.searchsorted(of_cluster, np.arange(int(record.details["ranges"]) + 1))
     return [range(int(start), int(stop)) for start, stop in pairwise(bounds)]
+
+
+def _shown(_: StageContext, partition: Partition, record: ResultRecord) -> dict[str, Shown]:
+    from semdedup_assets.rendering.plots import convergence
+
+    title = f"k-means, {partition.required_clustering.label}"
+    curve = convergence(record.details["objective"], title=title)
+    return {"convergence": Picture(curve, "mean similarity to the centroid by iteration")}
+
+
+STAGE = Stage(
+    name="centroids",
+    step="2-cluster",
+    description="k centroids (k × d, float32, unit norm) by spherical k-means on the training sample (SemDeDup, section "
+    "3, appendix G), with the clusters' sizes in the sample, and the ranges of clusters in which results are stored.",
+    dimensions=("k",),
+    inputs=("training_sample",),
+    settings=lambda context: {
+        "engine": context.pipeline.clustering.engine,
+        "iterations": context.pipeline.iterations,
+        "per_cluster": context.pipeline.training_sample.per_cluster,
+    },
+    location=lambda layout, partition, _: layout.centroids(partition.required_clustering),
+    worker=_worker,
+    kinds=frozenset({"faiss", "numpy"}),
+    columns=lambda _: (
+        Column("cluster", "int64", "Index of the cluster."),
+        Column("sample_items", "int64", "Vectors of the sample nearest to its centroid."),
+        Column("range", "int64", "Index of the range of clusters in whose results it lies."),
+    ),
+    checks=CHECKS,
+    shown=_shown,
+    unit="fits",
+)

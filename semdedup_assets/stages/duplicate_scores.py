@@ -1,143 +1,99 @@
 """Score the clusters of a bucket: the greatest similarity of each item to an earlier one."""
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
-from semdedup_assets.algorithm.selection import keep_mask
-from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
-from semdedup_assets.algorithm.unit_rows import as_tensor
-from semdedup_assets.stages.assignments import FittedClusters
-from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
-from semdedup_assets.stages.work import Work, quantiles
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint
+from semdedup_assets.checks.duplicate_scores import CHECKS
+from semdedup_assets.execution import usage
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Column, Stage, Worker
+from semdedup_assets.kept_sets import Clustering, Selection
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.assignments import CENTROID_SIMILARITY
+from semdedup_assets.stages.centroids import quantiles
+from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters, ClusterBatch
+from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.storage.layout import Layout
+from semdedup_assets.storage.results import ResultRecord, StoredFile, fingerprint
 from semdedup_assets.storage.tables import TableWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCORES = "scores.parquet"
+"""The scores of a range of clusters, in its record: by cluster, and within each in keep-order."""
 
 # Rows of a Parquet row group: large enough to compress well, small enough to be held a few times over.
 _ROW_GROUP = 1 << 18
+_EPSILONS = ("0.001", "0.01", "0.05", "0.1", "0.2")
 
 
-@dataclass(frozen=True)
-class AssignedShards:
-    """The assignments of all shards to one k, looked at once for many buckets."""
-
-    work: Work
-    k: str
-
-    @cached_property
-    def recipes(self) -> dict[str, Recipe]:
-        """The recipe of each shard's assignments.
-
-        Raises:
-            MissingResultError: a shard is not assigned yet.
-        """
-        shards = [shard.name for shard in self.work.shards()]
-        # Of an object store each recipe is a wait and no work.
-        with ThreadPoolExecutor(16) as pool:
-            return dict(zip(shards, pool.map(partial(self.work.assignments, self.k), shards), strict=True))
-
-    @cached_property
-    def version(self) -> str:
-        """One version for all of them."""
-        return fingerprint({shard: recipe.version for shard, recipe in self.recipes.items()})
-
-    @cached_property
-    def scores(self) -> dict[str, Recipe]:
-        """The recipe of each bucket's scores.
-
-        Raises:
-            MissingResultError: a bucket is not scored, or was scored from other assignments or with other settings.
-        """
-        recipes = {bucket: self.work.scores(self.k, bucket) for bucket in self.work.buckets}
-        for bucket, recipe in recipes.items():
-            same_settings = recipe.code_version == self.work.code_version("duplicate_scores")
-            if recipe.made_from["assignments"] != self.version or not same_settings:
-                what = "assignments" if same_settings else "settings"
-                cure = self.work.cure("duplicate_scores", f"{bucket}|{self.k}")
-                message = (
-                    f"{self.work.layout.scores(self.k, bucket)}: made from other {what} than there are now; {cure}"
-                )
-                raise MissingResultError(message)
-        return recipes
-
-    @property
-    def scores_version(self) -> str:
-        """One version for all scores."""
-        return fingerprint({bucket: recipe.version for bucket, recipe in self.scores.items()})
-
-    @cached_property
-    def clusters(self) -> FittedClusters:
-        """What the shards are assigned to."""
-        return FittedClusters(self.work, self.k)
+def _worker(context: StageContext) -> Worker:
+    clusterings = AssignedClusterings(context)
+    return lambda partition: score_range(context, partition, assigned=clusterings[partition.required_clustering])
 
 
-def score_bucket(work: Work, bucket: int, *, assigned: AssignedShards) -> Recipe:
-    """Score a bucket's clusters (SemDeDup, Alg. A7): one pass that serves every epsilon.
+def score_range(context: StageContext, partition: Partition, *, assigned: AssignedClusters) -> ResultRecord:
+    """Score the clusters of a range (SemDeDup, Alg. A7): one pass that serves every epsilon.
 
     Args:
-        work: the pipeline at work.
-        bucket: index of the bucket.
-        assigned: the assignments of one k.
+        context: of the pipeline and the selection.
+        partition: a clustering and a range of clusters.
+        assigned: the clusters.
 
     Raises:
-        MissingResultError: a shard is not assigned yet.
+        MissingResultError: a shard is not assigned to today's centroids.
     """
-    work.measures.restart()
-    clusters = assigned.clusters.buckets[bucket]
-    path = work.layout.scores(assigned.k, work.buckets[bucket])
-    sizes: list[int] = []
-    with work.writing("duplicate_scores", path, made_from={"assignments": assigned.version}) as result:
-        with (
-            result.open(path) as stream,
-            TableWriter(stream) as table,
-            work.progress(f"duplicate_scores {work.buckets[bucket]}", total=len(clusters), unit="clusters") as progress,
-        ):
+    from semdedup_assets.algorithm.similarity import score_clusters
+    from semdedup_assets.algorithm.unit_rows import as_tensor
+
+    if partition.cluster_range is None:
+        message = f"partition {partition} is no range of clusters"
+        raise ValueError(message)
+    with context.writing("duplicate_scores", partition) as result:
+        with result.open(SCORES) as stream, TableWriter(stream) as table:
             rows = _RowGroups(table)
-            read = bucket_runs(work, assigned.k, bucket=bucket, clusters=clusters)
-            for run in work.measures.each("read", read):
-                with work.measures.phase("compare"):
-                    scores = _score(work, run)
-                with work.measures.phase("write"):
-                    rows.add(run, scores)
-                found = np.diff(run.offsets)
-                sizes += found[found > 0].tolist()
-                progress.advance(len(found))
+            for batch in usage.each("read", assigned.batches(partition.cluster_range)):
+                with usage.phase("compare"):
+                    vectors = as_tensor(batch.vectors).to(context.compute.torch_device)
+                    earlier = score_clusters(vectors, batch.offsets, budget=context.compute.budget)
+                with usage.phase("write"):
+                    rows.add(batch, earlier.similarity, earlier.position)
             rows.flush()
-        result.details = _details(sizes, rows)
-    return result.recipe()
-
-
-def _score(work: Work, run: ClusterRun) -> EarlierSimilarity:
-    vectors = as_tensor(run.vectors).to(work.compute.torch_device)
-    return score_clusters(vectors, run.offsets, budget=work.compute.budget)
+        result.details = rows.details()
+    return result.committed
 
 
 class _RowGroups:
-    """Gathers the scores of clusters until they fill a row group."""
+    """Gathers the scores of clusters until they fill a row group, and counts them."""
 
     def __init__(self, table: TableWriter) -> None:
         self._table = table
         self._parts: list[dict[str, np.ndarray]] = []
-        self.duplicates: dict[str, int] = dict.fromkeys(("0.001", "0.01", "0.05", "0.1", "0.2"), 0)
-        self.checksum = 0
-        self.largest: dict[str, int] | None = None
+        self._sizes: list[int] = []
+        self._duplicates = Counter[str]()
+        self._checksum = 0
+        self._largest: dict[str, int] | None = None
 
-    def add(self, run: ClusterRun, earlier: EarlierSimilarity) -> None:
-        for epsilon in self.duplicates:
-            self.duplicates[epsilon] += int((~keep_mask(earlier.similarity, float(epsilon))).sum())
-        self.checksum = (self.checksum + id_checksum(run.ids)) % CHECKSUM_MODULUS
-        self.largest = max(self.largest or {"items": 0}, _largest_cluster(run), key=lambda cluster: cluster["items"])
+    def add(self, batch: ClusterBatch, similarity: np.ndarray, position: np.ndarray) -> None:
+        sizes = np.diff(batch.offsets)
+        self._sizes += sizes[sizes > 0].tolist()
+        for epsilon in _EPSILONS:
+            self._duplicates[epsilon] += int((similarity.astype(np.float64) > 1.0 - float(epsilon)).sum())
+        self._checksum = (self._checksum + id_checksum(batch.ids)) % CHECKSUM_MODULUS
+        self._largest = max(self._largest or {"items": 0}, _largest_cluster(batch), key=lambda each: each["items"])
         self._parts.append(
             {
-                "id": run.ids,
-                "cluster": run.cluster,
-                "centroid_similarity": run.centroid_similarity,
-                "similarity": earlier.similarity,
-                "duplicate_of": np.ma.masked_array(run.ids[earlier.position], mask=earlier.position < 0),
+                "id": batch.ids,
+                "cluster": batch.cluster,
+                "centroid_similarity": batch.centroid_similarity,
+                "similarity": similarity,
+                "duplicate_of": np.ma.masked_array(batch.ids[position], mask=position < 0),
             }
         )
         if sum(len(part["id"]) for part in self._parts) >= _ROW_GROUP:
@@ -145,40 +101,129 @@ class _RowGroups:
 
     def flush(self) -> None:
         if not self._parts:
-            self._parts = [_no_rows()]
+            types = {"id": np.uint64, "cluster": np.int32, "centroid_similarity": np.float64, "similarity": np.float32}
+            columns = {name: np.empty(0, dtype=dtype) for name, dtype in types.items()}
+            self._parts = [{**columns, "duplicate_of": np.ma.masked_array(np.empty(0, np.uint64), mask=False)}]
         self._table.write({name: _joined([part[name] for part in self._parts]) for name in self._parts[0]})
         self._parts = []
 
-
-def _largest_cluster(run: ClusterRun) -> dict[str, int]:
-    """The largest cluster of a run, and its item that is nearest to the centroid: the one to look at."""
-    within = int(np.diff(run.offsets).argmax())
-    start, stop = run.offsets[within : within + 2]
-    item = run.ids[start:stop][run.centroid_similarity[start:stop].argmax()]
-    return {"cluster": run.first + within, "items": int(stop - start), "item": int(item)}
+    def details(self) -> dict[str, Any]:
+        counts = np.array(self._sizes, dtype=np.int64)
+        return {
+            "items": int(counts.sum()),
+            "id_checksum": self._checksum,
+            "clusters": len(counts),
+            "cluster_sizes": quantiles(counts),
+            "largest_cluster": self._largest,
+            "pairs_compared": int((counts * (counts - 1) // 2).sum()),
+            "duplicates_by_epsilon": {epsilon: self._duplicates[epsilon] for epsilon in _EPSILONS},
+        }
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One array; the plain concatenation would lose masks."""
+    plain = np.concatenate([np.ma.getdata(part) for part in parts])
     if not isinstance(parts[0], np.ma.MaskedArray):
-        return np.concatenate(parts)
-    masks = [np.ma.getmaskarray(part) for part in parts]
-    return np.ma.masked_array(np.concatenate([np.ma.getdata(part) for part in parts]), mask=np.concatenate(masks))
+        return plain
+    return np.ma.masked_array(plain, mask=np.concatenate([np.ma.getmaskarray(part) for part in parts]))
 
 
-def _no_rows() -> dict[str, np.ndarray]:
-    types = {"id": np.uint64, "cluster": np.int32, "centroid_similarity": np.float64, "similarity": np.float32}
-    columns = {name: np.empty(0, dtype=dtype) for name, dtype in types.items()}
-    return {**columns, "duplicate_of": np.ma.masked_array(np.empty(0, dtype=np.uint64), mask=np.empty(0, dtype=bool))}
+def _largest_cluster(batch: ClusterBatch) -> dict[str, int]:
+    """The largest cluster of a batch, and its item that is nearest to the centroid: the one to look at."""
+    within = int(np.diff(batch.offsets).argmax())
+    start, stop = batch.offsets[within : within + 2]
+    item = batch.ids[start:stop][batch.centroid_similarity[start:stop].argmax()]
+    return {"cluster": batch.first + within, "items": int(stop - start), "item": int(item)}
 
 
-def _details(sizes: list[int], rows: _RowGroups) -> dict[str, Any]:
-    counts = np.array(sizes, dtype=np.int64)
-    return {
-        "items": int(counts.sum()),
-        "id_checksum": rows.checksum,
-        "clusters": len(sizes),
-        "cluster_sizes": quantiles(counts),
-        "largest_cluster": rows.largest,
-        "pairs_compared": int((counts * (counts - 1) // 2).sum()),
-        "duplicates_by_epsilon": rows.duplicates,
-    }
+def _bucket_record(context: StageContext, partition: Partition, records: list[ResultRecord]) -> ResultRecord:
+    """A bucket as the sum of its ranges, whatever they were grouped to when they were made."""
+    details = [record.details for record in records]
+    counted = {name: sum(int(each[name]) for each in details) for name in ("items", "clusters", "pairs_compared")}
+    largest = [each["largest_cluster"] for each in details if each.get("largest_cluster")]
+    duplicates = Counter[str]()
+    for each in details:
+        duplicates.update(each["duplicates_by_epsilon"])
+    location = context.location("duplicate_scores", partition)
+    folder = location.rpartition("/")[2]
+    return ResultRecord(
+        location,
+        fingerprint({str(index): record.version for index, record in enumerate(records)}),
+        context.code_version("duplicate_scores"),
+        records[0].inputs if records else {},
+        {
+            record.location.rpartition("/")[2]: replace(
+                record.files[SCORES], path=f"{folder}/{record.files[SCORES].path}"
+            )
+            for record in records
+        },
+        {
+            **usage.added(details),
+            **counted,
+            "id_checksum": sum(int(each["id_checksum"]) for each in details) % CHECKSUM_MODULUS,
+            "largest_cluster": max(largest, key=lambda each: each["items"], default=None),
+            "duplicates_by_epsilon": dict(duplicates),
+            "ranges": len(records),
+            "bytes": sum(record.size for record in records),
+            "device": details[0]["device"] if details else "",
+        },
+    )
+
+
+def scores_files(context: StageContext, clustering: Clustering) -> list[StoredFile]:
+    """The scores of each range of a clustering, once they are seen to be up to date.
+
+    Raises:
+        MissingResultError: a range is not scored, or was scored from other assignments than there are now.
+    """
+    records = context.index.require_consistent("duplicate_scores", Partition(clustering=clustering))
+    return [record.file(SCORES) for record in records.values()]
+
+
+def _location(layout: Layout, partition: Partition, selection: Selection) -> str:
+    # A bucket has no result of its own: its folder stands for it.
+    if partition.cluster_range is None:
+        return layout.of_clustering(partition.required_clustering, "scores", selection.keep_order)
+    return layout.scores(partition.required_clustering, selection, partition.cluster_range)
+
+
+def _column_inputs(_: Pipeline, selection: Selection) -> tuple[str, ...]:
+    return () if selection.column is None else ("items",)
+
+
+def _input_version(context: StageContext, name: str, record: ResultRecord) -> str:
+    """Of the items only the column counts that orders them."""
+    if name != "items":
+        return record.version
+    versions: Mapping[str, str] = record.details["column_versions"]
+    return versions.get(context.selection.column or "", "")
+
+
+STAGE = Stage(
+    name="duplicate_scores",
+    step="3-compare",
+    description="For each item its greatest cosine similarity to an earlier item of its cluster, and which (SemDeDup, "
+    "Alg. A7). A bucket is a group of consecutive ranges of clusters. One pass serves every epsilon.",
+    dimensions=("bucket", "k"),
+    inputs=("assignments",),
+    optional_inputs=_column_inputs,
+    input_version=_input_version,
+    settings=lambda _: {},
+    location=_location,
+    worker=_worker,
+    finish=_bucket_record,
+    kinds=frozenset({"torch", "parquet"}),
+    columns=lambda _: (
+        ID,
+        Column("cluster", "int32", "Index of the item's cluster."),
+        CENTROID_SIMILARITY,
+        Column("similarity", "float32", "Greatest cosine similarity to an earlier item; -inf for the first."),
+        Column("duplicate_of", "uint64", "That earlier item; null for the first."),
+    ),
+    checks=CHECKS,
+    selected=True,
+    # Both rules select by the same scores.
+    selection_settings=lambda selection: {"keep_order": selection.keep_order},
+    by_range=True,
+    unit="ranges",
+)

@@ -1,189 +1,223 @@
 """Decide what is kept at an epsilon, and which kept item each removed one duplicates."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
-from semdedup_assets.algorithm.selection import (
-    Selection,
-    chain_selection,
-    check_epsilon,
-    greedy_keep_mask,
-    keep_mask,
-    select,
-)
-from semdedup_assets.algorithm.similarity import EarlierSimilarity
-from semdedup_assets.algorithm.tuning import epsilon_for
-from semdedup_assets.algorithm.unit_rows import as_tensor
-from semdedup_assets.stages.clusters import ClusterRun, bucket_runs
-from semdedup_assets.stages.duplicate_scores import AssignedShards
-from semdedup_assets.stages.work import Work
-from semdedup_assets.storage.results import Recipe
-from semdedup_assets.storage.tables import TableWriter, read_table, read_tables
+from semdedup_assets.checks.keep_masks import CHECKS
+from semdedup_assets.execution import usage
+from semdedup_assets.execution.context import PartOfResult, StageContext
+from semdedup_assets.execution.item_lookup import item_keys
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
+from semdedup_assets.kept_sets import Target
+from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
+from semdedup_assets.stages.duplicate_scores import SCORES, scores_files
+from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.storage.results import ResultRecord, StoredFile
+from semdedup_assets.storage.tables import read_table, read_tables, write_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
 
 
-@dataclass
-class _Totals:
-    """What all buckets add up to."""
-
-    items: int = 0
-    kept: int = 0
-    kept_by_chain: int = 0
-    kept_by_greedy: int = 0
-    orphans: int = 0
-    clusters: int = 0
-    clusters_without_kept: int = 0
-    checksum: int = 0
-    groups: list[tuple[int, int]] = field(default_factory=list)
-
-    def add_groups(self, neighbours: np.ndarray) -> None:
-        """Remember the kept items that the most removed ones duplicate."""
-        if len(neighbours):
-            ids, counts = np.unique(neighbours, return_counts=True)
-            pairs = [(int(count), int(item)) for count, item in zip(counts, ids, strict=True)]
-            self.groups = sorted([*self.groups, *pairs], reverse=True)[:20]
-
-
-def resolve_epsilon(work: Work, k: str, epsilon: str) -> float:
-    """The number that a partition stands for: an epsilon itself, or the one that keeps a wanted share.
-
-    Raises:
-        MissingResultError: a bucket is not scored yet.
-    """
-    if not epsilon.startswith("keep="):
-        check_epsilon(float(epsilon))
-        return float(epsilon)
-    share = float(epsilon.removeprefix("keep=").removesuffix("%")) / 100
-    paths = [work.layout.scores(k, bucket) for bucket in work.buckets]
-    return epsilon_for(
-        lambda: (part["similarity"] for path in paths for part in read_tables(path, ["similarity"])), keep=share
-    )
-
-
-def select_items(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recipe:
-    """Write the keep masks of one k and epsilon (SemDeDup, Alg. A7), by bucket.
-
-    Args:
-        work: the pipeline at work.
-        epsilon: as the partition spells it: `0.05` or `keep=50%`.
-        assigned: the assignments of one k, whose vectors find the nearest kept items.
-
-    Raises:
-        MissingResultError: a bucket is not scored, or was scored from other assignments than there are now.
-    """
-    work.measures.restart()
-    k = assigned.k
-    made_from = {"duplicate_scores": assigned.scores_version}
-    number, totals = resolve_epsilon(work, k, epsilon), _Totals()
-    with work.writing("keep_masks", work.layout.masks(k, epsilon), made_from=made_from) as result:
-        with work.progress(f"keep_masks {epsilon}", total=len(work.buckets), unit="buckets") as progress:
-            for bucket in range(len(work.buckets)):
-                path = work.layout.mask(k, epsilon, work.buckets[bucket])
-                with result.open(path) as stream, TableWriter(stream) as table:
-                    _write_bucket(work, number, _Bucket(assigned, bucket), table, totals)
-                progress.advance(1)
-        result.details = _details(number, totals, rule=work.pipeline.selection.rule)
-    return result.recipe()
+def mask_name(cluster_range: int) -> str:
+    """The masks of a range of clusters, in the record: the rows of its scores, in the same order."""
+    return f"r{cluster_range:04d}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class _Bucket:
-    assigned: AssignedShards
-    index: int
+class _MaskTask:
+    """The masks of one range: `epsilon` is the number that the partition's target stands for."""
 
-    @property
-    def clusters(self) -> range:
-        return self.assigned.clusters.buckets[self.index]
+    partition: Partition
+    cluster_range: int
+    epsilon: float
+    inputs: dict[str, str]
 
 
-def _write_bucket(work: Work, epsilon: float, bucket: _Bucket, table: TableWriter, totals: _Totals) -> None:
-    path = work.layout.scores(bucket.assigned.k, work.buckets[bucket.index])
-    scores = read_table(path, ["id", "cluster", "similarity", "duplicate_of"])
-    selection = _select_bucket(work, epsilon, bucket, scores, totals)
+def _tasks(context: StageContext, partition: Partition) -> Sequence[_MaskTask]:
+    clustering = partition.required_clustering
+    inputs = context.index.input_versions("keep_masks", partition)
+    files = scores_files(context, clustering)
+    epsilon = solved_epsilon(partition.target or Target(epsilon=0.0), files)
+    return [_MaskTask(partition, index, epsilon, inputs) for index in range(len(files))]
+
+
+def solved_epsilon(target: Target, scores: Sequence[StoredFile]) -> float:
+    """The number that a target stands for: an epsilon itself, or the one that keeps a wanted share.
+
+    Args:
+        target: either.
+        scores: of all ranges of clusters.
+    """
+    if target.epsilon is not None:
+        return target.epsilon
+    from semdedup_assets.algorithm.tuning import epsilon_for
+
+    if not any(len(part["similarity"]) for file in scores for part in read_tables(file, ["similarity"])):
+        return 0.0  # Of no items every share is kept.
+    return epsilon_for(
+        lambda: (part["similarity"] for file in scores for part in read_tables(file, ["similarity"])),
+        keep=(target.share or 0.0) / 100,
+    )
+
+
+def _worker(context: StageContext) -> Worker:
+    clusterings = AssignedClusterings(context)
+
+    def worker(task: _MaskTask) -> PartOfResult:
+        context.index.require_inputs("keep_masks", task.partition, task.inputs)
+        return mask_range(context, task, assigned=clusterings[task.partition.required_clustering])
+
+    return worker
+
+
+def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClusters) -> PartOfResult:
+    """Decide what is kept of a range of clusters (SemDeDup, Alg. A7).
+
+    Args:
+        context: of the pipeline and the selection.
+        task: which range, and the epsilon.
+        assigned: the clusters, whose vectors find the nearest kept items where the scores do not show them.
+    """
+    from semdedup_assets.algorithm.gallery_choice import largest_groups
+    from semdedup_assets.algorithm.selection import earlier_positions, orphans, select_clusters
+    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+
+    stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
+    record = context.index.require("duplicate_scores", stored)
+    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of"])
+    position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
+    with usage.phase("select"):
+        selection = select_clusters(
+            EarlierSimilarity(scores["similarity"], position),
+            scores["cluster"],
+            task.epsilon,
+            rule=context.selection.rule,
+            vectors_of=lambda wanted: vectors_of(assigned, task.cluster_range, scores["cluster"], wanted),
+            budget=context.compute.budget,
+        )
     removed = ~selection.keep
     neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
-    table.write(
-        {
-            "id": scores["id"],
-            "kept": selection.keep,
-            "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
-            "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
+    with context.writing_part("keep_masks", task.partition) as part:
+        with part.open(mask_name(task.cluster_range)) as stream:
+            write_table(
+                stream,
+                {
+                    "id": scores["id"],
+                    "kept": selection.keep,
+                    "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
+                    "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
+                },
+            )
+        clusters, kept_clusters = np.unique(scores["cluster"]), np.unique(scores["cluster"][selection.keep])
+        part.details = {
+            "epsilon": task.epsilon,
+            "items": len(selection.keep),
+            "kept": int(selection.keep.sum()),
+            "orphans": int(orphans(selection, task.epsilon).sum()),
+            "clusters": len(clusters),
+            "clusters_without_kept": len(clusters) - len(kept_clusters),
+            "id_checksum": id_checksum(scores["id"]),
+            "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_LARGEST_GROUPS)],
         }
+    return PartOfResult(task.inputs, part.files, part.details)
+
+
+def vectors_of(
+    assigned: AssignedClusters, cluster_range: int, cluster: np.ndarray, wanted: set[int]
+) -> Iterator[tuple[slice, "Tensor"]]:
+    """The vectors of some clusters of a range, each with the slice of its score rows; both are in keep-order.
+
+    Args:
+        assigned: the clusters.
+        cluster_range: index of the range.
+        cluster: (n,) the cluster of each score row, ascending.
+        wanted: which clusters.
+    """
+    from semdedup_assets.algorithm.unit_rows import as_tensor
+
+    device = assigned.context.compute.torch_device
+    for batch in assigned.batches(cluster_range, only=wanted):
+        start, stop = np.searchsorted(cluster, [batch.first, batch.first + 1])
+        yield slice(int(start), int(stop)), as_tensor(batch.vectors).to(device)
+
+
+def _finish(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
+    from semdedup_assets.algorithm.gallery_choice import GroupSize, merge_groups
+
+    total = Counter[str]()
+    for part in parts:
+        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept")
+        total.update({name: part.details[name] for name in names})
+    groups = merge_groups(
+        (GroupSize(*group) for part in parts for group in part.details["groups"]), most=_LARGEST_GROUPS
     )
-    totals.items += len(selection.keep)
-    totals.kept += int(selection.keep.sum())
-    totals.orphans += int((removed & keep_mask(selection.kept_similarity, epsilon)).sum())
-    clusters = len(np.unique(scores["cluster"]))
-    totals.clusters += clusters
-    totals.clusters_without_kept += clusters - len(np.unique(scores["cluster"][selection.keep]))
-    totals.checksum = (totals.checksum + id_checksum(scores["id"])) % CHECKSUM_MODULUS
-    totals.add_groups(neighbour[removed])
-
-
-def _select_bucket(
-    work: Work, epsilon: float, bucket: _Bucket, scores: dict[str, np.ndarray], totals: _Totals
-) -> Selection:
-    """The selection of a whole bucket, positions into its score rows."""
-    earlier = EarlierSimilarity(scores["similarity"], _positions(scores))
-    chain = keep_mask(earlier.similarity, epsilon)
-    selection, complete = chain_selection(earlier, chain)
-    keep, greedy = chain.copy(), chain.copy()
-    if not complete:
-        # Only clusters in which a removed item's nearest earlier item is removed too need their vectors.
-        open_rows = ~chain & (selection.kept_neighbour < 0)
-        for rows, run in _clusters_with(work, bucket, scores["cluster"], open_rows):
-            vectors = as_tensor(run.vectors).to(work.compute.torch_device)
-            inner = EarlierSimilarity(earlier.similarity[rows], _relative(earlier.position[rows], rows.start))
-            greedy[rows] = greedy_keep_mask(vectors, inner, epsilon, budget=work.compute.budget)
-            wanted = greedy[rows] if work.pipeline.selection.rule == "greedy" else chain[rows]
-            found = select(vectors, wanted, budget=work.compute.budget)
-            keep[rows] = wanted
-            selection.kept_neighbour[rows] = np.where(wanted, -1, found.kept_neighbour + rows.start)
-            selection.kept_similarity[rows] = found.kept_similarity
-    totals.kept_by_chain += int(chain.sum())
-    totals.kept_by_greedy += int(greedy.sum())
-    return Selection(keep, selection.kept_neighbour, selection.kept_similarity)
-
-
-def _relative(position: np.ndarray, start: int) -> np.ndarray:
-    return np.where(position < 0, -1, position - start)
-
-
-def _positions(scores: dict[str, np.ndarray]) -> np.ndarray:
-    """(n,) int64: the row of each item's earlier item, -1 where there is none."""
-    order = np.argsort(scores["id"])
-    place = np.searchsorted(scores["id"], scores["duplicate_of"], sorter=order)
-    found = order[np.minimum(place, len(order) - 1)] if len(order) else place
-    return np.where(np.isneginf(scores["similarity"]), -1, found)
-
-
-def _clusters_with(
-    work: Work, bucket: _Bucket, cluster: np.ndarray, wanted: np.ndarray
-) -> Iterator[tuple[slice, ClusterRun]]:
-    """The clusters that hold a wanted row, with their score rows; both are in keep-order."""
-    needed = set(np.unique(cluster[wanted]).tolist())
-    for run in bucket_runs(work, bucket.assigned.k, bucket=bucket.index, clusters=bucket.clusters, only=needed):
-        start, stop = np.searchsorted(cluster, [run.first, run.first + 1])
-        yield slice(int(start), int(stop)), run
-
-
-def _details(epsilon: float, totals: _Totals, *, rule: str) -> dict[str, Any]:
-    removed = totals.items - totals.kept
-    return {
-        "epsilon": epsilon,
-        "rule": rule,
-        "items": totals.items,
-        "id_checksum": totals.checksum,
-        "kept": totals.kept,
-        "removed": removed,
-        "kept_fraction": totals.kept / totals.items if totals.items else None,
-        "kept_by_chain": totals.kept_by_chain,
-        "kept_by_greedy": totals.kept_by_greedy,
-        "orphans": totals.orphans,
-        "clusters": totals.clusters,
-        "clusters_without_kept": totals.clusters_without_kept,
-        "largest_groups": [{"kept": item, "removed": count} for count, item in totals.groups],
+    details: dict[str, Any] = {
+        "epsilon": parts[0].details["epsilon"],
+        "rule": context.selection.rule,
+        "items": total["items"],
+        "id_checksum": sum(part.details["id_checksum"] for part in parts) % CHECKSUM_MODULUS,
+        "kept": total["kept"],
+        "removed": total["items"] - total["kept"],
+        "kept_fraction": total["kept"] / total["items"] if total["items"] else None,
+        "orphans": total["orphans"],
+        "clusters": total["clusters"],
+        "clusters_without_kept": total["clusters_without_kept"],
+        "largest_groups": [asdict(group) for group in groups],
     }
+    return context.finish_parts("keep_masks", partition, parts, details)
+
+
+def mask_files(record: ResultRecord) -> list[StoredFile]:
+    """The masks of each range of clusters, in order.
+
+    Args:
+        record: of the masks of a kept set.
+    """
+    return [record.file(name) for name in sorted(record.files)]
+
+
+def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[str, Shown]:
+    """The largest groups by the keys of their kept items, in place of numbers."""
+    groups = record.details["largest_groups"][:_SHOWN_GROUPS]
+    if not groups:
+        return {}
+    keys = item_keys(context, [group["kept"] for group in groups])
+    rows = [{"kept item": keys[group["kept"]], "removed for it": group["removed"]} for group in groups]
+    return {"largest_groups": Rows(rows)}
+
+
+STAGE = Stage(
+    name="keep_masks",
+    step="4-select",
+    description="Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
+    "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
+    "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
+    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them.",
+    dimensions=("epsilon", "k"),
+    inputs=("duplicate_scores",),
+    settings=lambda _: {},
+    location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "masks"),
+    worker=_worker,
+    tasks=_tasks,
+    finish=_finish,
+    kinds=frozenset({"numpy", "parquet"}),
+    columns=lambda _: (
+        ID,
+        Column("kept", "bool", "Whether the item stays."),
+        Column("kept_neighbour", "uint64", "The most similar kept item of the cluster; null where the item is kept."),
+        Column("kept_similarity", "float32", "Cosine similarity to it; null where the item is kept."),
+    ),
+    checks=CHECKS,
+    shown=_shown,
+    selected=True,
+    unit="ranges",
+)

@@ -1,4 +1,4 @@
-"""How many rows a manifest's files hold, read back from them: what was written, not what was meant."""
+"""How many rows a manifest's files hold, read back from them: what was written, not what was meant to be."""
 
 import gzip
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from typing import IO
 
 from semdedup_assets.storage.files import join, open_file
 
-_PIECE = 1 << 20
+_BLOCK = 1 << 20
 
 
 def rows_written(folder: str, files: Iterable[str]) -> dict[str, int]:
@@ -34,7 +34,7 @@ def _parquet_rows(stream: IO[bytes]) -> int:
 
 
 def _lines(stream: IO[bytes] | gzip.GzipFile) -> int:
-    return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_PIECE), b""))
+    return sum(block.count(b"\n") for block in iter(lambda: stream.read(_BLOCK), b""))
 
 
 def _packed_lines(stream: IO[bytes]) -> int:
@@ -45,11 +45,11 @@ def _packed_lines(stream: IO[bytes]) -> int:
 def _csv_rows(stream: IO[bytes]) -> int:
     """Lines that end outside quotes, for a caption may hold line breaks; without the header."""
     rows, quoted = -1, False
-    for piece in iter(lambda: stream.read(_PIECE), b""):
-        for part in piece.split(b'"'):
+    for block in iter(lambda: stream.read(_BLOCK), b""):
+        for part in block.split(b'"'):
             rows += 0 if quoted else part.count(b"\n")
             quoted = not quoted
-        # A piece with n quotes has n + 1 parts: the last turn was one too many.
+        # A block with n quotes has n + 1 parts: the last change was one too many.
         quoted = not quoted
     return rows
 

@@ -1,141 +1,214 @@
 """Write what a training job reads: the kept items, in the order of the source."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from semdedup_assets.checks.manifests import CHECKS
+from semdedup_assets.execution import usage
+from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.runner import excluded_partitions
+from semdedup_assets.execution.stage import Column, Stage
 from semdedup_assets.records import id_rows, id_shards
-from semdedup_assets.sources.catalogue import Shard
-from semdedup_assets.stages.duplicate_scores import AssignedShards
-from semdedup_assets.stages.embeddings import left_out_shards
-from semdedup_assets.stages.manifest_formats import WRITERS, KeptShard
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.stages.keep_masks import mask_files
+from semdedup_assets.stages.manifest_formats import SHARD_FORMATS, KeptShard, write_csv
 from semdedup_assets.stages.manifest_rows import rows_written
-from semdedup_assets.stages.work import Work
 from semdedup_assets.storage.files import join, write_bytes
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
+from semdedup_assets.storage.results import (
+    FolderWriter,
+    MissingResultError,
+    ResultRecord,
+    attempting,
+    fingerprint,
+    require_written,
+)
 from semdedup_assets.storage.tables import read_tables
 
+MANIFEST = "manifest.json"
+"""What a manifest holds and was made from, in its folder."""
 
-def write_manifest(work: Work, epsilon: str, *, assigned: AssignedShards) -> Recipe:
-    """Write the manifest of one k and epsilon; a manifest that is there already is never changed.
+
+@dataclass(frozen=True, slots=True)
+class _ManifestTask:
+    """What one shard gives to all formats; without a shard, what is one file for all of them.
+
+    Attributes:
+        attempt: name of the manifest's folder, which all its tasks share.
+    """
+
+    partition: Partition
+    shard: str | None
+    attempt: str
+    inputs: dict[str, str]
+
+
+def _tasks(context: StageContext, partition: Partition) -> Sequence[_ManifestTask]:
+    inputs = context.index.input_versions("manifests", partition)
+    context.index.require_consistent("keep_masks", partition)
+    writer = FolderWriter(context.location("manifests", partition))
+    attempt = f"{fingerprint([inputs, context.code_version('manifests')])[:16]}-{writer.attempt[:6]}"
+    shards: list[str | None] = [shard.name for shard in context.shards]
+    if "csv" in context.pipeline.manifests:
+        shards.append(None)
+    return [_ManifestTask(partition, shard, attempt, inputs) for shard in shards]
+
+
+class _Worker:
+    """Writes manifests; the masks of a kept set, which lie by cluster, are brought into the source's order once."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._gathered: tuple[str, dict[str, KeptShard]] | None = None
+
+    def __call__(self, task: _ManifestTask) -> PartOfResult:
+        if self._gathered is None or self._gathered[0] != task.attempt:
+            self._context.index.require_inputs("manifests", task.partition, task.inputs)
+            with usage.phase("gather"):
+                self._gathered = task.attempt, kept_shards(self._context, task.partition)
+        kept = self._gathered[1]
+        context, location = self._context, self._context.location("manifests", task.partition)
+        with attempting(FolderWriter(location, task.attempt)) as writer:
+            if task.shard is None:
+                with usage.phase("write csv"):
+                    write_csv(context, list(kept.values()), writer)
+            else:
+                for name in (name for name in context.pipeline.manifests if name in SHARD_FORMATS):
+                    with usage.phase(f"write {name}"):
+                        SHARD_FORMATS[name](context, kept[task.shard], writer)
+        shard = kept[task.shard].kept if task.shard is not None else np.zeros(0, dtype=bool)
+        unlisted = kept[task.shard].unlisted if task.shard is not None else (0, 0)
+        with usage.phase("count"):
+            rows = rows_written(join(location, task.attempt), writer.files)
+        counts = {"kept": int(shard.sum()), "records": len(shard), "unlisted": unlisted, "rows_written": rows}
+        return PartOfResult(task.inputs, writer.files, {**counts, "attempt": task.attempt, "usage": used_for(None)})
+
+
+def kept_shards(context: StageContext, partition: Partition) -> dict[str, KeptShard]:
+    """What is kept of each shard, by its name; one byte an item.
 
     Args:
-        work: the pipeline at work.
-        epsilon: as the partition spells it: `0.05` or `keep=50%`.
-        assigned: the assignments of one k.
-
-    Returns:
-        The manifest's recipe: what it holds, and all that it was made from.
+        context: of the pipeline and the selection.
+        partition: a kept set.
 
     Raises:
-        MissingResultError: the masks are missing, or were made from other embeddings than there are now.
+        MissingResultError: masks or items are missing, or the masks are of other items than the source has now.
     """
-    work.measures.restart()
-    k, shards = assigned.k, work.shards()
-    embeddings = {shard.name: work.embeddings(shard.name) for shard in shards}
-    masks = checked_masks(work, epsilon, assigned, embeddings)
-    made_from = {
-        "keep_masks": masks.version,
-        "embeddings": fingerprint({name: e.version for name, e in embeddings.items()}),
-    }
-    version = fingerprint([made_from, work.code_version("manifests")])[:16]
-    folder = work.layout.manifest(k, epsilon, version)
-    recipe = _complete(folder)
-    if recipe is None:
-        with work.measures.phase("gather"):
-            kept = _kept_shards(work, k, epsilon, shards, embeddings)
-        with work.writing("manifests", join(folder, "manifest"), made_from=made_from) as result:
-            with work.progress(f"manifests {epsilon}", total=len(work.pipeline.manifests), unit="formats") as progress:
-                for name in work.pipeline.manifests:
-                    with work.measures.phase(f"write {name}"):
-                        WRITERS[name](work, kept, folder, result)
-                    progress.advance(1)
-            with work.measures.phase("count"):
-                rows = rows_written(folder, result.files)
-            result.details = {**_details(work, masks, kept, version=version, k=k), "rows_written": rows}
-        recipe = result.recipe()
-    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
-    pointer = {"version": version, "folder": version, "epsilon": epsilon, "k": k}
-    write_bytes(work.layout.current_manifest(k, epsilon), json.dumps(pointer, indent=1).encode())
-    return recipe
-
-
-def _complete(folder: str) -> Recipe | None:
-    try:
-        return read_recipe(join(folder, "manifest"), cure="")
-    except MissingResultError:
-        return None
-
-
-def checked_masks(work: Work, epsilon: str, assigned: AssignedShards, embeddings: dict[str, Recipe]) -> Recipe:
-    """The masks' recipe, once the whole chain from the embeddings to them is seen to fit together."""
-    k = assigned.k
-    masks = work.masks(k, epsilon)
-    if masks.made_from["duplicate_scores"] != assigned.scores_version:
-        _refuse(work.layout.masks(k, epsilon), "scores", work.cure("keep_masks", f"{epsilon}|{k}"))
-    for shard, recipe in embeddings.items():
-        if assigned.recipes[shard].made_from["embeddings"] != recipe.version:
-            _refuse(work.layout.assignments(k, shard), "embeddings", work.cure("assignments", f"{k}|{shard}"))
-    return masks
-
-
-def _refuse(path: str, what: str, cure: str) -> None:
-    message = f"{path}: made from other {what} than there are now; {cure}"
-    raise MissingResultError(message)
-
-
-def _kept_shards(
-    work: Work, k: str, epsilon: str, shards: tuple[Shard, ...], embeddings: dict[str, Recipe]
-) -> list[KeptShard]:
-    """One byte an item: the masks, which lie by cluster, brought into the order of the source."""
-    bits = {shard.index: np.zeros(embeddings[shard.name].details["records"], dtype=bool) for shard in shards}
-    items = 0
-    for bucket in work.buckets:
-        for part in read_tables(work.layout.mask(k, epsilon, bucket), ["id", "kept"]):
-            items += len(part["id"])
-            _set(bits, part["id"][part["kept"]])
-    embedded = sum(recipe.details["items"] for recipe in embeddings.values())
-    if items != embedded:
-        message = (
-            f"{work.layout.masks(k, epsilon)}: {items} items are masked, {embedded} embedded; "
-            f"{work.cure('assignments')} and what follows"
-        )
-        raise MissingResultError(message)
-    return [KeptShard(shard, embeddings[shard.name].details["files"], bits[shard.index]) for shard in shards]
-
-
-def _set(bits: dict[int, np.ndarray], ids: np.ndarray) -> None:
-    if len(ids) == 0:
-        return
-    ids = np.sort(ids)
-    shards, rows = id_shards(ids), id_rows(ids)
-    present, starts = np.unique(shards, return_index=True)
-    for shard, start, stop in zip(present, starts, [*starts[1:], len(ids)], strict=True):
-        bits[int(shard)][rows[start:stop]] = True
-
-
-def _details(work: Work, masks: Recipe, kept: list[KeptShard], *, version: str, k: str) -> dict[str, Any]:
-    pipeline = work.pipeline
-    records = sum(len(shard.kept) for shard in kept)
-    count = sum(int(shard.kept.sum()) for shard in kept)
+    items = {each.required_shard: record for each, record in context.index.require_all("items").items()}
+    shards = context.shards
+    bits = {shard.index: np.zeros(int(items[shard.name].details["items"]), dtype=bool) for shard in shards}
+    unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
+    masks = context.index.require("keep_masks", partition)
+    for file in mask_files(masks):
+        for part in read_tables(file, ["id", "kept"]):
+            of_all = id_shards(part["id"])
+            for shard, counts in unlisted.items():
+                counts += [int((of_all == shard).sum()), int((part["kept"] & (of_all == shard)).sum())]
+            owners, rows = of_all[part["kept"]], id_rows(part["id"][part["kept"]])
+            for shard in sorted(set(np.unique(owners).tolist()) - unlisted.keys()):
+                here = rows[owners == shard]
+                if shard not in bits or (len(here) and int(here.max()) >= len(bits[shard])):
+                    message = (
+                        f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what "
+                        "follows"
+                    )
+                    raise MissingResultError(message)
+                bits[shard][here] = True
+    of_shard = {shard: (int(found), int(kept)) for shard, (found, kept) in unlisted.items()}
     return {
-        "manifest": version,
-        "kept": count,
-        "removed": masks.details["items"] - count,
-        "skipped": records - masks.details["items"],
+        shard.name: KeptShard(shard, items[shard.name], bits[shard.index], of_shard.get(shard.index, (0, 0)))
+        for shard in shards
+    }
+
+
+def _finish(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
+    attempt, inputs = parts[0].details["attempt"], parts[0].inputs
+    kept_set = partition.kept_set(context.selection)
+    masks = context.index.require("keep_masks", partition).details
+    writer = FolderWriter(context.location("manifests", partition), attempt)
+    rows: dict[str, int] = {}
+    for part in parts:
+        writer.files |= part.files
+        for kind, count in part.details["rows_written"].items():
+            rows[kind] = rows.get(kind, 0) + count
+    records = sum(part.details["records"] for part in parts)
+    kept = sum(part.details["kept"] for part in parts)
+    unlisted, unlisted_kept = (sum(part.details["unlisted"][index] for part in parts) for index in range(2))
+    items = int(masks["items"]) - unlisted
+    details = {
+        "manifest": attempt,
+        "kept": kept,
+        "removed": items - kept,
+        "skipped": records - items,
         "records": records,
-        "recipe": {
-            "dataset": pipeline.dataset,
-            "dataset_fingerprint": fingerprint([shard.shard.fingerprint for shard in kept]),
-            "model": pipeline.model_name,
-            "encoder": pipeline.encoder.identity(),
-            "k": k,
-            "clustering": pipeline.clustering.model_dump(mode="json", exclude={"k"}),
+        # Embedded and selected, but their keys could not be read, so that no format can name them.
+        "unlisted": unlisted,
+        "unlisted_kept": unlisted_kept,
+        "rows_written": rows,
+        "made_with": _made_with(context, partition, epsilon=float(masks["epsilon"])),
+    }
+    writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
+    require_written(writer)
+    write_bytes(writer.path(MANIFEST), json.dumps({**details, "inputs": inputs}, indent=1).encode())
+    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
+    pointer = {"folder": attempt, "version": attempt, "epsilon": str(partition.target), "k": str(partition.clustering)}
+    write_bytes(context.layout.current_manifest(kept_set), json.dumps(pointer, indent=1).encode())
+    return context.commit("manifests", writer, inputs=inputs, keep_earlier=True)
+
+
+def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -> dict[str, Any]:
+    """The settings and the data that a manifest goes back to."""
+    pipeline, clustering = context.pipeline, partition.required_clustering
+    items = context.index.require_all("items")
+    return {
+        "dataset": pipeline.dataset,
+        "dataset_fingerprint": fingerprint([record.inputs["shards"] for record in items.values()]),
+        "model": pipeline.model_name,
+        "encoder": pipeline.encoder.identity(),
+        "k": clustering.k,
+        "clustering": {
+            "seed": clustering.seed,
+            "engine": pipeline.clustering.engine,
             "iterations": pipeline.iterations,
-            "training_sample": pipeline.training_sample.model_dump(mode="json"),
-            "selection": pipeline.selection.model_dump(mode="json"),
-            "epsilon": masks.details["epsilon"],
-            "left_out": left_out_shards(work),
+        },
+        "training_sample": pipeline.training_sample.model_dump(mode="json"),
+        "selection": context.selection.model_dump(mode="json"),
+        "target": str(partition.target),
+        "epsilon": epsilon,
+        "excluded": {
+            str(shard): reason
+            for stage in ("items", "embeddings")
+            for shard, reason in excluded_partitions(context, context.graph[stage]).items()
         },
     }
+
+
+def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    carried = (Column(name, kind, "Carried from the source.") for name, kind in pipeline.source.column_types.items())
+    return (ID, Column("key", "string", "The item's own name."), *carried)
+
+
+STAGE = Stage(
+    name="manifests",
+    step="5-train",
+    description="The kept items in the order of the source, in the formats that training jobs read. A manifest is never "
+    "changed: a new one lies beside the old, and `current.json` says which is current.",
+    dimensions=("epsilon", "k"),
+    inputs=("keep_masks", "items"),
+    settings=lambda context: {"formats": sorted(context.pipeline.manifests)},
+    location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "manifests"),
+    worker=_Worker,
+    tasks=_tasks,
+    finish=_finish,
+    kinds=frozenset({"parquet"}),
+    columns=_columns,
+    checks=CHECKS,
+    selected=True,
+    pool=None,
+    unit="shards",
+)

@@ -1,83 +1,115 @@
 """Draw the vectors that centroids are fitted to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from semdedup_assets.algorithm.sampling import UniformSample
-from semdedup_assets.stages.work import Progress, Work
-from semdedup_assets.storage.results import MissingResultError, Recipe, fingerprint, read_recipe
+from semdedup_assets.execution import usage
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.progress import Progress
+from semdedup_assets.execution.stage import Stage, Worker
+from semdedup_assets.stages.embeddings import ID, VECTOR, VECTORS
+from semdedup_assets.stages.embeddings import STAGE as EMBEDDINGS
+from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.scratch import scratch_array
-from semdedup_assets.storage.vectors import read_ids, read_vectors, write_sample
+from semdedup_assets.storage.vectors import PartWriter, VectorType, read_ids, read_vectors, sample_batch, sample_schema
+
+SAMPLE = "sample.arrow"
+"""The sampled vectors, in the sample's record."""
 
 
-def frozen_sample(work: Work) -> Recipe | None:
-    """The sample that was drawn before, if it is complete and of these settings and this model."""
-    try:
-        recipe = read_recipe(work.layout.training_sample, cure="")
-    except MissingResultError:
-        return None
-    return recipe if recipe.code_version == work.code_version("training_sample") else None
+def _worker(context: StageContext) -> Worker:
+    return lambda partition: draw_sample(context, partition)
 
 
-def draw_sample(work: Work) -> Recipe:
+def draw_sample(context: StageContext, partition: Partition) -> ResultRecord:
     """Draw a seeded, uniform sample of all embeddings, the same whatever the shards' order.
 
     Raises:
         MissingResultError: a shard is not embedded yet.
         ValueError: there are no items at all, or shards differ in dimension.
     """
-    work.measures.restart()
-    shards = work.shards()
-    recipes = {shard.name: work.embeddings(shard.name) for shard in shards}
-    setting = work.pipeline.training_sample
+    records = context.index.require_consistent("embeddings")
+    setting = context.pipeline.training_sample
     sample = UniformSample(None if setting.size == "all" else setting.size, setting.seed)
-    with work.progress("training_sample", total=2 * len(shards), unit="shards") as progress:
-        for shard in shards:
-            with work.measures.phase("draw"):
-                for ids in read_ids(work.layout.embeddings(shard.name)):
+    with Progress("training_sample", total=2 * len(records), unit="shards") as progress:
+        for record in records.values():
+            with usage.phase("draw"):
+                for ids in read_ids(record.file(VECTORS)):
                     sample.add(ids)
-            progress.advance(1)
-        with work.measures.phase("gather"):
-            vectors = _vectors_of(work, list(recipes), sample.ids, progress)
-    versions = {name: recipe.version for name, recipe in recipes.items()}
-    made_from = {"embeddings": fingerprint(versions)}
-    with work.writing("training_sample", work.layout.training_sample, made_from=made_from) as result:
-        with result.open(work.layout.training_sample) as stream:
-            write_sample(stream, sample.ids, vectors)
-        result.details = _details(vectors, sample.seen, versions)
-    return result.recipe()
+            progress.advance()
+        with usage.phase("gather"):
+            vectors = _vectors_of(context, records, sample.ids, progress)
+    versions = {str(shard): record.version for shard, record in records.items()}
+    ranges = ""
+    with context.writing("training_sample", partition) as result:
+        with result.open(SAMPLE, ranges=lambda: ranges) as stream:
+            dtype: VectorType = "float16" if vectors.dtype == np.float16 else "float32"
+            writer = PartWriter(stream, schema := sample_schema(vectors.shape[1], dtype))
+            # One batch: mapped, it is copied only as far as a fit uses it.
+            writer.write(sample_batch(schema, sample.ids, vectors))
+            ranges = writer.close()
+        result.details = {
+            "vectors": len(vectors),
+            "items": sample.seen,
+            "shards": len(versions),
+            "share": len(vectors) / sample.seen,
+            "sampled_shards": versions,
+        }
+    return result.committed
 
 
-def _details(vectors: np.ndarray, seen: int, versions: dict[str, str]) -> dict[str, Any]:
-    return {
-        "vectors": len(vectors),
-        "items": seen,
-        "shards": len(versions),
-        "share": len(vectors) / seen,
-        "sampled_shards": versions,
-    }
-
-
-def _vectors_of(work: Work, shards: list[str], chosen: np.ndarray, progress: Progress) -> np.ndarray:
+def _vectors_of(
+    context: StageContext, records: Mapping[Partition, ResultRecord], chosen: np.ndarray, progress: Progress
+) -> np.ndarray:
     """(m, d) vectors of the chosen items, in the order of their ids, which ascend."""
     sample: np.ndarray | None = None
-    for name in shards:
-        for table in read_vectors(work.layout.embeddings(name)):
+    for record in records.values():
+        for table in read_vectors(record.file(VECTORS)):
             if sample is None:
                 shape = (len(chosen), table.vectors.shape[1])
-                sample = scratch_array(shape, table.vectors.dtype, budget=work.compute.budget)
+                sample = scratch_array(shape, table.vectors.dtype, budget=context.compute.budget)
             if table.vectors.shape[1] != sample.shape[1]:
                 widths = sorted([sample.shape[1], table.vectors.shape[1]])
                 message = (
-                    f"{work.pipeline.dataset}: shards hold vectors of {widths} numbers; {work.cure('embeddings')} anew"
+                    f"{context.pipeline.dataset}: shards hold vectors of {widths} numbers; "
+                    f"{context.remedy('embeddings')} again"
                 )
                 raise ValueError(message)
-            place = np.minimum(np.searchsorted(chosen, table.ids), len(chosen) - 1)
-            wanted = chosen[place] == table.ids
-            sample[place[wanted]] = table.vectors[wanted]
-        progress.advance(1)
+            index = np.minimum(np.searchsorted(chosen, table.ids), len(chosen) - 1)
+            wanted = chosen[index] == table.ids
+            sample[index[wanted]] = table.vectors[wanted]
+        progress.advance()
     if sample is None:
-        message = f"{work.pipeline.dataset}: no shard holds a single item that could be embedded; see the skipped items"
+        message = (
+            f"{context.pipeline.dataset}: no shard holds a single item that could be embedded; see the skipped items"
+        )
         raise ValueError(message)
     return sample
+
+
+def _settings(context: StageContext) -> dict[str, Any]:
+    drawn = context.pipeline.training_sample.model_dump(exclude={"per_cluster"})
+    # The sample belongs to the model: its vectors are the model's.
+    return {**drawn, "embeddings": dict(EMBEDDINGS.settings(context)), "version": EMBEDDINGS.version}
+
+
+STAGE = Stage(
+    name="training_sample",
+    step="2-cluster",
+    description="A seeded, uniform sample of all vectors, to which the centroids are fitted. It is frozen: new data never "
+    "re-clusters the old. Materialising it keeps it as it is, unless the model has changed or `refit` is set.",
+    dimensions=(),
+    inputs=("embeddings",),
+    settings=_settings,
+    location=lambda layout, _, __: layout.training_sample,
+    worker=_worker,
+    kinds=frozenset({"arrow"}),
+    columns=lambda _: (ID, VECTOR),
+    frozen=True,
+    pool=None,
+    unit="samples",
+)

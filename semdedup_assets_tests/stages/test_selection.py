@@ -1,157 +1,198 @@
-"""Scores and masks of the whole pipeline, cluster by cluster, against the oracle."""
+"""Scores, masks and manifests of the whole pipeline, cluster by cluster, against the oracle."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from semdedup_assets.algorithm.deduplication import semdedup
-from semdedup_assets.stages.centroids import bucket_ranges, read_centroids
-from semdedup_assets.storage.vectors import clusters_of_rows, read_bucket, read_vectors
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.kept_sets import Clustering, KeepColumn
+from semdedup_assets.stages.centroids import read_centroids
+from semdedup_assets.storage.vectors import read_vectors
 from semdedup_assets_tests import oracle
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, vectors_settings
+from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
 
-EPSILONS = ["0", "0.01", "0.1", "0.3", "keep=50%", "keep=75%"]
-SELECTIONS: dict[str, dict[str, Any]] = {
+EPSILONS = ["0", "0.01", "0.1", "0.3"]
+SHARES = ["keep=50%", "keep=75%"]
+CHAIN: dict[str, dict[str, Any]] = {
     "hard": {"keep": "hard"},
     "easy": {"keep": "easy"},
     "random": {"keep": "random", "seed": 3},
     "descending": {"keep": {"column": "quality"}},
     "ascending": {"keep": {"column": "quality", "order": "ascending"}},
-    "greedy": {"rule": "greedy"},
-    "greedy easy": {"keep": "easy", "rule": "greedy"},
+    "latest": {"keep": {"column": "time"}},
+    "earliest": {"keep": {"column": "time", "order": "ascending"}},
 }
-K = "4"
+GREEDY: dict[str, dict[str, Any]] = {
+    "greedy": {"rule": "greedy"},
+    "greedy-easy": {"keep": "easy", "rule": "greedy"},
+    "greedy-latest": {"keep": {"column": "time"}, "rule": "greedy"},
+}
+KS = ["4", "40"]
+"""Four ranges of a cluster each, and 32 of 40 clusters."""
+
+RUNS = [*((name, "4") for name in (*CHAIN, *GREEDY)), *((name, "40") for name in ("hard", "latest", "greedy"))]
+
+FILES, ROWS = 5, 60
+# As floats, all of these are one number.
+TIME = 2**62
 
 
-def write_table(folder: Path, shard: int) -> None:
-    """A shard with a quality that has gaps and ties, and exact duplicates of the first shard's rows."""
-    rng = np.random.default_rng(shard)
-    vectors = near_duplicates(shard, groups=25, copies=4)
-    vectors[:5] = near_duplicates(0, groups=25, copies=4)[:5]
-    quality = [None if value == 0 else float(value) for value in rng.integers(0, 6, len(vectors))]
-    table = {"embedding": list(vectors), "quality": quality, "name": [f"{shard}-{row}" for row in range(len(vectors))]}
-    (folder / "source").mkdir(exist_ok=True)
-    pq.write_table(pa.table(table), folder / "source" / f"{shard}.parquet")
+def columns_of(file: int) -> dict[str, Sequence[Any]]:
+    """A quality and a time with gaps and ties."""
+    rng = np.random.default_rng(100 + file)
+    quality = [None if value == 0 else float(value) for value in rng.integers(0, 6, ROWS)]
+    time = [None if value == 0 else TIME + int(value) for value in rng.integers(0, 40, ROWS)]
+    return {"quality": quality, "time": time}
+
+
+def vectors_in(file: int) -> np.ndarray:
+    """Near duplicates, and exact duplicates of the first file's head."""
+    vectors = near_duplicates(file)
+    vectors[:5] = near_duplicates(0)[:5]
+    return vectors
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineRuns]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     folder = tmp_path_factory.mktemp("selection")
-    for shard in range(3):
-        write_table(folder, shard)
-    settings = vectors_settings(folder) | {
-        "source": {
-            "kind": "vectors",
-            "path": str(folder / "source"),
-            "key": "name",
-            "columns": {"quality": "float"},
-        },
-        "clustering": {"k": [K], "buckets": 3, "iterations": 100},
-        "epsilons": EPSILONS,
-    }
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield PipelineRuns(instance, settings)
+    for file in range(FILES):
+        write_table(folder, str(file), vectors_in(file), columns_of(file))
+    settings = vectors_settings(folder)
+    settings["source"] |= {"key": "name", "columns": {"quality": "float", "time": "int"}}
+    runs = StageRuns(settings).changed(
+        clustering={"k": KS, "buckets": 3, "iterations": 100}, shards={"files_per_shard": 2}
+    )
+    for k in KS:
+        names = {name for name, of in RUNS if of == k}
+        chain = {name: chosen for name, chosen in CHAIN.items() if name in names}
+        greedy = {name: chosen for name, chosen in GREEDY.items() if name in names}
+        runs.changed(selections=chain, epsilons=[*EPSILONS, *SHARES], clustering={"k": [k]}).run()
+        runs.changed(selections=greedy, epsilons=EPSILONS, clustering={"k": [k]}).run()
+    return runs
 
 
 @dataclass(frozen=True)
 class Selected:
-    """What the pipeline wrote under one selection: all files read, joined by id."""
+    """What the pipeline wrote under one selection and clustering: all files read, joined by id."""
 
-    runs: PipelineRuns
-    vectors: dict[int, np.ndarray]
-    quality: dict[int, float]
-    cluster: dict[int, int]
-    similarity: dict[int, float]
-    scores: pl.DataFrame
-    masks: dict[str, pl.DataFrame]
+    runs: StageRuns
+    name: str
+    k: str
+    vectors: dict[int, np.ndarray] = field(default_factory=dict)
+    cluster: dict[int, int] = field(default_factory=dict)
+    similarity: dict[int, float] = field(default_factory=dict)
 
     @property
+    def selection(self) -> Any:
+        return self.runs.pipeline.named_selections[self.name]
+
+    @property
+    def greedy(self) -> bool:
+        return bool(self.selection.rule == "greedy")
+
+    @cached_property
     def clusters(self) -> dict[int, list[int]]:
-        return {c: [i for i, own in self.cluster.items() if own == c] for c in set(self.cluster.values())}
+        found: dict[int, list[int]] = {}
+        for item, own in self.cluster.items():
+            found.setdefault(own, []).append(item)
+        return found
 
-    def epsilon(self, partition: str) -> float:
-        return float(self.runs.work.masks(K, partition).details["epsilon"])
+    @cached_property
+    def scores(self) -> pl.DataFrame:
+        return self.runs.scores(self.k, self.name)
+
+    @cached_property
+    def columns(self) -> dict[int, dict[str, Any]]:
+        """The carried columns as the source's files were written."""
+        found = {}
+        for file in range(FILES):
+            columns = columns_of(file)
+            for row in range(ROWS):
+                found[id_of(file, row)] = {name: values[row] for name, values in columns.items()}
+        return found
+
+    @property
+    def targets(self) -> list[str]:
+        return list(self.runs.pipeline.epsilons)
+
+    def masks(self, target: str) -> pl.DataFrame:
+        return self.runs.masks(f"{target}|{self.k}", self.name)
+
+    def kept(self, target: str) -> set[int]:
+        return set(self.masks(target).filter("kept")["id"].to_list())
+
+    def details(self, target: str) -> dict[str, Any]:
+        return self.runs.record("keep_masks", f"{target}|{self.k}", self.name).details
+
+    def epsilon(self, target: str) -> float:
+        return float(self.details(target)["epsilon"])
+
+    def order(self, cluster: int) -> list[int]:
+        """Ids of a cluster in keep-order, by the definition of each strategy."""
+        keep, ids = self.selection.keep, self.clusters[cluster]
+        if keep == "hard":
+            return sorted(ids, key=lambda i: (self.similarity[i], i))
+        if keep == "easy":
+            return sorted(ids, key=lambda i: (-self.similarity[i], i))
+        if keep == "random":
+            return self.scores.filter(pl.col("cluster") == cluster)["id"].to_list()
+        assert isinstance(keep, KeepColumn)
+        sign = -1 if keep.order == "descending" else 1
+        values = {i: self.columns[i][keep.column] for i in ids}
+        return sorted(ids, key=lambda i: (values[i] is None, sign * (values[i] or 0), i))
 
 
-def by_assignments(runs: PipelineRuns) -> tuple[dict[int, int], dict[int, float], dict[int, np.ndarray]]:
-    cluster: dict[int, int] = {}
-    similarity: dict[int, float] = {}
-    vectors: dict[int, np.ndarray] = {}
-    for shard in runs.work.shards():
-        for bucket, clusters in enumerate(bucket_ranges(runs.work, K)):
-            part = read_bucket(runs.work.layout.assignments(K, shard.name), bucket=bucket, clusters=clusters)
-            ids = part.table.ids.tolist()
-            cluster |= dict(zip(ids, (clusters_of_rows(part.offsets) + clusters.start).tolist(), strict=True))
-            similarity |= dict(zip(ids, part.table.columns.column("centroid_similarity").to_pylist(), strict=True))
-            vectors |= dict(zip(ids, np.array(part.table.vectors), strict=True))
-    return cluster, similarity, vectors
+def id_of(file: int, row: int) -> int:
+    """Two files are a shard, of which ids count the rows."""
+    return ((file // 2) << 32) + (file % 2) * ROWS + row
 
 
-@pytest.fixture(scope="module", params=SELECTIONS)
-def selected(request: pytest.FixtureRequest, base: PipelineRuns) -> Selected:
-    # Each in a model of its own, so that all results lie beside each other.
-    model = str(request.param).replace(" ", "-")
-    runs = base.changed(selection=SELECTIONS[request.param], model=model)
-    runs.refresh()
-    cluster, similarity, vectors = by_assignments(runs)
-    embedded = [
-        table for shard in runs.work.shards() for table in read_vectors(runs.work.layout.embeddings(shard.name))
-    ]
-    quality = {
-        i: value
-        for table in embedded
-        for i, value in zip(table.ids.tolist(), table.columns.column("quality").to_pylist(), strict=True)
-    }
-    layout, buckets = runs.work.layout, runs.work.buckets
-    scores = pl.concat([pl.read_parquet(layout.scores(K, bucket)) for bucket in buckets])
-    masks = {e: pl.concat([pl.read_parquet(layout.mask(K, e, bucket)) for bucket in buckets]) for e in EPSILONS}
-    return Selected(runs, vectors, quality, cluster, similarity, scores, masks)
-
-
-def order(selected: Selected, cluster: int) -> list[int]:
-    """Ids of a cluster in keep-order, by the definition of each strategy."""
-    keep = selected.runs.pipeline.selection.keep
-    ids = selected.clusters[cluster]
-    if keep == "hard":
-        return sorted(ids, key=lambda i: (selected.similarity[i], i))
-    if keep == "easy":
-        return sorted(ids, key=lambda i: (-selected.similarity[i], i))
-    if keep == "random":
-        return selected.scores.filter(pl.col("cluster") == cluster)["id"].to_list()
-    sign = -1 if keep.order == "descending" else 1  # type: ignore[union-attr]
-    quality = selected.quality
-    return sorted(ids, key=lambda i: (quality[i] is None, sign * quality[i] if quality[i] is not None else 0, i))
+@pytest.fixture(scope="module", params=RUNS, ids="-k".join)
+def selected(request: pytest.FixtureRequest, base: StageRuns) -> Selected:
+    name, k = request.param
+    selections, epsilons = (GREEDY, EPSILONS) if name in GREEDY else (CHAIN, [*EPSILONS, *SHARES])
+    found = Selected(base.changed(selections=selections, epsilons=epsilons), name, k)
+    assigned = found.runs.context().index.require_all("assignments", Partition(clustering=Clustering(k)))
+    for record in assigned.values():
+        for table in read_vectors(record.file("assignments.arrow")):
+            ids = table.ids.tolist()
+            found.cluster.update(zip(ids, table.column("cluster").tolist(), strict=True))
+            found.similarity.update(zip(ids, table.column("centroid_similarity").tolist(), strict=True))
+            found.vectors.update(zip(ids, np.array(table.vectors), strict=True))
+    return found
 
 
 def test_every_item_is_assigned_once_to_its_nearest_centroid(selected: Selected) -> None:
-    embedded = {
-        i
-        for s in selected.runs.work.shards()
-        for t in read_vectors(selected.runs.work.layout.embeddings(s.name))
-        for i in t.ids.tolist()
-    }
-    assert set(selected.cluster) == embedded
-    centroids = oracle.unit(read_centroids(selected.runs.work, K))
-    for i, vector in selected.vectors.items():
+    assert set(selected.cluster) == {id_of(file, row) for file in range(FILES) for row in range(ROWS)}
+    centroids = oracle.unit(read_centroids(selected.runs.context(selected.name), Clustering(selected.k)))
+    assert len(centroids) == int(selected.k)
+    for item, vector in selected.vectors.items():
         similarities = centroids @ oracle.unit(vector[None])[0]
-        assert similarities[selected.cluster[i]] == pytest.approx(similarities.max(), abs=1e-6)
-        assert selected.similarity[i] == pytest.approx(similarities[selected.cluster[i]], abs=1e-6)
+        assert similarities[selected.cluster[item]] == pytest.approx(similarities.max(), abs=1e-6)
+        assert selected.similarity[item] == pytest.approx(similarities[selected.cluster[item]], abs=1e-6)
+
+
+def test_vectors_are_those_of_the_source(selected: Selected) -> None:
+    for file in range(FILES):
+        expected = oracle.unit(vectors_in(file))
+        found = np.array([selected.vectors[id_of(file, row)] for row in range(ROWS)])
+        np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
 def test_scores_are_those_of_the_paper_in_keep_order(selected: Selected) -> None:
     assert sorted(selected.scores["id"]) == sorted(selected.cluster)
+    assert selected.scores["cluster"].is_sorted()
     for cluster in selected.clusters:
-        ids = order(selected, cluster)
+        ids = selected.order(cluster)
         found = selected.scores.filter(pl.col("cluster") == cluster)
         assert found["id"].to_list() == ids
         expected = oracle.chain_scores(np.array([selected.vectors[i] for i in ids]))
@@ -163,111 +204,185 @@ def test_scores_are_those_of_the_paper_in_keep_order(selected: Selected) -> None
             assert pair[0] @ pair[1] == pytest.approx(expected[row], abs=1e-5)
 
 
-@pytest.mark.parametrize("partition", EPSILONS)
-def test_masks_are_those_of_the_oracle(selected: Selected, partition: str) -> None:
-    epsilon, mask = selected.epsilon(partition), selected.masks[partition]
-    kept = dict(zip(mask["id"].to_list(), mask["kept"].to_list(), strict=True))
-    rule = oracle.greedy_keep if selected.runs.pipeline.selection.rule == "greedy" else oracle.chain_keep
-    if epsilon == 0:  # Nothing is more similar than 1; the oracle's rounding would say otherwise.
-        assert all(kept.values())
-        return
+def test_the_time_of_items_is_compared_beyond_what_floats_can_tell(base: StageRuns) -> None:
+    """Among the items of a cluster are times that differ by one, and by less than a float's step."""
+    scores = base.changed(selections=CHAIN, epsilons=[*EPSILONS, *SHARES]).scores("4", "latest")
+    times = {id_of(file, row): time for file in range(FILES) for row, time in enumerate(columns_of(file)["time"])}
+    assert len({float(time) for time in times.values() if time}) == 1
+    for _, rows in scores.group_by("cluster"):
+        found = [times[item] for item in rows["id"].to_list()]
+        present = [time for time in found if time is not None]
+        assert len(set(present)) > 5
+        assert found == sorted(present, reverse=True) + [None] * (len(found) - len(present))
+
+
+def test_masks_are_those_of_the_oracle(selected: Selected) -> None:
+    rule = oracle.greedy_keep if selected.greedy else oracle.chain_keep
     doubtful = 0
-    for cluster in selected.clusters:
-        ids = order(selected, cluster)
-        vectors = np.array([selected.vectors[i] for i in ids])
-        # float32 decides: at the very border float64 may differ, by less than 1e-6.
-        wanted = {bool_list(rule(vectors, epsilon + shift)) for shift in (0, 2e-6, -2e-6) if epsilon + shift >= 0}
-        assert bool_list([kept[i] for i in ids]) in wanted
-        doubtful += len(wanted) > 1
-    assert doubtful <= 2
+    for target in selected.targets:
+        epsilon, mask = selected.epsilon(target), selected.masks(target)
+        kept = dict(zip(mask["id"].to_list(), mask["kept"].to_list(), strict=True))
+        assert set(kept) == set(selected.cluster)
+        if epsilon == 0:  # Nothing is more similar than 1; the oracle's rounding would say otherwise.
+            assert all(kept.values())
+            continue
+        for cluster in selected.clusters:
+            ids = selected.order(cluster)
+            vectors = np.array([selected.vectors[i] for i in ids])
+            # float32 decides: at the very border float64 may differ, by less than 1e-6.
+            wanted = {as_bools(rule(vectors, epsilon + shift)) for shift in (0, 2e-6, -2e-6) if epsilon + shift >= 0}
+            assert as_bools([kept[i] for i in ids]) in wanted
+            doubtful += len(wanted) > 1
+        assert 0 < sum(kept.values()) < len(kept)
+    # A share's epsilon lies at the similarity of a pair: there the oracle is in doubt, and hardly anywhere else.
+    assert doubtful <= 2 * len(selected.targets)
 
 
-def bool_list(values: Any) -> tuple[bool, ...]:
+def as_bools(values: Any) -> tuple[bool, ...]:
     return tuple(bool(value) for value in values)
 
 
-@pytest.mark.parametrize("partition", EPSILONS)
-def test_each_removed_item_names_its_nearest_kept_one(selected: Selected, partition: str) -> None:
-    mask = selected.masks[partition]
-    rows = {row["id"]: row for row in mask.iter_rows(named=True)}
-    orphans = 0
-    for ids in selected.clusters.values():
-        vectors = np.array([selected.vectors[i] for i in ids])
-        keep = np.array([rows[i]["kept"] for i in ids])
-        nearest = oracle.nearest_kept(vectors, keep)
-        for i, similarity in zip(ids, nearest, strict=True):
-            row = rows[i]
-            if row["kept"]:
-                assert row["kept_neighbour"] is None
-                assert row["kept_similarity"] is None
-                continue
-            assert rows[row["kept_neighbour"]]["kept"]
-            assert row["kept_similarity"] == pytest.approx(similarity, abs=1e-5)
-            orphans += not row["kept_similarity"] > 1 - selected.epsilon(partition)
-    details = selected.runs.work.masks(K, partition).details
-    assert details["orphans"] == orphans
-    if selected.runs.pipeline.selection.rule == "greedy":
-        assert orphans == 0
-    assert details["kept"] == int(mask["kept"].sum())
-    assert details["kept"] + details["removed"] == len(rows) == 300
+def test_each_removed_item_names_its_nearest_kept_one(selected: Selected) -> None:
+    for target in selected.targets:
+        mask, orphans = selected.masks(target), 0
+        rows = {row["id"]: row for row in mask.iter_rows(named=True)}
+        for ids in selected.clusters.values():
+            keep = np.array([rows[i]["kept"] for i in ids])
+            nearest = oracle.nearest_kept(np.array([selected.vectors[i] for i in ids]), keep)
+            for item, similarity in zip(ids, nearest, strict=True):
+                row = rows[item]
+                if row["kept"]:
+                    assert row["kept_neighbour"] is None
+                    assert row["kept_similarity"] is None
+                    continue
+                assert rows[row["kept_neighbour"]]["kept"]
+                assert row["kept_similarity"] == pytest.approx(similarity, abs=1e-5)
+                orphans += not row["kept_similarity"] > 1 - selected.epsilon(target)
+        details = selected.details(target)
+        assert details["orphans"] == orphans
+        assert not (selected.greedy and orphans)
+        assert details["kept"] == int(mask["kept"].sum())
+        assert details["kept"] + details["removed"] == len(rows) == FILES * ROWS
+        assert details["clusters"] == len(selected.clusters)
+        assert details["clusters_without_kept"] == 0
 
 
-@pytest.mark.parametrize(("partition", "share"), [("keep=50%", 0.5), ("keep=75%", 0.75)])
-def test_a_target_is_met_exactly_by_the_scores(selected: Selected, partition: str, share: float) -> None:
+def test_the_largest_groups_are_those_of_the_masks(selected: Selected) -> None:
+    for target in selected.targets:
+        removed = selected.masks(target).filter(~pl.col("kept"))["kept_neighbour"].value_counts()
+        sizes = sorted(removed["count"].to_list(), reverse=True)[:20]
+        groups = selected.details(target)["largest_groups"]
+        assert [group["removed"] for group in groups] == sizes
+        counts = dict(removed.iter_rows())
+        assert all(counts[group["kept"]] == group["removed"] for group in groups)
+
+
+@pytest.mark.parametrize(("target", "share"), [("keep=50%", 0.5), ("keep=75%", 0.75)])
+def test_a_share_is_met_exactly_by_the_scores(selected: Selected, target: str, share: float) -> None:
+    if selected.greedy:
+        pytest.skip("the settings refuse shares with the greedy rule")
     scores = np.sort(selected.scores["similarity"].to_numpy())
-    details = selected.runs.work.masks(K, partition).details
     wanted = int(np.ceil(share * len(scores)))
     ties = int((scores <= scores[wanted - 1]).sum())
-    assert details["kept_by_chain"] == ties
-    if scores[wanted - 1] < scores[wanted]:
-        assert ties == wanted
-    if selected.runs.pipeline.selection.rule == "chain":
-        assert details["kept"] == details["kept_by_chain"]
-    else:
-        assert details["kept"] == details["kept_by_greedy"] >= details["kept_by_chain"]
+    assert selected.details(target)["kept"] == ties
+    assert selected.details(target)["kept_fraction"] == ties / len(scores)
+    assert ties == wanted or scores[wanted - 1] == scores[wanted]
+    assert len(selected.kept(target)) == ties
 
 
 def test_exact_duplicates_across_shards_keep_one_under_the_greedy_rule(selected: Selected) -> None:
-    mask = selected.masks["0.01"]
-    kept = set(mask.filter("kept")["id"].to_list())
+    kept = selected.kept("0.01")
     for row in range(5):
-        copies = [(shard << 32) + row for shard in range(3)]
+        copies = [id_of(file, row) for file in range(FILES)]
         assert len({selected.cluster[i] for i in copies}) == 1
         assert len(kept.intersection(copies)) <= 1
 
 
-def test_the_library_call_agrees_with_the_pipeline_where_the_centroids_are_the_same(selected: Selected) -> None:
-    keep = selected.runs.pipeline.selection.keep
+def test_of_exact_duplicates_the_wanted_one_is_kept(selected: Selected) -> None:
+    """Where nothing else is near, the first in keep-order stays."""
+    keep = selected.selection.keep
+    if keep == "random" or not isinstance(keep, KeepColumn):
+        pytest.skip("copies are alike but for their columns")
+    kept, alone = selected.kept("0.01"), 0
+    for row in range(5):
+        copies = [id_of(file, row) for file in range(FILES)]
+        found = kept.intersection(copies)
+        if found:
+            (item,) = found
+            values = [selected.columns[i][keep.column] for i in copies]
+            present = [value for value in values if value is not None]
+            best = max(present) if keep.order == "descending" else min(present)
+            assert selected.columns[item][keep.column] == best
+            alone += 1
+    assert alone >= 3
+
+
+def test_the_library_call_agrees_with_the_pipeline(selected: Selected) -> None:
+    keep = selected.selection.keep
     if not isinstance(keep, str) or keep == "random":
         pytest.skip("the library takes columns as numbers")
     ids = np.array(sorted(selected.cluster), dtype=np.uint64)
     vectors = np.array([selected.vectors[int(i)] for i in ids])
-    result = semdedup(vectors, k=int(K), keep=keep, ids=ids)
-    np.testing.assert_allclose(result.centroids, read_centroids(selected.runs.work, K), atol=1e-6)
+    result = semdedup(vectors, k=int(selected.k), keep=keep, ids=ids)
+    centroids = read_centroids(selected.runs.context(selected.name), Clustering(selected.k))
+    np.testing.assert_allclose(result.centroids, centroids, atol=1e-6)
     assert result.cluster.tolist() == [selected.cluster[int(i)] for i in ids]
     scores = dict(zip(selected.scores["id"].to_list(), selected.scores["similarity"].to_list(), strict=True))
     np.testing.assert_allclose(result.similarity, [scores[int(i)] for i in ids], atol=1e-6)
-    if selected.runs.pipeline.selection.rule == "chain":
+    if not selected.greedy:
         kept = {int(i) for i in ids[result.keep_mask(selected.epsilon("0.1"))]}
-        assert kept == set(selected.masks["0.1"].filter("kept")["id"].to_list())
+        assert kept == selected.kept("0.1")
         assert result.epsilon_for(keep=0.5) == pytest.approx(selected.epsilon("keep=50%"), abs=1e-6)
 
 
 def test_masks_shrink_as_epsilon_grows(selected: Selected) -> None:
-    if selected.runs.pipeline.selection.rule == "greedy":
+    if selected.greedy:
         pytest.skip("the greedy rule does not promise it")
-    kept = [set(selected.masks[e].filter("kept")["id"].to_list()) for e in ("0", "0.01", "0.1", "0.3")]
+    kept = [selected.kept(epsilon) for epsilon in EPSILONS]
     assert all(more >= less for more, less in pairwise(kept))
     assert len(kept[0]) > len(kept[-1])
 
 
 def test_manifests_hold_the_kept_items_in_the_order_of_the_source(selected: Selected) -> None:
-    for partition in EPSILONS:
-        pointer = selected.runs.work.layout.current_manifest(K, partition)
-        folder = Path(pointer).parent / json.loads(Path(pointer).read_text())["folder"]
-        tables = [pl.read_parquet(path) for path in sorted((folder / "parquet").iterdir())]
-        found = [i for table in tables for i in table["id"].to_list()]
-        assert found == sorted(selected.masks[partition].filter("kept")["id"].to_list())
-        expected = [(shard, i & 0xFFFFFFFF) for i in found for shard in [i >> 32]]
-        assert [key for table in tables for key in table["key"].to_list()] == [f"{s}-{row}" for s, row in expected]
-        assert [v for table in tables for v in table["quality"].to_list()] == [selected.quality[i] for i in found]
+    for target in selected.targets:
+        folder, details = selected.runs.manifest(f"{target}|{selected.k}", selected.name)
+        table = pl.concat([pl.read_parquet(path) for path in sorted((folder / "parquet").iterdir())])
+        kept = selected.kept(target)
+        expected = [
+            {
+                "id": id_of(file, row),
+                "shard": f"s{file // 2:06d}",
+                "row": (file % 2) * ROWS + row,
+                "file": f"{file}.parquet",
+                "file_row": row,
+                "key": f"{file}-{row}",
+                **selected.columns[id_of(file, row)],
+            }
+            for file in range(FILES)
+            for row in range(ROWS)
+            if id_of(file, row) in kept
+        ]
+        assert [{**row, "file": Path(row["file"]).name} for row in table.iter_rows(named=True)] == expected
+        assert details["kept"] == len(expected)
+        assert details["rows_written"] == {"parquet": len(expected), "keep_lists": len(expected)}
+
+
+def test_the_same_is_kept_whatever_the_shards_and_the_buckets(base: StageRuns, tmp_path: Path) -> None:
+    """Files joined to other shards have other ids, and yet the same items stay, for columns settle the order."""
+    chosen = {"selection": {"keep": {"column": "rank"}}, "epsilons": ["0.1", "keep=50%"]}
+    for file in range(FILES):
+        ranks = np.random.default_rng(file).permutation(ROWS) * FILES + file
+        write_table(tmp_path, str(file), vectors_in(file), {"rank": ranks.tolist()})
+    settings = vectors_settings(tmp_path, **chosen)
+    settings["source"] |= {"key": "name", "columns": {"rank": "int"}}
+    kept = []
+    for files_per_shard, buckets in ((1, 1), (2, 3), (5, 7)):
+        runs = StageRuns(settings).changed(
+            store=str(tmp_path / f"store{files_per_shard}"),
+            shards={"files_per_shard": files_per_shard},
+            clustering={"k": ["1"], "buckets": buckets},
+        )
+        runs.run()
+        kept.append({target: set(runs.kept_keys(f"{target}|1")) for target in ("0.1", "keep=50%")})
+    assert kept[0] == kept[1] == kept[2]
+    assert base.pipeline.clustering.buckets == 3

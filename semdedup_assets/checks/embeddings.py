@@ -1,0 +1,139 @@
+"""What must hold of embeddings."""
+
+from semdedup_assets.checks.counting import MOST_NAMED, ItemCount, current_records
+from semdedup_assets.encoders import Precomputed
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Check, CheckResult, Problem
+
+# Rounding to float16 moves each number by at most 2**-11 of itself, and so the norm by at most 5e-4; to float32 by
+# 6e-8, and the norms are sums over the dimension. Beyond four times the first, a vector was never of unit norm.
+_NORM_ERROR = {"float16": 2e-3, "float32": 1e-5}
+
+
+def vectors_are_finite_unit(context: StageContext) -> CheckResult:
+    """No NaN, no infinity, unit norm up to the rounding of the stored type."""
+    records = current_records(context, "embeddings")
+    limit, problems = _NORM_ERROR[context.pipeline.vectors], []
+    encoder = context.pipeline.encoder
+    ready = isinstance(encoder, Precomputed) and not encoder.normalise
+    for shard, record in records.items():
+        invalid, error = record.details["not_finite"], record.details["norm_error"]
+        if invalid or error > limit:
+            remedy = "set encoder.normalise" if ready else f"{context.remedy('embeddings', shard)} again"
+            problems.append(Problem(str(shard), f"{invalid} vectors not finite, norms up to {error:.2g} off", remedy))
+    measured = {
+        "vectors": ItemCount.of(records.values()).items,
+        "not_finite": sum(record.details["not_finite"] for record in records.values()),
+        "norm_error": max((record.details["norm_error"] for record in records.values()), default=0.0),
+        "norm_error_limit": limit,
+    }
+    return CheckResult("shards have vectors that are not finite or not of unit norm", problems, measured)
+
+
+def one_dimension(context: StageContext) -> CheckResult:
+    """All shards with an item have one dimension, and the centroids that are in use have it too."""
+    widths = {
+        str(shard): int(record.details["dimension"])
+        for shard, record in current_records(context, "embeddings").items()
+        if record.details["items"]
+    }
+    sample = next(iter(current_records(context, "training_sample").values()), None)
+    fitted = {
+        f"centroids {k}": int(record.details["dimension"])
+        for k, record in context.index.records("centroids").items()
+        if sample is not None and record.inputs["training_sample"] == sample.version
+    }
+    both = [*fitted.values(), *widths.values()]
+    # The centroids decide, for all shards are held against them; before there are any, the most shards.
+    expected = next(iter(fitted.values()), max(both, key=both.count, default=0))
+    problems = [
+        Problem(name, f"{width} numbers where {expected} should be", _width_remedy(context, name))
+        for name, width in {**widths, **fitted}.items()
+        if width != expected
+    ]
+    fault = "shards and centroids have another dimension than the others"
+    return CheckResult(fault, problems, {"dimension": expected})
+
+
+def _width_remedy(context: StageContext, name: str) -> str:
+    if name.startswith("centroids "):
+        return context.remedy("centroids", name.removeprefix("centroids "))
+    again = context.remedy("embeddings", name)
+    return f"{again} again, or mend its files; encoder.dimension makes such vectors invalid items"
+
+
+def ids_are_unique(context: StageContext) -> CheckResult:
+    """No id is repeated in a shard, and no two shards have the same ids."""
+    problems, owners = [], dict[int, str]()
+    records = current_records(context, "embeddings")
+    for partition, record in records.items():
+        details, shard = record.details, str(partition)
+        remedy = f"{context.remedy('embeddings', partition)} again"
+        if details["repeated_ids"]:
+            problems.append(Problem(shard, f"{details['repeated_ids']:,} ids repeated or out of order", remedy))
+        if details["items"]:
+            first = owners.setdefault(int(details["id_checksum"]), shard)
+            if first != shard:
+                problems.append(Problem(shard, f"the same ids as {first}", remedy))
+    return CheckResult("shards have repeated ids", problems, {"items": ItemCount.of(records.values()).items})
+
+
+def skipped_share(context: StageContext) -> CheckResult:
+    """No more than a settable share of any shard's items is invalid."""
+    limit, problems, shares = context.pipeline.max_skipped, [], dict[str, float]()
+    records = current_records(context, "embeddings")
+    for shard, record in records.items():
+        share = record.details["skipped"] / max(1, record.details["records"])
+        if share > limit:
+            shares[str(shard)] = share
+            measured = f"{share:.2%}: {record.details['skipped_examples'][:3]}"
+            problems.append(Problem(str(shard), measured, "mend the files, or raise `max_skipped`"))
+    skipped = sum(int(record.details["skipped"]) for record in records.values())
+    worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[: 10 * MOST_NAMED])
+    measured_all = {"limit": limit, "skipped": skipped, "shards_above": worst}
+    return CheckResult(f"shards have more than {limit:.2%} invalid items", problems, measured_all)
+
+
+def no_shard_excluded(context: StageContext) -> CheckResult:
+    """No shard failed every attempt, so that all that follows goes on without it."""
+    records = current_records(context, "embeddings")
+    problems = [
+        Problem(str(shard), record.excluded, f"mend its files, and {context.remedy('embeddings', shard)}")
+        for shard, record in records.items()
+        if record.excluded
+    ]
+    measured = {"shards": len(records), "excluded": len(problems)}
+    return CheckResult("shards could not be embedded and are excluded", problems, measured)
+
+
+def items_and_vectors_agree(context: StageContext) -> CheckResult:
+    """Keys and columns were read from as many records as vectors were."""
+    items, problems = context.index.records("items"), []
+    records = current_records(context, "embeddings")
+    for shard, record in records.items():
+        read = items.get(Partition(shard=shard.shard))
+        same_files = read is not None and read.inputs == record.inputs
+        if read is not None and same_files and not (read.excluded or record.excluded):
+            found, expected = int(read.details["items"]), int(record.details["records"])
+            if found != expected:
+                remedy = f"{context.remedy('items', shard)} again, and its embeddings"
+                problems.append(Problem(str(shard), f"{found:,} items where {expected:,} records were read", remedy))
+    return CheckResult("shards changed between reading items and vectors", problems, {"shards": len(records)})
+
+
+CHECKS = (
+    Check(
+        vectors_are_finite_unit,
+        "No vector holds a NaN or an infinity, and all are of unit norm (SemDeDup, section 3: cosine similarity).",
+    ),
+    Check(one_dimension, "All shards, and the centroids in use, have vectors of one dimension."),
+    Check(ids_are_unique, "No id is repeated, in a shard or in two."),
+    Check(skipped_share, "At most `max_skipped` of any shard's items are invalid."),
+    Check(items_and_vectors_agree, "Keys and columns were read from as many records as vectors were."),
+    Check(
+        no_shard_excluded,
+        "No shard failed every attempt (`refresh.attempts`) and is excluded.",
+        blocking=False,
+    ),
+)

@@ -1,0 +1,1 @@
+"""What a stage is, and how its partitions are made: whatever the stage, and wherever it runs."""

@@ -1,0 +1,94 @@
+"""Report how far a stage is: to whoever listens in this process, never bound to a stage's context."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from tqdm import tqdm
+
+_REPORT_SECONDS = 15.0
+
+
+def _terminal() -> TextIO | None:
+    """The terminal this process was started from, if any; without one a bar would fill a log with half lines.
+
+    While a step runs, Dagster sends standard error to the run's log: the terminal must be known before.
+    """
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+_TERMINAL = _terminal()
+
+
+def _silent(_: str) -> None:
+    return
+
+
+_listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=_silent)
+
+
+@contextmanager
+def reporting_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Send the lines of a block to a listener, such as a run's log."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def log(line: str) -> None:
+    """Report a line."""
+    _listener.get()(line)
+
+
+@dataclass
+class Progress:
+    """How far something is: a bar in a terminal, and now and then a line in the log."""
+
+    title: str
+    total: int | None
+    unit: str
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._reported = self.started
+        self._bar = tqdm(
+            total=self.total,
+            desc=f"   {self.title}",
+            unit=f" {self.unit}",
+            file=_TERMINAL,
+            disable=_TERMINAL is None,
+            leave=False,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Report that `count` more units are done."""
+        self.done += count
+        self._bar.update(count)
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            log(self._line(now - self.started))
+
+    def _line(self, seconds: float) -> str:
+        rate = self.done / max(seconds, 1e-9)
+        line = f"{self.title}: {self.done:,} {self.unit} done, {rate:,.1f} a second"
+        if self.total and rate:
+            line += f", {self.total - self.done:,} left, about {(self.total - self.done) / rate:,.0f} s"
+        return line

@@ -1,0 +1,356 @@
+"""What the store holds of a pipeline, and whether it is up to date: asked by stages, checks, refreshes and the estimate.
+
+The records alone decide what is stale. A result is up to date if its record was made with today's settings from the
+versions that its inputs have now; no event log is asked.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from semdedup_assets.algorithm.cluster_ranges import group_ranges
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Stage
+from semdedup_assets.storage.files import ListedFile, join, list_folder, read_many
+from semdedup_assets.storage.results import (
+    RECORD,
+    MissingResultError,
+    ResultRecord,
+    damaged,
+    fingerprint,
+)
+
+if TYPE_CHECKING:
+    from semdedup_assets.execution.context import StageContext
+    from semdedup_assets.kept_sets import Clustering
+
+# Of an object store each listing is a wait and no work.
+_READERS = 16
+_MOST_PARSED = 200_000
+
+# Records this process has read, by path, with the stamp of the file: a tick of a sensor reads what is new.
+_parsed: dict[str, tuple[str, ResultRecord]] = {}
+
+
+class RecordCache:
+    """The records of a store by location, each read once.
+
+    Attributes:
+        versions: of several results together, by what was asked; see `ResultIndex`.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, ResultRecord | None] = {}
+        self._folders: dict[str, dict[str, ListedFile]] = {}
+        self.versions: dict[tuple[str, ...], str] = {}
+
+    def get(self, locations: Sequence[str]) -> list[ResultRecord | None]:
+        """The records of some results; None where there is none, or where its files are not all there."""
+        unknown = [location for location in locations if location not in self._records]
+        if unknown:
+            self._list({location.rpartition("/")[0] for location in unknown})
+            self._read(unknown)
+        return [self._records[location] for location in locations]
+
+    def put(self, record: ResultRecord) -> None:
+        """Note a record that was just committed."""
+        self._records[record.location] = record
+
+    def _list(self, folders: set[str]) -> None:
+        missing = sorted(folders - self._folders.keys())
+        with ThreadPoolExecutor(_READERS) as pool:
+            self._folders |= dict(zip(missing, pool.map(list_folder, missing), strict=True))
+
+    def _read(self, locations: Sequence[str]) -> None:
+        found: dict[str, str] = {}
+        for location in locations:
+            path = f"{location}{RECORD}"
+            listed = self._folders[location.rpartition("/")[0]].get(path)
+            self._records[location] = None
+            if listed is not None:
+                stamp = f"{listed.size}-{listed.stamp}"
+                known = _parsed.get(path)
+                if known is not None and known[0] == stamp:
+                    self._records[location] = known[1]
+                else:
+                    found[location] = stamp
+        self._parse(found)
+        present = [record for location in locations if (record := self._records[location]) is not None]
+        self._list({self._folder_of(record, entry.path) for record in present for entry in record.files.values()})
+        for record in present:
+            if not self._is_complete(record):
+                self._records[record.location] = None
+
+    def _parse(self, found: dict[str, str]) -> None:
+        if len(_parsed) > _MOST_PARSED:
+            _parsed.clear()
+        for location, content in zip(found, read_many([f"{location}{RECORD}" for location in found]), strict=True):
+            try:
+                record = None if content is None else ResultRecord.from_json(content, location)
+            except ValueError as error:
+                progress.log(str(damaged(location, f"{location}{RECORD}: {error}")))
+                continue
+            if record is None:  # Replaced or removed since the folder was listed.
+                continue
+            self._records[location] = record
+            _parsed[f"{location}{RECORD}"] = found[location], record
+
+    @staticmethod
+    def _folder_of(record: ResultRecord, path: str) -> str:
+        return join(record.location.rpartition("/")[0], path).rpartition("/")[0]
+
+    def _is_complete(self, record: ResultRecord) -> bool:
+        parent = record.location.rpartition("/")[0]
+        for entry in record.files.values():
+            listed = self._folders[self._folder_of(record, entry.path)].get(join(parent, entry.path))
+            if listed is None or listed.size != entry.size:
+                return False
+        return True
+
+
+class ResultIndex:
+    """The results of one pipeline, as the store has them: of one selection where each has its own."""
+
+    def __init__(self, context: "StageContext", cache: RecordCache | None = None) -> None:
+        self._context = context
+        self.cache = cache or RecordCache()
+
+    def of(self, context: "StageContext") -> "ResultIndex":
+        """The same store for another selection."""
+        return ResultIndex(context, self.cache)
+
+    def put(self, stage: str, record: ResultRecord) -> None:
+        """Note a record of a stage that was just committed."""
+        self.cache.put(record)
+        versions = self.cache.versions
+        self.cache.versions = {key: version for key, version in versions.items() if key[0] != stage}
+
+    def partitions(self, stage: str, within: Partition | None = None) -> list[Partition]:
+        """The partitions that a stage has by today's settings and shards.
+
+        Args:
+            stage: its name.
+            within: only those that agree with this one.
+
+        Raises:
+            MissingResultError: the source has not been observed yet.
+        """
+        context, within = self._context, within or Partition()
+        dimensions = context.graph[stage].dimensions
+        shards = [shard.name for shard in context.shards] if "shard" in dimensions else []
+        values: dict[str, Sequence[object]] = {
+            "bucket": range(context.pipeline.clustering.buckets) if within.bucket is None else [within.bucket],
+            "epsilon": context.pipeline.targets if within.target is None else [within.target],
+            "k": context.pipeline.clusterings if within.clustering is None else [within.clustering],
+            "shard": shards if within.shard is None else [within.shard],
+        }
+        fields = {"bucket": "bucket", "epsilon": "target", "k": "clustering", "shard": "shard"}
+        names = sorted(dimensions)
+        combined = product(*(values[name] for name in names))
+        return [
+            Partition(**{fields[name]: value for name, value in zip(names, parts, strict=True)})  # type: ignore[arg-type]
+            for parts in combined
+        ]
+
+    def stored(self, stage: str, within: Partition | None = None) -> list[Partition]:
+        """The results that a partition, or all that agree with it, are stored as.
+
+        Raises:
+            MissingResultError: the ranges of clusters are not known yet, or the source has not been observed.
+        """
+        within = within or Partition()
+        if not self._context.graph[stage].by_range or within.cluster_range is not None:
+            return [within] if within.cluster_range is not None else self.partitions(stage, within)
+        clusterings = self._context.pipeline.clusterings if within.clustering is None else [within.clustering]
+        found = []
+        for clustering in clusterings:
+            groups = group_ranges(self.range_count(clustering), groups=self._context.pipeline.clustering.buckets)
+            chosen = groups if within.bucket is None else [groups[within.bucket]]
+            found += [
+                Partition(clustering=clustering, target=within.target).of_range(index)
+                for group in chosen
+                for index in group
+            ]
+        return found
+
+    def range_count(self, clustering: "Clustering") -> int:
+        """Into how many ranges of clusters the results of a clustering are divided.
+
+        Raises:
+            MissingResultError: the centroids are not fitted.
+        """
+        return int(self.require("centroids", Partition(clustering=clustering)).details["ranges"])
+
+    def records(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
+        """The stored results that are there, whatever they were made from."""
+        stored = self._known(stage, within or Partition())
+        found = self.cache.get([self._context.location(stage, partition) for partition in stored])
+        return {partition: record for partition, record in zip(stored, found, strict=True) if record is not None}
+
+    def _known(self, stage: str, within: Partition) -> list[Partition]:
+        """The same as `stored`, without what is not known: without shards or ranges there is nothing of a stage."""
+        if not self._context.graph[stage].by_range or within.clustering is not None:
+            try:
+                return self.stored(stage, within)
+            except MissingResultError:
+                return []
+        clusterings = self._context.pipeline.clusterings
+        return [each for found in clusterings for each in self._known(stage, replace(within, clustering=found))]
+
+    def record(self, stage: str, partition: Partition) -> ResultRecord | None:
+        """The record of one stored result; None where there is none."""
+        return self.cache.get([self._context.location(stage, partition)])[0]
+
+    def require(self, stage: str, partition: Partition) -> ResultRecord:
+        """The record of one stored result.
+
+        Raises:
+            MissingResultError: it is not there; names what to materialise.
+        """
+        record = self.record(stage, partition)
+        if record is None:
+            context = self._context
+            message = f"{context.location(stage, partition)}: not there; {context.remedy(stage, partition)}"
+            raise MissingResultError(message)
+        return record
+
+    def require_all(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
+        """The records of all stored results that agree with a partition.
+
+        Raises:
+            MissingResultError: one is not there; names what to materialise.
+        """
+        stored = self.stored(stage, within)
+        # Listed and read together, then one by one from the cache.
+        self.cache.get([self._context.location(stage, partition) for partition in stored])
+        return {partition: self.require(stage, partition) for partition in stored}
+
+    def require_current(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
+        """The same, once each is seen to be made from what its inputs are now.
+
+        Raises:
+            MissingResultError: one is not there, or is stale; names what to materialise.
+        """
+        records = self.require_all(stage, within)
+        for partition, record in records.items():
+            if not self._is_current(stage, partition, record):
+                self._refuse_stale(stage, partition)
+        return records
+
+    def _refuse_stale(self, stage: str, partition: Partition) -> None:
+        context = self._context
+        message = (
+            f"{context.location(stage, partition)}: made from other inputs or settings than there are now; "
+            f"{context.remedy(stage, partition)}"
+        )
+        raise MissingResultError(message)
+
+    def require_inputs(self, stage: str, partition: Partition, inputs: Mapping[str, str]) -> None:
+        """See that what a task reads is what its partition was planned from.
+
+        Raises:
+            MissingResultError: an input was made again since.
+        """
+        if self.input_versions(stage, partition) != dict(inputs):
+            context = self._context
+            message = f"{context.location(stage, partition)}: its inputs were made again meanwhile; run again"
+            raise MissingResultError(message)
+
+    def require_consistent(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
+        """The same, once everything that they depend on, however indirectly, is seen to fit together.
+
+        What the source has become since is no obstacle: results of the shards as they were read fit together. Other
+        settings are one.
+
+        Raises:
+            MissingResultError: one is not there, or was made from other inputs or settings; names what to materialise.
+        """
+        context, found = self._context, self._context.graph[stage]
+        names = found.all_inputs(context.pipeline, context.selection)
+        if "shards" in names or found.frozen:
+            records = self.require_all(stage, within)
+            for partition, record in records.items():
+                if record.code_version != context.code_version(stage):
+                    self._refuse_stale(stage, partition)
+            return records
+        for name in names:
+            self.require_consistent(name, (within or Partition()).only(context.graph[name].dimensions))
+        return self.require_current(stage, within)
+
+    def result(self, stage: str, partition: Partition) -> ResultRecord | None:
+        """What a partition is shown as: its record, or all that it is stored as, summed up; None unless all is there."""
+        found = self._context.graph[stage]
+        if not found.by_range:
+            return self.record(stage, partition)
+        stored = self.stored(stage, partition)
+        records = self.cache.get([self._context.location(stage, each) for each in stored])
+        present = [record for record in records if record is not None]
+        return found.finish(self._context, partition, list(present)) if len(present) == len(stored) else None
+
+    def input_versions(self, stage: str, partition: Partition) -> dict[str, str]:
+        """Versions of what a partition is to be made from, by the inputs' names.
+
+        Raises:
+            MissingResultError: an input is not there; names what to materialise.
+        """
+        found = self._context.graph[stage]
+        names = found.all_inputs(self._context.pipeline, self._context.selection)
+        return {name: self._input_version(found, name, partition) for name in names}
+
+    def _input_version(self, stage: Stage, name: str, partition: Partition) -> str:
+        context = self._context
+        if name == "shards":
+            if partition.shard is not None:
+                return context.shard(partition.shard).fingerprint
+            return fingerprint([shard.fingerprint for shard in context.shards])
+        upstream = context.graph[name]
+        within = partition.only(upstream.dimensions)
+        if set(upstream.dimensions) <= set(stage.dimensions) and not upstream.by_range:
+            return stage.input_version(context, name, self.require(name, within))
+        # Of a bucket's ranges nothing is the bucket's: ranges are grouped freely.
+        within = within.only(("epsilon", "k", "shard")) if upstream.by_range else within
+        key = name, stage.name, str(within), context.selection.path
+        if key not in self.cache.versions:
+            records = self.require_all(name, within)
+            self.cache.versions[key] = fingerprint(
+                {str(each): stage.input_version(context, name, record) for each, record in records.items()}
+            )
+        return self.cache.versions[key]
+
+    def _is_current(self, stage: str, stored: Partition, record: ResultRecord | None) -> bool:
+        if record is None or record.code_version != self._context.code_version(stage):
+            return False
+        return self._context.graph[stage].frozen or record.inputs == self.input_versions(stage, stored)
+
+    def is_current(self, stage: str, partition: Partition) -> bool:
+        """Whether a partition is there, made with today's settings from what its inputs are now.
+
+        Raises:
+            MissingResultError: an input is not there.
+        """
+        stored = self.stored(stage, partition)
+        records = self.cache.get([self._context.location(stage, each) for each in stored])
+        return all(self._is_current(stage, each, record) for each, record in zip(stored, records, strict=True))
+
+    def stale(self, stage: str, partitions: Iterable[Partition] | None = None) -> list[Partition]:
+        """The partitions that are missing, or not up to date.
+
+        Raises:
+            MissingResultError: an input is not there.
+        """
+        wanted = self.partitions(stage) if partitions is None else list(partitions)
+        self.records(stage)  # All records are read together.
+        return [partition for partition in wanted if not self.is_current(stage, partition)]
+
+    def inputs_are_current(self, stage: str) -> bool:
+        """Whether everything that a stage depends on, however indirectly, is up to date."""
+        context = self._context
+        found = context.graph[stage]
+        try:
+            before = context.graph.before(found, context.pipeline, context.selection)
+            return not any(self.stale(each.name) for each in before)
+        except MissingResultError:
+            return False

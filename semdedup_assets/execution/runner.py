@@ -1,0 +1,213 @@
+"""Make the partitions of a stage: one loop for all stages, over whatever engine."""
+
+import errno
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.context import PartOfResult, StageContext
+from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Stage, Worker
+from semdedup_assets.storage.files import join, remove
+from semdedup_assets.storage.results import MissingResultError, ResultRecord
+
+# A machine or a store that cannot take results is no fault of a shard's.
+_STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+
+
+class FailedPartitionsError(RuntimeError):
+    """Partitions could not be made, and are too many, or too telling, to be excluded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A task of a partition; `index` is its rank among the partition's tasks."""
+
+    partition: Partition
+    index: int
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskMaker:
+    """Sets up a stage's worker wherever it runs."""
+
+    context: StageContext
+    stage: str
+
+    def __call__(self) -> "_TaskWorker":
+        return _TaskWorker(self.context.graph[self.stage].worker(self.context))
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskWorker:
+    worker: Worker
+
+    def __call__(self, task: _Task) -> Any:
+        return self.worker(task.content)
+
+
+def run_partitions(
+    context: StageContext,
+    stage: Stage,
+    partitions: Sequence[Partition],
+    *,
+    again: bool = False,
+    engine: Engine = map_tasks,
+) -> Iterator[tuple[Partition, ResultRecord]]:
+    """Make partitions of a stage, each yielded as it is done, so that a failure keeps what was finished.
+
+    Where a stage can exclude (`Stage.exclude`), a partition that fails holds back none of the others: it is tried again
+    after them (`refresh.attempts`, `refresh.retry_seconds`), and excluded if it fails every time.
+
+    Args:
+        context: of the pipeline and the selection.
+        stage: which.
+        partitions: which.
+        again: whether parts of them that are up to date are made again.
+        engine: where tasks run.
+
+    Raises:
+        FailedPartitionsError: nothing at all can be made, or more fails than `refresh.max_excluded` allows.
+        Exception: what a task raised, of a stage that cannot exclude.
+    """
+    setting, waiting = context.pipeline.refresh, list(partitions)
+    attempts = setting.attempts if stage.exclude is not None else 1
+    with progress.Progress(stage.name, total=None, unit=stage.unit) as bar:
+        for attempt in range(1, attempts + 1):
+            errors: dict[Partition, str] = {}
+            run = partial(_attempt, context, stage, waiting, again=again, engine=engine)
+            for partition, record, error in run():
+                bar.advance()
+                if record is not None:
+                    yield partition, record
+                elif error is not None:
+                    _raise_unless_excludable(stage, error)
+                    errors[partition] = f"{type(error).__name__}: {error}"
+                    progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {errors[partition]}")
+            if not errors:
+                return
+            _refuse_unless_some_are_good(context, stage, errors)
+            waiting = list(errors)
+            if attempt < attempts:
+                progress.log(f"{len(errors)} {stage.unit} failed; the next attempt is in {setting.retry_seconds:g} s")
+                time.sleep(setting.retry_seconds)
+    yield from _excluded(context, stage, errors)
+
+
+def _attempt(
+    context: StageContext, stage: Stage, partitions: Sequence[Partition], *, again: bool, engine: Engine
+) -> Iterator[tuple[Partition, ResultRecord | None, Exception | None]]:
+    """Try each partition once: its record, or the error of the first of its tasks that failed."""
+    results: dict[Partition, dict[int, Any]] = {}
+    counts: dict[Partition, int] = {}
+    failed, nothing_to_do = set[Partition](), list[Partition]()
+
+    def tasks() -> Iterator[_Task]:
+        # One after the other: a partition whose inputs are missing holds back none of those before it.
+        for partition in partitions:
+            contents = _tasks_of(context, stage, partition, again=again)
+            counts[partition], results[partition] = len(contents), {}
+            if not contents:
+                nothing_to_do.append(partition)
+            yield from (_Task(partition, index, content) for index, content in enumerate(contents))
+
+    for outcome in engine(_TaskMaker(context, stage.name), tasks()):
+        partition = outcome.task.partition
+        if partition in failed:
+            continue
+        if outcome.error is not None:
+            failed.add(partition)
+            _discard(context, stage, partition, results.pop(partition).values())
+            yield partition, None, outcome.error
+            continue
+        _take(context, stage, outcome, results[partition])
+        if len(results[partition]) == counts[partition]:
+            values = [value for _, value in sorted(results.pop(partition).items())]
+            yield partition, _finished(context, stage, partition, values), None
+    for partition in nothing_to_do:
+        yield partition, _finished(context, stage, partition, []), None
+
+
+def _discard(context: StageContext, stage: Stage, partition: Partition, values: Iterable[Any]) -> None:
+    """Remove what the finished tasks of a partition wrote that will not be finished."""
+    folder = context.location(stage.name, partition).rpartition("/")[0]
+    for value in values:
+        for entry in value.files.values() if isinstance(value, PartOfResult) else ():
+            remove(join(folder, entry.path))
+
+
+def _tasks_of(context: StageContext, stage: Stage, partition: Partition, *, again: bool) -> Sequence[Any]:
+    if not stage.by_range:
+        return stage.tasks(context, partition)
+    # Each range is a result of its own: one that is up to date, of another grouping perhaps, is not made again.
+    stored = context.index.stored(stage.name, partition)
+    return stored if again else [each for each in stored if not context.index.is_current(stage.name, each)]
+
+
+def _take(context: StageContext, stage: Stage, outcome: Outcome, results: dict[int, Any]) -> None:
+    """Keep a task's result; a record may come from another process, whose index is not this one's."""
+    results[outcome.task.index] = outcome.value
+    if isinstance(outcome.value, ResultRecord):
+        context.index.put(stage.name, outcome.value)
+
+
+def _finished(context: StageContext, stage: Stage, partition: Partition, values: list[Any]) -> ResultRecord:
+    if not stage.by_range:
+        return stage.finish(context, partition, values)
+    record = context.index.result(stage.name, partition)
+    if record is None:
+        message = f"{context.asset(stage.name)}, partition {partition}: a part of it vanished while it was made"
+        raise MissingResultError(message)
+    return record
+
+
+def _raise_unless_excludable(stage: Stage, error: Exception) -> None:
+    of_the_store = isinstance(error, OSError) and error.errno in _STORE_ERRORS
+    if stage.exclude is None or of_the_store or isinstance(error, PermissionError):
+        raise error
+
+
+def _refuse_unless_some_are_good(context: StageContext, stage: Stage, errors: dict[Partition, str]) -> None:
+    """Where nothing ever worked the settings are wrong, not the data."""
+    version = context.code_version(stage.name)
+    records = context.index.records(stage.name).values()
+    if not any(record.code_version == version and record.excluded is None for record in records):
+        message = f"{context.pipeline.dataset}: no shard can be made into {stage.name}; {_first(errors)}"
+        raise FailedPartitionsError(message)
+
+
+def _excluded(
+    context: StageContext, stage: Stage, errors: dict[Partition, str]
+) -> Iterator[tuple[Partition, ResultRecord]]:
+    """Record the partitions that failed every attempt as excluded.
+
+    Raises:
+        FailedPartitionsError: they are too many.
+    """
+    total = len(context.index.partitions(stage.name))
+    allowed = max(1, int(context.pipeline.refresh.max_excluded * total))
+    failing = {*errors, *excluded_partitions(context, stage)}
+    if len(failing) > allowed:
+        message = (
+            f"{context.pipeline.dataset}: {len(failing)} of {total} {stage.unit} fail in {stage.name}, and {allowed} may "
+            f"be excluded; mend them, or raise `refresh.max_excluded`; {_first(errors)}"
+        )
+        raise FailedPartitionsError(message)
+    for partition, reason in errors.items():
+        if stage.exclude is not None:
+            yield partition, stage.exclude(context, partition, reason)
+
+
+def excluded_partitions(context: StageContext, stage: Stage) -> dict[Partition, str]:
+    """The partitions that failed every attempt when they were last tried, each with the reason."""
+    records = context.index.records(stage.name)
+    return {partition: record.excluded for partition, record in records.items() if record.excluded is not None}
+
+
+def _first(errors: dict[Partition, str], most: int = 3) -> str:
+    return "; ".join(f"{partition}: {reason}" for partition, reason in list(errors.items())[:most])
