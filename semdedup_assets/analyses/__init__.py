@@ -1,0 +1,1 @@
+"""What a person looks at: figures, galleries and tables that no later stage reads."""

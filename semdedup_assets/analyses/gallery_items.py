@@ -1,0 +1,243 @@
+"""Read some items again to look at them: keys, captions and texts from the items' tables, images from the source."""
+
+import glob
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.item_lookup import find_items, item_keys
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.progress import Progress
+from semdedup_assets.records import Record, id_rows, id_shards
+from semdedup_assets.rendering.gallery import ItemCard
+from semdedup_assets.sources.shard_index import Shard
+from semdedup_assets.storage.files import FileStat, list_files
+
+# Of a thumbnail: pixels of its longer side, and JPEG quality.
+_SIDE, _QUALITY = 160, 88
+_MAX_TEXT, _MAX_CAPTION = 4000, 200
+
+
+@dataclass
+class ItemCards:
+    """What there is to see of some items.
+
+    Attributes:
+        by_id: one card for every item that was asked for.
+        files_read: source files that were read.
+    """
+
+    by_id: dict[int, ItemCard] = field(default_factory=dict)
+    files_read: int = 0
+
+    def set_unavailable(self, items: Sequence[int], reason: str) -> None:
+        """Note why items cannot be seen."""
+        for item in items:
+            self.by_id[item] = replace(self.by_id[item], image=None, unavailable=reason)
+
+
+def read_cards(context: StageContext, ids: Sequence[int]) -> ItemCards:
+    """Fetch what there is to see of some items.
+
+    Texts come from the items' tables of at most `galleries.files` shards. Images come from at most so many source
+    files, each read up to the last image wanted of it and kept as a thumbnail. Where one cannot be had, its card says
+    why.
+
+    Args:
+        context: of the pipeline.
+        ids: of the items; where the limit is reached, the first ones are read.
+    """
+    wanted = list(dict.fromkeys(ids))
+    found = ItemCards(_cards(context, wanted))
+    if context.pipeline.source.content == "image":
+        _read_images(context, _wanted_files(context, wanted), found)
+    return found
+
+
+def _cards(context: StageContext, ids: list[int]) -> dict[int, ItemCard]:
+    """Cards with keys, captions and texts, in the order of the ids."""
+    source, limit = context.pipeline.source, context.pipeline.galleries.files
+    shard_of = dict(zip(ids, id_shards(np.array(ids, dtype=np.uint64)).tolist(), strict=True))
+    first_shards = set(list(dict.fromkeys(shard_of.values()))[:limit])
+    beyond = [item for item in ids if source.content == "text" and shard_of[item] not in first_shards]
+    column = "text" if source.content == "text" else "caption"
+    columns = [column] if column in source.column_types else []
+    rows = find_items(context, set(ids) - set(beyond), columns)
+    cards = {
+        item: ItemCard(str(row["key"]), caption=_line(row.get("caption")), text=_head(row.get("text")))
+        for item, row in rows.items()
+    }
+    reason = _beyond(limit, "shards")
+    cards |= {item: ItemCard(str(row["key"]), unavailable=reason) for item, row in find_items(context, beyond).items()}
+    names = item_keys(context, [item for item in ids if item not in cards])
+    cards |= {item: ItemCard(name, unavailable="the source no longer has it") for item, name in names.items()}
+    return {item: cards[item] for item in ids}
+
+
+def _line(caption: str | None) -> str | None:
+    return None if caption is None else " ".join(caption.split())[:_MAX_CAPTION]
+
+
+def _head(text: str | None) -> str | None:
+    if text is None or len(text) <= _MAX_TEXT:
+        return text
+    return f"{text[:_MAX_TEXT]}… ({len(text) - _MAX_TEXT:,} characters more)"
+
+
+def _beyond(limit: int, what: str) -> str:
+    return f"not read: lies beyond the {limit} {what} that are read (`galleries.files`)"
+
+
+@dataclass
+class _WantedFile:
+    """A source file of which some items are wanted.
+
+    Attributes:
+        path: of the file.
+        stat: as it is in the shard index; None where it is not there.
+        is_current: whether keys and vectors of its shard were read from the files as the shard index has them.
+        items: ids by row in the file.
+    """
+
+    path: str
+    stat: FileStat | None
+    is_current: bool
+    items: dict[int, int] = field(default_factory=dict)
+
+
+def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[_WantedFile]:
+    """The files that hold the items, in the order of the first item of each."""
+    array = np.array(ids, dtype=np.uint64)
+    shards = {shard.index: _ShardFiles.of(context, shard) for shard in context.shard_index.shards}
+    files: dict[str, _WantedFile] = {}
+    for item, shard, row in zip(ids, id_shards(array).tolist(), id_rows(array).tolist(), strict=True):
+        located = shards[shard].locate(row) if shard in shards else None
+        if located is not None:
+            path, row_in_file = located
+            file = files.setdefault(path, shards[shard].wanted(path))
+            file.items[row_in_file] = item
+    return list(files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardFiles:
+    """Where the rows of a shard lie in its files, as its items were read.
+
+    Attributes:
+        shard: as the shard index has it now.
+        paths: of the files that were read.
+        starts: (files + 1,) the first row of each file, and the number of all rows.
+        is_current: whether these are the files that there are now, also of the embeddings.
+    """
+
+    shard: Shard
+    paths: list[str]
+    starts: np.ndarray
+    is_current: bool
+
+    @classmethod
+    def of(cls, context: StageContext, shard: Shard) -> "_ShardFiles":
+        partition = Partition(shard=shard.name)
+        items, embeddings = (context.index.record(stage, partition) for stage in ("items", "embeddings"))
+        listed = items.details["files"] if items is not None else []
+        is_current = all(
+            record is not None and record.inputs["shards"] == shard.fingerprint for record in (items, embeddings)
+        )
+        return cls(shard, [path for path, _ in listed], np.cumsum([0, *(rows for _, rows in listed)]), is_current)
+
+    def locate(self, row: int) -> tuple[str, int] | None:
+        """The file that holds a row of the shard, and the row in that file; None beyond the last."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return (self.paths[index], row - int(self.starts[index])) if index < len(self.paths) else None
+
+    def wanted(self, path: str) -> _WantedFile:
+        """One of its files, of which nothing is wanted yet."""
+        stat = next((file for file in self.shard.files if file.path == path), None)
+        return _WantedFile(path, stat, self.is_current)
+
+
+def _read_images(context: StageContext, files: list[_WantedFile], found: ItemCards) -> None:
+    most = context.pipeline.galleries.files
+    with Progress("galleries", total=min(most, len(files)), unit="files") as progress:
+        for file in files[:most]:
+            problem = _change(file)
+            if problem is None:
+                _read_file(context, file, found)
+            else:
+                found.set_unavailable(list(file.items.values()), problem)
+            progress.advance()
+    for file in files[most:]:
+        found.set_unavailable(list(file.items.values()), _beyond(most, "files"))
+
+
+def _change(file: _WantedFile) -> str | None:
+    """Why a file no longer holds what was embedded; None where nothing shows that."""
+    try:
+        now = list_files(_literal(file.path))
+    except OSError as error:
+        return f"{file.path} cannot be read ({error})"
+    if not now:
+        return f"{file.path} is no longer there"
+    # A stamp may also cover what lies beside the file; its own comes first.
+    if (
+        file.is_current
+        and file.stat is not None
+        and now[0].size == file.stat.size
+        and file.stat.stamp.startswith(now[0].stamp)
+    ):
+        return None
+    return _changed(file.path)
+
+
+def _changed(path: str) -> str:
+    return f"{path} changed since it was embedded"
+
+
+def _literal(path: str) -> str:
+    """A glob that matches one path."""
+    protocol, separator, name = path.rpartition("://")
+    return f"{protocol}{separator}{glob.escape(name)}"
+
+
+def _read_file(context: StageContext, file: _WantedFile, found: ItemCards) -> None:
+    found.files_read += 1
+    waiting = dict(file.items)
+    try:
+        for row, record in _records(context, file):
+            item = waiting.pop(row)
+            found.by_id[item] = _with_image(found.by_id[item], record, file.path)
+    except (OSError, ValueError) as error:
+        found.set_unavailable(list(waiting.values()), f"{file.path} cannot be read ({error})")
+        return
+    found.set_unavailable(list(waiting.values()), f"{_changed(file.path)}: it ends before this item")
+
+
+def _records(context: StageContext, file: _WantedFile) -> Iterator[tuple[int, object]]:
+    """The wanted records of a file with their rows in it; what comes after the last of them is not read."""
+    last = max(file.items)
+    for row, record in enumerate(context.pipeline.source.read(file.path)):
+        if row in file.items:
+            yield row, record
+        if row == last:
+            return
+
+
+def _with_image(card: ItemCard, record: object, path: str) -> ItemCard:
+    if not isinstance(record, Record) or record.key != card.key or not isinstance(record.payload, bytes):
+        return replace(card, unavailable=f"{_changed(path)}: it holds another item here")
+    try:
+        return replace(card, image=_jpeg(record.payload))
+    except UndecodableImageError as error:
+        return replace(card, unavailable=str(error))
+
+
+def _jpeg(payload: bytes) -> bytes:
+    image = rgb_image(payload, shortest_side=None)
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()

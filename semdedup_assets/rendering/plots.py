@@ -1,0 +1,378 @@
+"""The paper's figures, each small enough for a run's log."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from semdedup_assets.kept_sets import Target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "kept_by_epsilon": "Items kept, by epsilon",
+    "duplicates_by_epsilon": "Items with at least one duplicate, by epsilon",
+    "similarities": "Similarities within clusters",
+    "removed_by_cluster_size": "Share removed, by cluster size",
+    "cluster_sizes": "Cluster sizes",
+}
+"""Name and title of each figure of one k."""
+
+# Dagster's dialog shows 600 pixels without scaling.
+_WIDTH, _HEIGHT, _DPI = 600, 380, 100
+_INK, _GREY, _LIGHT, _BLUE, _ORANGE = "#222222", "#6b6b6b", "#e3e3e3", "#2b6cb0", "#c05621"
+# Font size in points, and number of characters that fit in a line.
+_FONT_SIZE, _LINE_LENGTH = 9, 78
+_Colour = tuple[float, float, float, float]
+# The paper's epsilons begin at 0.00095; above 1 even unrelated items would be duplicates.
+_MIN_EPSILON, _MAX_EPSILON = 1e-4, 1.0
+# More epsilons would hide each other.
+_MAX_LABELS, _MAX_BANDS = 10, 6
+# More clusters are drawn only as a median with quantiles.
+_MAX_POINTS = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class EpsilonLabel:
+    """One of the pipeline's own epsilons, labelled in a plot.
+
+    Attributes:
+        name: as in the pipeline's settings: `0.05` or `keep=50%`.
+        epsilon: its numeric value.
+        share: the curve's value at this epsilon, in [0, 1].
+    """
+
+    name: str
+    epsilon: float
+    share: float
+
+
+def kept_by_epsilon(epsilon: np.ndarray, kept: np.ndarray, *, labels: Sequence[EpsilonLabel], note: str) -> bytes:
+    """Draw the share of items that are kept against epsilon (SemDeDup, Fig. 3a).
+
+    Args:
+        epsilon: (m,) ascending.
+        kept: (m,) share of items kept at each, in [0, 1]; NaN where there are no items.
+        labels: the pipeline's own epsilons.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(TITLES["kept_by_epsilon"], note)
+    _epsilon_axis(axes, labels)
+    _share_axis(axes, "items kept")
+    if np.isfinite(kept).any():
+        axes.plot(epsilon, kept, color=_BLUE, linewidth=1.8)
+        _draw_labels(axes, labels, quantity="kept")
+        _legend(axes)
+    else:
+        _draw_empty(axes)
+    return _png(figure)
+
+
+def duplicates_by_epsilon(
+    epsilon: np.ndarray, with_duplicate: np.ndarray, *, removed: np.ndarray, labels: Sequence[EpsilonLabel], note: str
+) -> bytes:
+    """Draw the share of items that have a duplicate within epsilon (SemDeDup, Fig. 3b).
+
+    Args:
+        epsilon: (m,) ascending.
+        with_duplicate: (m,) share of items with another of their cluster within each; NaN where there are no items.
+        removed: (m,) share of items removed at each, for comparison.
+        labels: the pipeline's own epsilons.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(TITLES["duplicates_by_epsilon"], note)
+    _epsilon_axis(axes, labels)
+    _share_axis(axes, "items")
+    if np.isfinite(with_duplicate).any():
+        axes.plot(epsilon, with_duplicate, color=_BLUE, linewidth=1.8, label="with a duplicate")
+        axes.plot(epsilon, removed, color=_GREY, linewidth=1.2, linestyle="--", label="removed, of all items")
+        _draw_labels(axes, labels, quantity="with a duplicate")
+        _legend(axes)
+    else:
+        _draw_empty(axes)
+    return _png(figure)
+
+
+def similarities(
+    edges: np.ndarray, *, pairs: np.ndarray, items: np.ndarray, labels: Sequence[EpsilonLabel], note: str
+) -> bytes:
+    """Draw the similarities of pairs within clusters (SemDeDup, Fig. 3c), and of items to their nearest earlier one.
+
+    Args:
+        edges: (b + 1,) of the bins, in [-1, 1].
+        pairs: (b,) pairs by similarity.
+        items: (b,) items by greatest similarity to an earlier one.
+        labels: the pipeline's own epsilons.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(TITLES["similarities"], note)
+    axes.set_xlabel("cosine similarity", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, f"share in each {edges[1] - edges[0]:.2g}", whole=False)
+    filled = np.flatnonzero(pairs + items)
+    if len(filled) == 0:
+        _draw_empty(axes)
+        return _png(figure)
+    histograms = (("pairs within clusters", pairs, _GREY), ("items and their nearest earlier ones", items, _BLUE))
+    for name, counts, colour in histograms:
+        share = counts / max(1, int(counts.sum()))
+        axes.stairs(share, edges, color=colour, fill=True, alpha=0.25)
+        axes.stairs(share, edges, color=colour, linewidth=1.2, label=f"{name} ({int(counts.sum()):,})")
+    for index, label in enumerate(labels):
+        # The legend has one entry for all thresholds; it skips names that begin with "_".
+        name = "thresholds 1 − epsilon" if index == 0 else "_"
+        axes.axvline(1 - label.epsilon, color=_ORANGE, linewidth=1, linestyle=":", label=name)
+    left = min([edges[filled[0]], 0.9, *(1 - label.epsilon for label in labels)])
+    axes.set_xlim(max(-1.0, left - 0.02), 1.01)
+    # Room for the legend.
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+    _legend(axes)
+    return _png(figure)
+
+
+def removed_by_cluster_size(
+    sizes: np.ndarray, removed: np.ndarray, *, labels: Sequence[EpsilonLabel], note: str
+) -> bytes:
+    """Draw the share that clusters lose against their size (SemDeDup, Fig. A7): median and 10 to 90 %.
+
+    Args:
+        sizes: (k,) items of each cluster.
+        removed: (e, k) items removed at each labelled epsilon.
+        labels: the pipeline's own e epsilons; at most six of them are drawn.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(TITLES["removed_by_cluster_size"], note)
+    axes.set_xlabel("items in the cluster", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "items removed")
+    filled = sizes > 0
+    if not filled.any() or not labels:
+        _draw_empty(axes)
+        return _png(figure)
+    _log_counts(axes, "x", sizes[filled])
+    has_points = int(filled.sum()) * min(len(labels), _MAX_BANDS) <= _MAX_POINTS
+    for index, colour in _coloured(labels, limit=_MAX_BANDS):
+        share = removed[index, filled] / sizes[filled]
+        if has_points:
+            axes.scatter(sizes[filled], share, color=colour, s=8, alpha=0.35, linewidths=0)
+        _draw_band(axes, sizes[filled], share, colour=colour, label=_legend_name(labels[index]))
+    _legend(axes, title="epsilon")
+    return _png(figure)
+
+
+def cluster_sizes(sizes: np.ndarray, *, note: str) -> bytes:
+    """Draw the sizes of all clusters, largest first (SemDeDup, Fig. A8).
+
+    Args:
+        sizes: (k,) items of each cluster.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure(TITLES["cluster_sizes"], note)
+    axes.set_xlabel("clusters, largest first", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("items", fontsize=_FONT_SIZE, color=_INK)
+    ordered = np.sort(sizes[sizes > 0])[::-1]
+    if len(ordered) == 0:
+        _draw_empty(axes)
+        return _png(figure)
+    # One step for each cluster, but no more than two for each pixel.
+    steps = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), 2 * _WIDTH)).round().astype(np.int64))
+    axes.stairs(ordered[steps], np.append(steps, len(ordered)), color=_BLUE, linewidth=1.6)
+    axes.stairs(ordered[steps], np.append(steps, len(ordered)), color=_BLUE, fill=True, alpha=0.15)
+    _log_counts(axes, "y", ordered)
+    axes.set_xlim(0, len(ordered))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    average = float(sizes.mean())
+    axes.axhline(average, color=_ORANGE, linewidth=1, linestyle="--")
+    _annotate(axes, f"average {average:,.1f}", average, colour=_ORANGE, right=True)
+    largest = f"largest {int(ordered[0]):,}, {ordered[0] / average:,.1f} × the average"
+    _annotate(axes, largest, float(ordered[0]), colour=_INK)
+    return _png(figure)
+
+
+def convergence(objective: Sequence[float], *, title: str) -> bytes:
+    """Draw the objective of k-means by iteration.
+
+    Args:
+        objective: mean similarity of the sampled items to their centroids, after each iteration.
+        title: names the clustering.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    values = np.asarray(objective, dtype=np.float64)
+    note = f"after {len(values):,} iterations {values[-1]:.4f}" if len(values) else "no iterations"
+    figure, axes = _new_figure(title, note)
+    axes.set_xlabel("iteration", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("mean similarity to the centroid", fontsize=_FONT_SIZE, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.set_xlim(0.5, max(len(values), 1) + 0.5)
+    if len(values) == 0:
+        _draw_empty(axes, "no iterations")
+        return _png(figure)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    marker = "o" if len(values) <= 24 else None
+    axes.plot(np.arange(1, len(values) + 1), values, color=_BLUE, linewidth=1.8, marker=marker, markersize=4)
+    return _png(figure)
+
+
+def _new_figure(title: str, note: str) -> tuple["Figure", "Axes"]:
+    """A figure with one set of axes, without pyplot and its global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=_FONT_SIZE + 2, color=_INK, fontweight="bold", parse_math=False)
+    axes = figure.add_subplot()
+    # A dollar sign in a dataset's name does not begin a formula.
+    wrapped = textwrap.fill(note, _LINE_LENGTH)
+    axes.set_title(wrapped, loc="left", fontsize=_FONT_SIZE - 0.5, color=_GREY, parse_math=False)
+    axes.grid(visible=True, color=_LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_FONT_SIZE, colors=_INK)
+    return figure, axes
+
+
+def _png(figure: "Figure") -> bytes:
+    """The figure in 256 colours: half the bytes, and it looks the same."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _epsilon_axis(axes: "Axes", labels: Sequence[EpsilonLabel]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    positive = [label.epsilon for label in labels if label.epsilon > 0]
+    axes.set_xscale("log")
+    axes.set_xlim(min([_MIN_EPSILON, *(each / 2 for each in positive)]), max([_MAX_EPSILON, *positive]))
+    axes.xaxis.set_major_locator(LogLocator(base=10))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("epsilon: more similar than 1 − epsilon is a duplicate", fontsize=_FONT_SIZE, color=_INK)
+
+
+def _share_axis(axes: "Axes", quantity: str, *, whole: bool = True) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_ylabel(quantity, fontsize=_FONT_SIZE, color=_INK)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    if whole:
+        axes.set_ylim(0, 1.02)
+
+
+def _log_counts(axes: "Axes", axis: Literal["x", "y"], counts: np.ndarray) -> None:
+    """Make an axis logarithmic, with at least one tick; all ticks are round numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = int(counts.min()), int(counts.max())
+    target = axes.xaxis if axis == "x" else axes.yaxis
+    axes.set(**{f"{axis}scale": "log", f"{axis}lim": (0.8 * low, 1.25 * high * (high / low) ** 0.08)})
+    steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if high < 8 * low else (1.0, 2.0, 5.0)
+    target.set_major_locator(LogLocator(base=10, subs=steps if high < 1000 * low else (1.0,)))
+    target.set_minor_locator(NullLocator())
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if float(value).is_integer() else ""))
+
+
+def _draw_labels(axes: "Axes", labels: Sequence[EpsilonLabel], *, quantity: str) -> None:
+    """Draw a line and a point on the curve for each epsilon; the legend gives the curve's value there."""
+    left, _ = axes.get_xlim()
+    for index, colour in _coloured(labels, limit=_MAX_LABELS):
+        label = labels[index]
+        # A logarithmic axis cannot show 0.
+        x = max(label.epsilon, left)
+        # Only an exact share reads 0 % or 100 %.
+        percent = f"{100 * label.share:.1f} %"
+        if percent == "100.0 %" and label.share < 1:
+            percent = "> 99.9 %"
+        elif percent == "0.0 %" and label.share > 0:
+            percent = "< 0.1 %"
+        name = f"{_legend_name(label)}: {percent} {quantity}"
+        axes.axvline(x, color=colour, linewidth=0.9, linestyle=":")
+        axes.plot([x], [label.share], "o", color=colour, markersize=5.5, clip_on=False, zorder=4, label=name)
+
+
+def _coloured(labels: Sequence[EpsilonLabel], *, limit: int) -> list[tuple[int, _Colour]]:
+    """Indices of at most `limit` labels, smallest epsilon first and always with both ends, each with a colour."""
+    from matplotlib import colormaps
+
+    ascending = sorted(range(len(labels)), key=lambda index: labels[index].epsilon)
+    ranks = np.unique(np.linspace(0, len(labels) - 1, min(limit, len(labels))).round().astype(np.int64))
+    shades = np.linspace(0.75, 0.0, len(ranks))
+    return [(ascending[rank], colormaps["plasma"](shade)) for rank, shade in zip(ranks, shades, strict=True)]
+
+
+def _legend_name(label: EpsilonLabel) -> str:
+    is_share = Target.parse(label.name).share is not None
+    return f"{label.name} ({label.epsilon:.3g})" if is_share else label.name
+
+
+def _draw_band(axes: "Axes", sizes: np.ndarray, share: np.ndarray, *, colour: _Colour, label: str) -> None:
+    """Draw the median and 10 to 90 % of the shares by size; more clusters get more bins."""
+    bins = int(np.clip(np.sqrt(len(sizes)) / 1.5, 1, 12))
+    edges = np.unique(np.geomspace(sizes.min(), sizes.max() + 1, bins + 1).round())
+    bin_of = np.searchsorted(edges, sizes, side="right")
+    members = [bin_of == index for index in np.unique(bin_of)]
+    middle = [float(np.exp(np.log(sizes[each]).mean())) for each in members]
+    low, median, high = np.array([np.quantile(share[each], (0.1, 0.5, 0.9)) for each in members]).T
+    axes.fill_between(middle, low, high, color=colour, alpha=0.13, linewidth=0)
+    if len(members) == 1:
+        axes.vlines(middle, low, high, color=colour, alpha=0.4, linewidth=3)
+    axes.plot(middle, median, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=label)
+
+
+def _annotate(axes: "Axes", text: str, height: float, *, colour: str, right: bool = False) -> None:
+    """Write a text above a height of the axes, at the left or right end."""
+    axes.annotate(
+        text,
+        (1.0 if right else 0.0, height),
+        xytext=(-4 if right else 4, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=_FONT_SIZE,
+        color=colour,
+    )
+
+
+def _legend(axes: "Axes", *, title: str | None = None) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    size = _FONT_SIZE - 0.5
+    legend = axes.legend(loc="best", title=title, fontsize=size, title_fontsize=size, framealpha=0.85)
+    legend.get_frame().set_edgecolor("none")
+
+
+def _draw_empty(axes: "Axes", reason: str = "no items") -> None:
+    axes.text(
+        0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=_GREY, fontsize=_FONT_SIZE + 2
+    )
