@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,15 +10,17 @@ import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
+from semdedup_assets.assets.builder import dagster_name
 from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.assets.source import files_of
 from semdedup_assets.defs_yaml.problems import Problem, setting_problems
 from semdedup_assets.defs_yaml.scaffold import PipelineScaffolder
-from semdedup_assets.defs_yaml.schema import Place, WrittenSchema
+from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.settings import Pipeline
 
 
 class Attributes(RootModel[dict[str, Any]]):
-    """`attributes` as they are written, with the schema of `Pipeline`: they are judged once templates are filled in."""
+    """`attributes` as they are written, with the schema of `Pipeline`: they are validated once templates are filled in."""
 
     @classmethod
     def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
@@ -49,24 +52,78 @@ class SemDedupPipeline(dg.Component):
             raise dg.DagsterInvalidDefinitionError(message)
         templates = _Templates(context)
         settings = templates.filled(attributes.root, ())
-        unfilled = {problem.place for problem in templates.problems}
-        others = [problem for problem in setting_problems(settings) if problem.place not in unfilled]
+        unfilled = {problem.path for problem in templates.problems}
+        others = [problem for problem in setting_problems(settings) if problem.path not in unfilled]
         if problems := [*templates.problems, *others]:
-            raise dg.DagsterInvalidDefinitionError("\n".join(_told(problems, context)))
+            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
         return cls(Pipeline.model_validate(settings))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
-        return pipeline_definitions(self.pipeline)
+        first = _declared_in(context).add(self.pipeline, context.path)
+        return pipeline_definitions(self.pipeline, with_source=first)
 
 
-def _told(problems: list[Problem], context: dg.ComponentLoadContext) -> Iterator[str]:
+class _Pipelines:
+    """The pipelines of one project, as they are loaded."""
+
+    def __init__(self) -> None:
+        self._pipelines: list[tuple[Pipeline, str]] = []
+
+    def add(self, pipeline: Pipeline, path: Path) -> bool:
+        """Note a pipeline; returns whether it is the first on its dataset, and so declares its shards.
+
+        Raises:
+            DagsterInvalidDefinitionError: another pipeline has the same names in Dagster, which knows neither `-` nor
+                `.` in the names of groups and sensors, or another source for the same dataset; names both.
+        """
+        file = str(path / "defs.yaml" if path.is_dir() else path)
+        first = True
+        for other, where in self._pipelines:
+            problem = _collision(pipeline, other)
+            if problem:
+                message = f"{file}: pipeline {_named(pipeline)} and pipeline {_named(other)} of {where} {problem}"
+                raise dg.DagsterInvalidDefinitionError(message)
+            first = first and other.dataset != pipeline.dataset
+        self._pipelines.append((pipeline, file))
+        return first
+
+
+def _named(pipeline: Pipeline) -> str:
+    return f"{pipeline.dataset}/{pipeline.model_name}"
+
+
+def _collision(pipeline: Pipeline, other: Pipeline) -> str | None:
+    """Why two pipelines cannot be in one project; None where they can."""
+    if pipeline.dataset == other.dataset:
+        if pipeline.store != other.store or files_of(pipeline) != files_of(other):
+            return "have one dataset and two sources or stores; give one of them another `dataset`"
+        same = dagster_name(pipeline.model_name) == dagster_name(other.model_name)
+        return "are one to Dagster, which replaces `-` and `.` by `_`; rename one `model`" if same else None
+    if dagster_name(pipeline.dataset) == dagster_name(other.dataset):
+        return "have datasets that are one to Dagster, which replaces `-` and `.` by `_`; rename one `dataset`"
+    return None
+
+
+_loading: tuple[Any, _Pipelines] | None = None
+
+
+def _declared_in(context: dg.ComponentLoadContext) -> _Pipelines:
+    """The pipelines of the project that is being loaded: each load begins anew."""
+    global _loading  # A component does not know the others.
+    tree = context.component_tree
+    if _loading is None or _loading[0] is not tree:
+        _loading = tree, _Pipelines()
+    return _loading[1]
+
+
+def _report(problems: list[Problem], context: dg.ComponentLoadContext) -> Iterator[str]:
     """The problems, each on a line with its file and line, in the file's order."""
     yield f"{len(problems)} problem{'s' * (len(problems) > 1)} with the settings; nothing was run:"
     tree = context.resolution_context.source_position_tree
     lines = []
     for problem in problems:
-        position = tree.lookup_closest_and_path(["attributes", *problem.place], None)[0] if tree else None
+        position = tree.lookup_closest_and_path(["attributes", *problem.path], None)[0] if tree else None
         line = position.start.line if position else 0
         lines.append((line, f"{position or context.path} {problem.setting}: {problem.message}"))
     yield from (line for _, line in sorted(lines))
@@ -86,16 +143,16 @@ class _Templates:
         project = SimpleNamespace(project_root=str(context.project_root.resolve()))
         self._context = context.resolution_context.with_scope(env=self._environment, context=project)
 
-    def filled(self, value: Any, place: Place) -> Any:
+    def filled(self, value: Any, path: SettingPath) -> Any:
         """A value with all templates in it filled in."""
         if isinstance(value, dict):
-            return {key: self.filled(part, (*place, key)) for key, part in value.items()}
+            return {key: self.filled(part, (*path, key)) for key, part in value.items()}
         if isinstance(value, list):
-            return [self.filled(part, (*place, index)) for index, part in enumerate(value)]
+            return [self.filled(part, (*path, index)) for index, part in enumerate(value)]
         # Other strings are left as they are: Dagster would read "2024" as a number.
-        return self._rendered(value, place) if isinstance(value, str) and "{{" in value else value
+        return self._rendered(value, path) if isinstance(value, str) and "{{" in value else value
 
-    def _rendered(self, template: str, place: Place) -> Any:
+    def _rendered(self, template: str, path: SettingPath) -> Any:
         self._environment.unset.clear()
         try:
             value = self._context.resolve_value(template, as_type=object)
@@ -107,7 +164,7 @@ class _Templates:
             cause = ""
         unset = ", ".join(self._environment.unset)
         reason = f"the environment variable {unset} is not set; set it where Dagster loads its code, or give a default"
-        self.problems.append(Problem(place, f"{template}: {reason}" if unset else f"{template}: {cause}"))
+        self.problems.append(Problem(path, f"{template}: {reason}" if unset else f"{template}: {cause}"))
         return template
 
 

@@ -10,7 +10,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """URL of an empty bucket on a real S3-compatible server, which fsspec is told of by its configuration."""
+    """URL of an empty bucket on a real S3-compatible server, named in the configuration of fsspec."""
     import boto3
     import fsspec
     from moto.server import ThreadedMotoServer

@@ -1,18 +1,23 @@
 """A pipeline on the files of a folder with a real Dagster instance, and what its runs did by the event log."""
 
+from collections import Counter
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import numpy as np
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
-from semdedup_assets.assets.declaration import Declaration
+from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.assets.refresh import ORDER, refresh, stale_partitions
+from semdedup_assets.assets.refresh import StageRun, refresh
+from semdedup_assets.assets.source import observe_source
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.work import Work
+from semdedup_assets.stage_graph import GRAPH, StageGraph
 
 Partitions = dict[str, list[str | None]]
 """Partitions by asset; `None` stands for the one of an asset that has none."""
@@ -24,6 +29,7 @@ class PipelineRuns:
 
     instance: dg.DagsterInstance
     settings: dict[str, Any]
+    graph: StageGraph = GRAPH
 
     def changed(self, **changes: Any) -> "PipelineRuns":
         """The same with other settings; a dictionary changes the settings that it names."""
@@ -31,41 +37,84 @@ class PipelineRuns:
         for name, value in changes.items():
             merge = isinstance(value, dict) and isinstance(settings.get(name), dict)
             settings[name] = {**settings[name], **value} if merge else value
-        return PipelineRuns(self.instance, settings)
+        return replace(self, settings=settings)
+
+    def without(self, setting: str) -> "PipelineRuns":
+        """The same with the default of a setting."""
+        return replace(self, settings={name: value for name, value in self.settings.items() if name != setting})
 
     @property
     def pipeline(self) -> Pipeline:
         return Pipeline.model_validate(self.settings)
 
     @property
-    def work(self) -> Work:
-        return Work(self.pipeline)
+    def folder(self) -> Path:
+        """Where `source` and `store` lie."""
+        return Path(self.settings["source"]["path"]).parent
+
+    @property
+    def builder(self) -> AssetBuilder:
+        return AssetBuilder(self.pipeline, self.graph)
+
+    @property
+    def context(self) -> StageContext:
+        """What stages are given, of the only or the first selection; it looks at the store anew."""
+        return self.builder.context(self.builder.assets[0])
 
     @property
     def definitions(self) -> dg.Definitions:
-        return pipeline_definitions(self.pipeline)
+        return pipeline_definitions(self.pipeline, self.graph)
+
+    def asset(self, name: str) -> StageAsset:
+        return next(asset for asset in self.builder.assets if str(asset) == name)
 
     def key(self, asset: str) -> dg.AssetKey:
-        return Declaration(self.pipeline).key(asset)
+        return self.builder.key(self.asset(asset))
 
-    def refresh(self) -> Partitions:
-        """Refresh; returns what was materialised by the event log, once it is seen to be what refresh says."""
-        before = self.instance.event_log_storage.get_maximum_record_id() or 0
-        said = {
-            run.asset: sorted(run.partitions, key=str)
-            for run in refresh(self.pipeline, self.definitions, self.instance)
-        }
-        logged = self.materialised_since(before)
-        assert logged == {asset: partitions for asset, partitions in said.items() if partitions}
-        return logged
+    @property
+    def last_record(self) -> int:
+        """Id of the last event."""
+        return self.instance.event_log_storage.get_maximum_record_id() or 0
+
+    def refresh(self, *, again: bool = False) -> Partitions:
+        """Refresh; returns what was made by the event log, once it is seen to be what refresh reports."""
+        return made_by(self.refresh_runs(again=again))
+
+    def refresh_runs(self, *, again: bool = False) -> list[StageRun]:
+        """Refresh, and hold what it reports against the event log: one event for each partition."""
+        before = self.last_record
+        runs = list(refresh(self.pipeline, self.instance, again=again, graph=self.graph))
+        reported = made_by(runs)
+        for name in {run.asset for run in runs}:
+            records = self.materialisations(name, before)
+            reused = [record for record in records if "reused" in event_of(record).metadata]
+            made = [record.partition_key for record in records if record not in reused]
+            assert sorted(made, key=str) == reported.get(name, [])
+            assert len(reused) == sum(run.adopted for run in runs if run.asset == name)
+        return runs
+
+    def observe(self) -> None:
+        """Observe the source outside a run."""
+        observe_source(self.builder, self.instance)
+
+    def make(self, *stages: str) -> None:
+        """Make what is missing or stale of some stages, without telling Dagster."""
+        context = self.context
+        for name in stages:
+            for _ in run_partitions(context, self.graph[name], context.index.stale(name)):
+                pass
 
     def materialised_since(self, record_id: int) -> Partitions:
         """The partitions with a materialisation in the event log after a record, sorted, by asset."""
-        found: Partitions = {}
-        for asset in ORDER:
-            records = self.materialisations(asset, record_id)
+        return {asset: sorted(events, key=str) for asset, events in self.events_since(record_id).items()}
+
+    def events_since(self, record_id: int) -> dict[str, Counter[str | None]]:
+        """How many materialisations of each partition the event log holds after a record, by asset."""
+        found = {}
+        for asset in self.builder.assets:
+            records = self.materialisations(str(asset), record_id)
             if records:
-                found[asset] = sorted({record.partition_key for record in records}, key=str)
+                found[str(asset)] = Counter(record.partition_key for record in records)
         return found
 
     def materialisations(self, asset: str, record_id: int) -> list[dg.EventLogRecord]:
@@ -73,62 +122,63 @@ class PipelineRuns:
         chosen = dg.AssetRecordsFilter(asset_key=self.key(asset), after_storage_id=record_id)
         return list(self.instance.fetch_materializations(chosen, limit=1000).records)
 
-    def materialise(self, asset: str, *partitions: str, config: dict[str, Any] | None = None) -> None:
-        """Materialise as the UI does, by a run of the implicit job."""
-        job = self.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection={self.key(asset)})
+    def materialise(
+        self, asset: str, *partitions: str, config: dict[str, Any] | None = None, raise_on_error: bool = True
+    ) -> dg.ExecuteInProcessResult:
+        """Materialise as the UI does, by a run of the implicit job over one partition or a range."""
+        key = self.key(asset)
+        job = self.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
         tags = {}
         if partitions:
             tags = {
                 "dagster/asset_partition_range_start": partitions[0],
                 "dagster/asset_partition_range_end": partitions[-1],
             }
-        op = self.key(asset).to_python_identifier()
-        job.execute_in_process(
-            instance=self.instance, tags=tags, run_config={"ops": {op: {"config": config}}} if config else None
+        return job.execute_in_process(
+            instance=self.instance,
+            tags=tags,
+            run_config={"ops": {key.to_python_identifier(): {"config": config}}} if config else None,
+            raise_on_error=raise_on_error,
         )
 
     def stale(self) -> Partitions:
-        """What Dagster shows as missing or stale, by asset; assets without any are left out."""
-        found = {asset: stale_partitions(self.definitions, self.instance, self.key(asset)) for asset in ORDER}
-        return {asset: partitions for asset, partitions in found.items() if partitions}
+        """What Dagster shows as missing or stale, by asset; assets without any are absent."""
+        resolver = CachingStaleStatusResolver(
+            self.instance, self.definitions.resolve_asset_graph(), LoadingContextForTest(self.instance)
+        )
+        found: Partitions = {}
+        for asset in self.builder.automatic:
+            partitions_def = self.builder.partitions_def(asset.stage)
+            keys: list[str | None] = [None]
+            if partitions_def is not None:
+                keys = list(partitions_def.get_partition_keys(dynamic_partitions_store=self.instance))
+            key = self.builder.key(asset)
+            stale = [each for each in keys if resolver.get_status(key, each) != StaleStatus.FRESH]
+            if stale:
+                found[str(asset)] = sorted(stale, key=str)
+        return found
 
     def data_version(self, asset: str, partition: str | None = None) -> str:
         """The data version of the last materialisation."""
-        partitions = None if partition is None else [partition]
-        event = self.last_materialisation(asset, partitions)
+        event = self.last_materialisation(asset, None if partition is None else [partition])
         return (event.tags or {})["dagster/data_version"]
 
     def last_materialisation(self, asset: str, partitions: list[str] | None = None) -> dg.AssetMaterialization:
         chosen = dg.AssetRecordsFilter(asset_key=self.key(asset), asset_partitions=partitions)
-        event = self.instance.fetch_materializations(chosen, limit=1).records[0].asset_materialization
-        assert event is not None
-        return event
+        return event_of(self.instance.fetch_materializations(chosen, limit=1).records[0])
 
 
-def vectors_settings(folder: Path) -> dict[str, Any]:
-    """Settings of a small pipeline on the `.npy` files of `folder/source`."""
-    return {
-        "dataset": "toy",
-        "store": str(folder / "store"),
-        "source": {"kind": "vectors", "path": str(folder / "source")},
-        "encoder": {"kind": "precomputed"},
-        "clustering": {"k": [3], "buckets": 2, "iterations": 10},
-        "epsilons": ["0.05"],
-        "compute": {"device": "cpu"},
-    }
+def made_by(runs: list[StageRun]) -> Partitions:
+    """The partitions that a refresh reports as made, sorted, by asset."""
+    found: Partitions = {}
+    for run in runs:
+        if run.partitions:
+            made = found.get(run.asset, []) + [str(partition) or None for partition in run.partitions]
+            found[run.asset] = sorted(made, key=str)
+    return found
 
 
-def near_duplicates(seed: int, *, groups: int = 20, copies: int = 3, dimension: int = 16) -> np.ndarray:
-    """(groups * copies, dimension) float32: every group a direction, with copies at cosines of about 0.9 to 0.999."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(groups, 1, dimension))
-    noise = rng.normal(size=(groups, copies, dimension)) * rng.uniform(0.02, 0.5, size=(groups, copies, 1))
-    return rng.permutation((centres + noise).reshape(-1, dimension)).astype(np.float32)
-
-
-def write_shard(folder: Path, name: str, vectors: np.ndarray) -> Path:
-    """Write `folder/source/<name>.npy`."""
-    path = folder / "source" / f"{name}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, vectors)
-    return path
+def event_of(record: dg.EventLogRecord) -> dg.AssetMaterialization:
+    event = record.asset_materialization
+    assert event is not None
+    return event

@@ -12,8 +12,11 @@ import dagster as dg
 import pytest
 import yaml
 from dagster.components.component_scaffolding import scaffold_object
+from dagster.components.testing import create_defs_folder_sandbox
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from semdedup_assets.component import SemDedupPipeline
 from semdedup_assets.defs_yaml.scaffold import NewPipeline
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
@@ -146,7 +149,7 @@ def test_what_makes_no_pipeline_is_refused_before_a_folder_is_made(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_dg_scaffolds_a_pipeline_of_which_one_thing_is_left_to_do(
+def test_dg_scaffolds_a_pipeline_that_loads_and_says_that_its_source_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = project(tmp_path)
@@ -159,11 +162,129 @@ def test_dg_scaffolds_a_pipeline_of_which_one_thing_is_left_to_do(
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
-    line = path.read_text().splitlines().index(f"    path: {source}") + 1
-    (only,) = told(tmp_path, monkeypatch)
-    assert only.startswith(f"defs.yaml:{line} attributes.source.path: {source} does not exist")
-    source.mkdir()
-    assert load(tmp_path, monkeypatch).resolve_asset_graph().has(dg.AssetKey(["toy", "shards"]))
+    (tmp_path / "photo").mkdir()
+    definitions = load(tmp_path, monkeypatch)
+    assert definitions.resolve_asset_graph().has(dg.AssetKey(["toy", "shards"]))
+    missing = source_check(definitions)
+    assert not missing.passed
+    assert f"{source} does not exist" in str(missing.description)
+    assert "near names: photo" in str(missing.description)
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        skipped = files_sensor(definitions, instance)
+        assert isinstance(skipped, dg.SkipReason)
+        assert f"{source} does not exist" in str(skipped.skip_message)
+
+    Image.new("RGB", (8, 8), "red").save(make_folder(source) / "red.png")
+    found = source_check(definitions)
+    assert found.passed
+    assert found.metadata["files"].value == 1
+
+
+def source_check(definitions: dg.Definitions) -> dg.AssetCheckEvaluation:
+    """What the check of the source says, in a run of its own."""
+    key = dg.AssetCheckKey(dg.AssetKey(["toy", "shard_index"]), "source_has_files")
+    job = dg.define_asset_job("only_check", selection=dg.AssetSelection.checks(key))
+    merged = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job]))
+    (evaluation,) = merged.resolve_job_def("only_check").execute_in_process().get_asset_check_evaluations()
+    return evaluation
+
+
+def files_sensor(definitions: dg.Definitions, instance: dg.DagsterInstance) -> object:
+    """What the sensor of the files does on one look."""
+    repository = definitions.get_repository_def()
+    sensor = repository.get_sensor_def("toy__files")
+    return sensor(dg.build_sensor_context(instance, repository_def=repository))
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        (
+            "dataset: laion-2b",
+            "dataset: laion_2b",
+            ["pipeline laion-2b/precomputed ", "pipeline laion_2b/precomputed "],
+        ),
+        ("dataset: web, model: a.b", "dataset: web, model: a-b", ["pipeline web/a.b ", "pipeline web/a-b "]),
+    ],
+)
+def test_two_pipelines_that_are_one_to_dagster_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, named: list[str]
+) -> None:
+    one = project(tmp_path, named_vectors(first))
+    other = one.parent.parent / "other" / "defs.yaml"
+    other.parent.mkdir()
+    other.write_text(named_vectors(second))
+    with pytest.raises(Exception, match="Error while building definitions") as caught:
+        load(tmp_path, monkeypatch)
+    message = str(root_cause(caught.value))
+    for part in (*named, str(one), str(other), "rename one `"):
+        assert part in message
+
+    other.write_text(named_vectors("dataset: another"))
+    assert load(tmp_path, monkeypatch).resolve_asset_graph().has(dg.AssetKey(["another", "shards"]))
+
+
+def test_owners_and_tags_given_afterwards_reach_every_asset_also_with_two_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = """
+post_processing:
+  assets:
+    - target: "*"
+      attributes: {owners: ["team:data"], tags: {cost_centre: "7"}}
+"""
+    text = named_vectors("dataset: web, model: a")
+    project(tmp_path, f"{text}{after}---\n{named_vectors('dataset: web, model: b')}{after}")
+    specs = load(tmp_path, monkeypatch).resolve_all_asset_specs()
+    names = {spec.key.path[-1] for spec in specs}
+    assert {"shards", "shard_index", "items", "manifests", "estimate"} <= names
+    assert len(specs) == 2 * (len(names) - 2) + 2
+    for spec in specs:
+        assert list(spec.owners) == ["team:data"], spec.key
+        assert spec.tags["cost_centre"] == "7", spec.key
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # Dagster's own
+def test_it_loads_in_dagsters_own_sandbox_for_components() -> None:
+    contents = yaml.safe_load(named_vectors("dataset: web, model: a"))
+    owned = {"target": "*", "attributes": {"owners": ["team:data"]}}
+    contents["post_processing"] = {"assets": [owned]}
+    with create_defs_folder_sandbox() as sandbox:
+        path = sandbox.scaffold_component(component_cls=SemDedupPipeline, defs_yaml_contents=contents)
+        with sandbox.load_component_and_build_defs(defs_path=path) as (component, definitions):
+            assert isinstance(component, SemDedupPipeline)
+            assert component.pipeline.dataset == "web"
+            specs = {spec.key.path[-1]: list(spec.owners) for spec in definitions.resolve_all_asset_specs()}
+    assert {"shards", "shard_index", "manifests"} <= specs.keys()
+    assert all(owners == ["team:data"] for owners in specs.values())
+
+
+def test_one_dataset_with_two_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = named_vectors("dataset: web, model: b").replace("path: vectors", "path: others")
+    project(tmp_path, f"{named_vectors('dataset: web, model: a')}---\n{other}")
+    with pytest.raises(Exception, match="Error while building definitions") as caught:
+        load(tmp_path, monkeypatch)
+    message = str(root_cause(caught.value))
+    assert "pipeline web/b and pipeline web/a of" in message
+    assert "one dataset and two sources or stores" in message
+
+
+def named_vectors(names: str) -> str:
+    """A pipeline by its names, in YAML's short form."""
+    fields = "".join(f"  {field.strip()}\n" for field in names.split(","))
+    rest = "  source: {kind: vectors, path: vectors}\n  encoder: {kind: precomputed}\n"
+    return f"type: {COMPONENT}\nattributes:\n{fields}{rest}"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    while not isinstance(error, dg.DagsterInvalidDefinitionError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__ or error
+    return error
 
 
 def test_another_pipeline_is_put_into_the_same_file(tmp_path: Path) -> None:
@@ -213,7 +334,6 @@ attributes:
     places = [problem.partition(": ")[0] for problem in problems]
     assert places == [
         "defs.yaml:4 attributes.store",
-        "defs.yaml:7 attributes.source.path",
         "defs.yaml:10 attributes.encoder.model",
         "defs.yaml:14 attributes.clustering.k.1",
         "defs.yaml:15 attributes.clustering.iteratons",
@@ -224,7 +344,6 @@ attributes:
         problems,
         [
             "the environment variable NOT_SET is not set; set it where",
-            f"{tmp_path}/photo does not exist: {tmp_path} has no 'photo' (near names: photos)",
             "OpenCLIP has no 'ViT-B-61'; near names: ViT-B-16",
             "0 is not a positive number of clusters",
             "no such setting; near names: iterations",
@@ -247,7 +366,6 @@ attributes:
             "8 attributes.selection.keep.column: 'age'",
         ),
         ("kind: vectors,", "kind: parquet, text: t, image: i,", "5 attributes.source: set either `image` or `text`"),
-        ("kind: vectors,", "kind: vectors, metadata: ./gone/m,", "5 attributes.source.metadata: "),
         ("kind: vectors, ", "kind: vectors} #", "5 attributes.source.path: missing. A Parquet or .npy file"),
         ("dataset: toy", "model: toy", "2 attributes.dataset: missing. Name of the dataset"),
         ("dataset: toy", "dataset: '{{ nothing }}'", "3 attributes.dataset: {{ nothing }}: UndefinedError: "),
@@ -268,10 +386,12 @@ def test_a_problem_of_several_settings_is_told_at_the_one_to_change(
 def test_a_problem_in_the_second_document_has_the_line_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = VECTORS.replace("dataset: toy", "dataset: other").replace('root }}"}', 'root }}/gone/*.npy"}')
+    second = VECTORS.replace("dataset: toy", "dataset: other").replace(
+        "kind: precomputed", "kind: precomputed, dimension: 0"
+    )
     project(tmp_path, f"{VECTORS}---\n# The other.\n{second}")
     (only,) = told(tmp_path, monkeypatch)
-    assert only.startswith(f"defs.yaml:13 attributes.source.path: {tmp_path}/gone does not exist")
+    assert only.startswith("defs.yaml:14 attributes.encoder.dimension: Input should be greater than or equal to 1")
 
 
 @pytest.mark.parametrize(

@@ -1,191 +1,126 @@
-"""Checks that a result is right, and fit to go on with."""
+"""Checks of stages, as Dagster's asset checks."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.stages import verdicts
-from semdedup_assets.stages.stored_recipes import StoredRecipes
-from semdedup_assets.stages.verdicts import Verdict
-from semdedup_assets.stages.work import Work
+from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.events import EventSink
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.stage import Check, CheckResult
 
 _LISTED = 50
 _NAMED = 5
-_FROM_CURRENT = "made_from_current"
+
+# Can turn false while nothing is made: by itself, so that it can be evaluated by itself.
+_ALONE = "inputs_up_to_date"
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """A check as it is declared; its name is its judge's.
-
-    Attributes:
-        judge: gives the verdict.
-        text: what holds where it passes.
-        blocking: whether going on would be wrong where it fails.
-    """
-
-    judge: Callable[[StoredRecipes], Verdict]
-    text: str
-    blocking: bool = True
-
-    @property
-    def name(self) -> str:
-        return self.judge.__name__
-
-
-_CHECKS: dict[str, tuple[_Check, ...]] = {
-    "embeddings": (
-        _Check(
-            verdicts.vectors_are_finite_unit,
-            "No vector holds a NaN or an infinity, and all are of unit norm (SemDeDup, section 3: cosine similarity).",
-        ),
-        _Check(verdicts.one_dimension, "All shards, and the centroids in use, have vectors of one dimension."),
-        _Check(verdicts.ids_are_unique, "No id comes twice, in a shard or in two."),
-        _Check(verdicts.skipped_share, "At most `max_skipped` of any shard's items are broken."),
-        _Check(
-            verdicts.no_shard_left_out,
-            "No shard failed every attempt (`refresh.attempts`) and is left out.",
-            blocking=False,
-        ),
-    ),
-    "centroids": (
-        _Check(verdicts.no_empty_clusters, "Every cluster has a vector of the training sample.", blocking=False),
-        _Check(
-            verdicts.sample_is_large_enough,
-            "There are enough sampled vectors a cluster to place its centroid (SemDeDup, section 6.1: n / k).",
-            blocking=False,
-        ),
-    ),
-    "assignments": (
-        _Check(
-            verdicts.every_item_in_one_cluster,
-            "Every embedded item is in exactly one cluster (SemDeDup, section 3): as many, and the same ids.",
-        ),
-        _Check(
-            verdicts.similarity_has_not_drifted,
-            "Shards that were embedded since the training sample was drawn are about as similar to their centroids "
-            "as the sample (`refresh.max_drift`); else the centroids should be refitted.",
-            blocking=False,
-        ),
-    ),
-    "duplicate_scores": (
-        _Check(verdicts.every_item_scored_once, "The buckets of each k hold every assigned item exactly once."),
-        _Check(
-            verdicts.largest_cluster,
-            "No cluster is far larger than the average; the paper found one of 307,000 flags. Names an item of it.",
-            blocking=False,
-        ),
-    ),
-    "keep_masks": (
-        _Check(
-            verdicts.masks_are_monotone,
-            "A higher epsilon keeps nothing that a lower one removes (SemDeDup, Algorithm A7); the masks themselves "
-            "are compared as far as a bound on rows allows. The greedy rule does not promise it, and is only warned of.",
-        ),
-        _Check(verdicts.every_cluster_keeps_one, "Every cluster keeps an item (SemDeDup, Algorithm A7: the first)."),
-        _Check(verdicts.every_item_masked_once, "The masks hold every scored item exactly once."),
-    ),
-    "manifests": (
-        _Check(
-            verdicts.counts_are_conserved,
-            "Every record of the source is kept, removed or skipped, and each format holds as many rows as are kept.",
-        ),
-    ),
-}
-
-_MADE_OF_MANY = ("assignments", "duplicate_scores", "keep_masks", "manifests", "figures", "galleries")
-
-
-def check_specs(declaration: Declaration, asset: str) -> list[dg.AssetCheckSpec]:
+def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
     """The checks of an asset that each of its runs evaluates."""
+    context = builder.context(asset)
     return [
         dg.AssetCheckSpec(
             check.name,
-            asset=declaration.key(asset),
-            blocking=check.blocking and not _only_warns(declaration, check),
-            description=check.text,
+            asset=builder.key(asset),
+            blocking=check.blocking and not check.only_warns(context),
+            description=check.description,
         )
-        for check in _CHECKS[asset]
+        for check in asset.stage.checks
+        if check.name != _ALONE
     ]
 
 
-def _only_warns(declaration: Declaration, check: _Check) -> bool:
-    # A blocking check that warns would hold automation back, which asks whether it passed.
-    return check.judge is verdicts.masks_are_monotone and declaration.pipeline.selection.rule == "greedy"
+def check_results(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[dg.AssetCheckResult]:
+    """What the checks find on all partitions that are there, also those of earlier runs: a run does not clear another's.
 
-
-def checks_of(work: Work, asset: str) -> list[dg.AssetCheckResult]:
-    """The verdicts on all partitions that are there, also those of earlier runs: another's run does not clear one.
-
-    Args:
-        work: the pipeline at work; its log is told of each failing partition.
-        asset: whose checks.
+    Each failing partition is reported to the log.
     """
-    stored = StoredRecipes(work)
-    return [_result(work, check.name, check.judge(stored), blocking=check.blocking) for check in _CHECKS[asset]]
+    return [
+        _result(builder, asset, check, check.evaluate(context)) for check in asset.stage.checks if check.name != _ALONE
+    ]
 
 
-def refuse_failed(work: Work, asset: str) -> None:
-    """Hold a refresh back where a blocking check of an asset fails, whichever run made what is wrong.
-
-    Raises:
-        dagster.Failure: names the checks, the partitions and the cures.
-    """
-    stored = StoredRecipes(work)
-    found = [(check.name, check.judge(stored)) for check in _CHECKS.get(asset, ()) if check.blocking]
-    failed = [_sentence(work, name, verdict) for name, verdict in found if verdict.problems and verdict.certain]
-    if failed:
-        raise dg.Failure("\n".join(failed), allow_retries=False)
-
-
-def current_checks(declaration: Declaration) -> dg.AssetChecksDefinition:
-    """Whether what is there was made from what is there now.
-
-    By itself, because it is true or false also when nothing has been made since: Dagster's own mark does not look at
-    dependencies on 100 or more partitions.
-    """
-    keys = {asset: dg.AssetCheckKey(declaration.key(asset), _FROM_CURRENT) for asset in _MADE_OF_MANY}
-    text = "What is there was made from what is there now of the assets before it, also beyond 100 partitions."
-    specs = [dg.AssetCheckSpec(_FROM_CURRENT, asset=key.asset_key, description=text) for key in keys.values()]
-
-    @dg.multi_asset_check(name=f"{declaration.group}__{_FROM_CURRENT}", specs=specs, can_subset=True)
-    def made_from_current(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        work = Work(declaration.pipeline, log=context.log.info)
-        for asset, key in keys.items():
-            if key in context.selected_asset_check_keys:
-                verdict = verdicts.made_from_current(work, asset)
-                yield _result(work, _FROM_CURRENT, verdict, blocking=False, key=key.asset_key)
-
-    return made_from_current
-
-
-def _result(
-    work: Work, name: str, verdict: Verdict, *, blocking: bool, key: dg.AssetKey | None = None
-) -> dg.AssetCheckResult:
-    for problem in verdict.problems[:_LISTED]:
-        work.log(f"{name}: {problem.partition}: {problem.measured}; {problem.cure}")
-    metadata: dict[str, Any] = {**verdict.measured, "failing_partitions": len(verdict.problems)}
-    if verdict.problems:
+def _result(builder: AssetBuilder, asset: StageAsset, check: Check, found: CheckResult) -> dg.AssetCheckResult:
+    for problem in found.problems[:_LISTED]:
+        progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
+    metadata: dict[str, Any] = {**found.measured, "failing_partitions": len(found.problems)}
+    if found.problems:
         rows = [
-            {"partition": problem.partition, "measured": problem.measured, "cure": problem.cure}
-            for problem in verdict.problems[:_LISTED]
+            {"partition": problem.partition, "measured": problem.measured, "remedy": problem.remedy}
+            for problem in found.problems[:_LISTED]
         ]
         metadata["failing"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
     return dg.AssetCheckResult(
-        asset_key=key,
-        check_name=name,
-        passed=not verdict.problems,
-        severity=dg.AssetCheckSeverity.ERROR if blocking and verdict.certain else dg.AssetCheckSeverity.WARN,
-        description=_sentence(work, name, verdict) if verdict.problems else None,
+        asset_key=builder.key(asset),
+        check_name=check.name,
+        passed=not found.problems,
+        severity=dg.AssetCheckSeverity.ERROR if check.blocking and found.certain else dg.AssetCheckSeverity.WARN,
+        description=_sentence(builder, check.name, found) if found.problems else None,
         metadata=metadata,
     )
 
 
-def _sentence(work: Work, name: str, verdict: Verdict) -> str:
-    named = ", ".join(f"{problem.partition} ({problem.measured})" for problem in verdict.problems[:_NAMED])
-    more = ", …" if len(verdict.problems) > _NAMED else ""
-    count = f"{len(verdict.problems)} of {work.pipeline.dataset}'s {verdict.fault}"
-    return f"{name}: {count}: {named}{more}; {verdict.problems[0].cure}"
+def _sentence(builder: AssetBuilder, name: str, found: CheckResult) -> str:
+    named = ", ".join(f"{problem.partition} ({problem.measured})" for problem in found.problems[:_NAMED])
+    more = ", …" if len(found.problems) > _NAMED else ""
+    count = f"{len(found.problems)} of {builder.pipeline.dataset}'s {found.fault}"
+    return f"{name}: {count}: {named}{more}; {found.problems[0].remedy}"
+
+
+def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext, sink: EventSink) -> None:
+    """Evaluate an asset's checks, report the results as events, and hold back what follows where one fails.
+
+    Args:
+        builder: of the pipeline.
+        asset: whose checks.
+        context: of its stage.
+        sink: takes the events.
+
+    Raises:
+        dagster.Failure: a blocking check fails, whichever run made what is wrong; names partitions and remedies.
+    """
+    failed = []
+    for check in asset.stage.checks:
+        found = check.evaluate(context)
+        result = _result(builder, asset, check, found)
+        sink(
+            dg.AssetCheckEvaluation(
+                asset_key=builder.key(asset),
+                check_name=check.name,
+                passed=result.passed,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+                blocking=check.blocking and not check.only_warns(context),
+            )
+        )
+        if check.blocking and found.problems and found.certain:
+            failed.append(_sentence(builder, check.name, found))
+    if failed:
+        raise dg.Failure("\n".join(failed), allow_retries=False)
+
+
+def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
+    """The checks whether what is there is up to date, as a job of their own: they change while nothing is made."""
+    found = {
+        dg.AssetCheckKey(builder.key(asset), check.name): (asset, check)
+        for asset in builder.assets
+        for check in asset.stage.checks
+        if check.name == _ALONE
+    }
+    specs = [
+        dg.AssetCheckSpec(key.name, asset=key.asset_key, description=check.description)
+        for key, (_, check) in found.items()
+    ]
+
+    @dg.multi_asset_check(name=f"{builder.group}__{_ALONE}", specs=specs, can_subset=True)
+    def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        with progress.reporting_to(context.log.info):
+            for key, (asset, check) in found.items():
+                if key in context.selected_asset_check_keys:
+                    yield _result(builder, asset, check, check.evaluate(builder.context(asset)))
+
+    return inputs_up_to_date

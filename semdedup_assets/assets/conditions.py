@@ -4,32 +4,27 @@ from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.settings import Pipeline
+from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 
 # A partition whose run failed is tried again this often.
 _RETRY = "0 * * * *"
 
 # Of runs that may still make something.
-ON_THE_WAY = [
+UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_MOST_RUNS = 1000
+_MOST_RUNS, _MOST_BACKFILLS = 1000, 100
 
 
-def refresh_condition(pipeline: Pipeline, asset: str, *, refresh_job: str) -> dg.AutomationCondition[Any]:
+def refresh_condition(builder: AssetBuilder, asset: StageAsset) -> dg.AutomationCondition[Any]:
     """True for the partitions that are missing or whose inputs have changed, once all before them is up to date.
 
     Unlike `eager()` it follows versions, not events: the same bytes again start nothing, and new data never draw a new
-    training sample.
-
-    Args:
-        pipeline: its settings.
-        asset: name of the asset.
-        refresh_job: name of the pipeline's job that does the same in one run; while it is at work, this waits.
+    training sample. While the pipeline's refresh job is running, this waits.
     """
     condition = dg.AutomationCondition
     # What was missing before the first look would otherwise never be new.
@@ -38,26 +33,26 @@ def refresh_condition(pipeline: Pipeline, asset: str, *, refresh_job: str) -> dg
     )
     wanted = wanted | condition.code_version_changed()
     wanted = wanted | (condition.execution_failed() & condition.cron_tick_passed(_RETRY))
-    if asset != "training_sample":
+    if not asset.stage.frozen:
         wanted = wanted | condition.any_deps_match(condition.data_version_changed())
     return (
         wanted.since(condition.newly_requested() | condition.newly_updated()).with_label("missing, changed or failed")
         & ~condition.any_deps_missing()
         & ~condition.in_progress()
         & condition.all_deps_blocking_checks_passed()
-        & InputsAtRest(refresh_job)
-        & InputsUpToDate(pipeline, asset)
+        & InputsAtRest(builder.refresh_job)
+        & InputsUpToDate(builder, asset)
     )
 
 
 class InputsUpToDate(dg.AutomationCondition[dg.AssetKey]):
-    """False while anything that an asset hangs on, however indirectly, has still to be made, as the store tells.
+    """False while anything that an asset depends on, however indirectly, has still to be made, by the store's records.
 
-    A changed shard changes what manifests are made from at once, and masks only after assignments and scores.
+    A changed shard changes what manifests are made from immediately, and masks only after assignments and scores.
     """
 
-    def __init__(self, pipeline: Pipeline, asset: str) -> None:
-        self._pipeline = pipeline
+    def __init__(self, builder: AssetBuilder, asset: StageAsset) -> None:
+        self._builder = builder
         self._asset = asset
 
     @property
@@ -68,15 +63,14 @@ class InputsUpToDate(dg.AutomationCondition[dg.AssetKey]):
     @property
     def description(self) -> str:
         """As the UI shows it."""
-        return "All that comes before was made from what there is now"
+        return "Everything before this asset is up to date"
 
     def evaluate(self, context: Any) -> dg.AutomationResult[dg.AssetKey]:
         """All candidates, or none."""
-        from semdedup_assets.stages.outdated import is_ready
-        from semdedup_assets.stages.work import Work
-
-        # Recipes are read only where something is wanted and could be made.
-        ready = not context.candidate_subset.is_empty and is_ready(Work(self._pipeline), self._asset)
+        # Records are read only where something is wanted and could be made.
+        ready = not context.candidate_subset.is_empty and self._builder.context(self._asset).index.inputs_are_current(
+            self._asset.stage.name
+        )
         return dg.AutomationResult(context, context.candidate_subset if ready else context.get_empty_subset())
 
 
@@ -98,7 +92,7 @@ class InputsAtRest(dg.AutomationCondition[dg.AssetKey]):
     @property
     def description(self) -> str:
         """As the UI shows it."""
-        return "No run or backfill is making an input, and no refresh of the pipeline is at work"
+        return "No run or backfill is making an input, and no refresh of the pipeline is running"
 
     def evaluate(self, context: Any) -> dg.AutomationResult[dg.AssetKey]:
         """All candidates, or none."""
@@ -109,15 +103,13 @@ class InputsAtRest(dg.AutomationCondition[dg.AssetKey]):
         return dg.AutomationResult(context, context.get_empty_subset() if busy else context.candidate_subset)
 
     def _busy(self, instance: dg.DagsterInstance, parents: set[dg.AssetKey]) -> bool:
-        for run in instance.get_runs(dg.RunsFilter(statuses=ON_THE_WAY), limit=_MOST_RUNS):
+        for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=_MOST_RUNS):
             if run.job_name == self._refresh_job or parents & (run.asset_selection or set()):
                 return True
         return any(parents & keys for keys in _backfilled(instance))
 
 
 def _backfilled(instance: dg.DagsterInstance) -> list[set[dg.AssetKey]]:
-    """The assets of each backfill that is under way."""
-    from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-
-    under_way = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
-    return [set(backfill.asset_selection or ()) for backfill in instance.get_backfills(filters=under_way, limit=100)]
+    """The assets of each backfill that is being launched; of the latest ones, for those that ended stay listed."""
+    latest = instance.get_backfills(limit=_MOST_BACKFILLS)
+    return [set(each.asset_selection or ()) for each in latest if each.status.value in ("REQUESTED", "CANCELING")]

@@ -1,15 +1,21 @@
-"""Counts and measures as Dagster shows them."""
+"""Counts, measurements and pictures as Dagster shows them."""
 
+import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from semdedup_assets.execution.stage import Link, Picture, Rows, Shown
+from semdedup_assets.storage.files import filesystem, is_local
+
 _LONGEST = 50
+_TEXT = 80
 _DIGITS = 4
 # What a person looks for comes first, what it cost comes last; between them stands how good it is.
-_RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "records", "removed_by_chain", "epsilon", "rule")
+_RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "records", "orphans", "epsilon", "rule")
 _COST = (
     "seconds",
     "items_per_second",
@@ -18,33 +24,63 @@ _COST = (
     "peak_memory_mib",
     "peak_device_memory_mib",
     "device",
-    "recipe",
+    "made_with",
 )
-# For checks and for other stages, or told by another entry.
-_HIDDEN = frozenset({"version", "id_checksum", "page", "panels", "parts", "sampled_shards"})
-_SHOWN_AS = {"orphans": "removed_by_chain", "sample": "sample_items"}
+# For checks and for other stages, or shown by another entry.
+_HIDDEN = frozenset({"id_checksum", "page", "groups", "parts", "sampled_shards", "column_versions"})
+_SHOWN_AS = {"sample": "sample_items"}
 
 
 def as_metadata(details: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of a materialisation: numbers plot over time, lists of records become tables.
 
     Args:
-        details: of a recipe.
+        details: of a result record.
     """
     shown = {
         _SHOWN_AS.get(name, name): _condensed(name, value)
         for name, value in details.items()
         if not _is_noise(name, value, details)
     }
-    metadata = {name: _value(shown[name]) for name in sorted(shown, key=_place)}
+    metadata = {name: _value(shown[name]) for name in sorted(shown, key=_rank)}
     if "items" in details:
         metadata["dagster/partition_row_count"] = int(details["items"])
     return metadata
 
 
-def picture(png: bytes, *, title: str) -> dg.MarkdownMetadataValue:
-    """A picture as Dagster's UI shows it: inline, since it shows no file."""
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{b64encode(png).decode()})")
+def shown_metadata(shown: Mapping[str, Shown]) -> dict[str, Any]:
+    """Metadata of what a person sees of a result beside its numbers."""
+    return {name: _shown(value) for name, value in shown.items()}
+
+
+def _shown(value: Shown) -> Any:
+    if isinstance(value, Picture):
+        # Inline, since Dagster's UI shows no file.
+        return dg.MetadataValue.md(f"![{value.title}](data:image/png;base64,{b64encode(value.png).decode()})")
+    if isinstance(value, Link):
+        # Whole, so that it can be opened from wherever one is.
+        local = Path(filesystem(value.path)[1]).absolute() if is_local(value.path) else None
+        return dg.MetadataValue.path(local) if local else dg.MetadataValue.url(value.path)
+    if isinstance(value, Rows):
+        if value.brief:
+            return _brief_table(value.rows)
+        return dg.MetadataValue.table([dg.TableRecord(_rounded(dict(row))) for row in value.rows[:_LONGEST]])
+    return rounded(value) if isinstance(value, float) else value
+
+
+def _brief_table(rows: Sequence[Mapping[str, str]]) -> dg.MarkdownMetadataValue:
+    """Rows as a table for a dialog of 600 pixels: Dagster's own would run out of the page. Of texts, the head."""
+    # A text shows more than its key.
+    columns = [name for name in rows[0] if name != "key" or "text" not in rows[0]]
+    lines = [[_cell(row[name]) for name in columns] for row in rows]
+    table = [columns, ["---"] * len(columns), *lines]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in table))
+
+
+def _cell(text: str) -> str:
+    """A text that Markdown shows as it is: no link, picture or tag in it comes to life."""
+    short = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short)
 
 
 def rounded(number: float) -> float:
@@ -53,12 +89,10 @@ def rounded(number: float) -> float:
 
 
 def _is_noise(name: str, value: Any, details: Mapping[str, Any]) -> bool:
-    """Whether an entry says nothing, or what another one says."""
+    """Whether an entry is empty, or repeats another one."""
     if name in _HIDDEN or value is None or (isinstance(value, list | dict | str) and not value):
         return True
-    if name == "k_asked":
-        return bool(value == details.get("k"))
-    return name == f"kept_by_{details.get('rule')}"
+    return name == "requested_k" and bool(value == details.get("k"))
 
 
 def _condensed(name: str, value: Any) -> Any:
@@ -68,15 +102,15 @@ def _condensed(name: str, value: Any) -> Any:
     if name == "objective":
         # Every iteration is in the picture beside it; the last one plots over time.
         return value[-1]
-    if name == "skipped_examples":
+    if name in ("skipped_examples", "invalid_value_examples"):
         return [{"item": key, "reason": reason} for key, reason in value]
     if name == "largest_cluster" and isinstance(value, dict):
         return {part: number for part, number in value.items() if part != "item"}
     return value
 
 
-def _place(name: str) -> int:
-    """Where an entry stands; the others keep the order of the recipe between the first and the last ones."""
+def _rank(name: str) -> int:
+    """The rank of an entry; the others keep the order of the record between the first and the last ones."""
     if name in _RESULTS:
         return _RESULTS.index(name) - len(_RESULTS)
     return _COST.index(name) + 1 if name in _COST else 0

@@ -1,146 +1,131 @@
 """Make what is missing or stale, in order, and nothing else: what the UI's choices do, as one call."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.errors import DagsterAssetCheckFailedError
-from dagster._core.loader import LoadingContextForTest
 
-from semdedup_assets.assets.checks import refuse_failed
-from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.shards import observe_source
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.checks import report_checks
+from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
+from semdedup_assets.assets.source import observe_source
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.runner import excluded_partitions, run_partitions
+from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.embeddings import left_out_shards
-from semdedup_assets.stages.work import Work
+from semdedup_assets.stage_graph import GRAPH
+from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord, remove_leftovers
 
-ORDER = (
-    "embeddings",
-    "training_sample",
-    "centroids",
-    "assignments",
-    "duplicate_scores",
-    "keep_masks",
-    "manifests",
-    "figures",
-    "galleries",
-)
-"""The assets of a pipeline, each after those it is made from."""
+# Each round makes what the one before found damaged; more than a few, and it is the disk.
+_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """One asset's run in a refresh; `partitions` holds `None` where the asset has none."""
+    """One asset's part of a refresh.
+
+    Attributes:
+        asset: its name: the stage's, below the selection's where that has one.
+        partitions: that were made.
+        adopted: how many more were found in the store, up to date, and made known to Dagster.
+    """
 
     asset: str
-    partitions: tuple[str | None, ...]
-
-
-def stale_partitions(definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey) -> list[str | None]:
-    """Partitions of an asset that are missing or stale, in the order of the partitions."""
-    graph = definitions.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    # What was never made is asked for all at once; the resolver takes some milliseconds for each.
-    made: set[str | None] = {None, *instance.get_materialized_partitions(key)}
-    return [
-        partition
-        for partition in _partition_keys(definitions, instance, key)
-        if partition not in made or resolver.get_status(key, partition) != StaleStatus.FRESH
-    ]
+    partitions: tuple[Partition, ...]
+    adopted: int = 0
 
 
 def refresh(
-    pipeline: Pipeline, definitions: dg.Definitions, instance: dg.DagsterInstance, *, again: bool = False
+    pipeline: Pipeline,
+    instance: dg.DagsterInstance,
+    *,
+    again: bool = False,
+    graph: StageGraph = GRAPH,
+    sink: EventSink | None = None,
 ) -> Iterator[StageRun]:
-    """Observe the source, then materialise what is missing or stale, asset by asset.
+    """Observe the source, then make what is missing or stale, asset by asset, in this process.
+
+    The store's records decide what is stale. What is up to date and unknown to Dagster is reported to it, not made.
 
     Args:
         pipeline: its settings.
-        definitions: its assets.
-        instance: what remembers them.
-        again: whether shards that were left out are tried once more.
+        instance: what remembers the assets.
+        again: whether shards that were excluded are tried once more.
+        graph: the stages.
+        sink: takes the events; None: the instance, outside any run.
 
     Yields:
-        Each asset in turn with the partitions that were made, none where all were fresh.
+        Each asset in turn with the partitions that were made, none where all were up to date.
 
     Raises:
         dagster.Failure: a blocking check of an asset fails.
         Exception: what a stage raised; what was finished before stays.
     """
-    declaration = Declaration(pipeline)
-    observe_source(declaration, instance)
-    for asset in ORDER:
-        key = declaration.key(asset)
-        partitions = _to_make(definitions, instance, declaration, asset)
-        if again and asset == "embeddings":
-            partitions = sorted({*partitions, *left_out_shards(Work(pipeline))}, key=str)
+    builder = AssetBuilder(pipeline, graph)
+    observe_source(builder, instance)
+    swept = remove_leftovers(builder.context(builder.assets[0]).layout.folder)
+    if swept:
+        progress.log(f"{swept} files that ended processes had left were removed")
+    for _ in range(_ROUNDS):
         try:
-            for run in _ranges(definitions, instance, key, partitions):
-                _materialise(definitions, instance, key, run)
-        except DagsterAssetCheckFailedError:
-            refuse_failed(Work(pipeline), asset)  # Says what Dagster's error does not: where, and the cure.
-            raise
-        yield StageRun(asset, tuple(partitions))
-        refuse_failed(Work(pipeline), asset)
-
-
-def _to_make(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, declaration: Declaration, asset: str
-) -> list[str | None]:
-    """What Dagster calls missing or stale, and what the recipes in the store tell is outdated, in order."""
-    from semdedup_assets.stages.outdated import outdated_partitions
-
-    key = declaration.key(asset)
-    stale = stale_partitions(definitions, instance, key)
-    wanted = {*stale, *outdated_partitions(Work(declaration.pipeline), asset)}
-    return [partition for partition in _partition_keys(definitions, instance, key) if partition in wanted]
-
-
-def _partition_keys(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey
-) -> Iterable[str | None]:
-    partitions_def = definitions.resolve_asset_graph().get(key).partitions_def
-    return [None] if partitions_def is None else partitions_def.get_partition_keys(dynamic_partitions_store=instance)
-
-
-def _ranges(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey, partitions: list[str | None]
-) -> list[list[str | None]]:
-    """The partitions as contiguous ranges, each of which one run can make."""
-    partitions_def = definitions.resolve_asset_graph().get(key).partitions_def
-    if partitions_def is None:
-        return [partitions] if partitions else []
-    everything = list(partitions_def.get_partition_keys(dynamic_partitions_store=instance))
-    if len(partitions) == len(everything):
-        return [partitions]
-    ranges: list[list[str | None]] = []
-    place = {partition: index for index, partition in enumerate(everything)}
-    for partition in partitions:
-        joins = ranges and ranges[-1][-1] is not None and place[str(ranges[-1][-1])] + 1 == place[str(partition)]
-        # A range of two dimensions is the product of its sides: one run holds one value of the first.
-        if joins and _first_dimension(ranges[-1][0]) == _first_dimension(partition):
-            ranges[-1].append(partition)
+            yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
+        except DamagedResultError as error:
+            # Its record was set aside: another round finds it missing, and makes it.
+            progress.log(str(error))
+            damage = error
         else:
-            ranges.append([partition])
-    return ranges
+            return
+    raise damage
 
 
-def _first_dimension(partition: str | None) -> str:
-    first, two, _ = str(partition).partition("|")
-    return first if two else ""
+def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:
+    first = builder.context(builder.assets[0])
+    for asset in builder.assets:
+        context = first.with_selection(asset.selection)
+        events = PartitionEvents(builder, asset, context, instance)
+        if asset.stage.on_demand:
+            adopt(events, sink, _current(context, asset.stage.name))
+            continue
+        yield from _refreshed(events, sink, again=again)
+        report_checks(builder, asset, context, sink)
 
 
-def _materialise(
-    definitions: dg.Definitions, instance: dg.DagsterInstance, key: dg.AssetKey, partitions: list[str | None]
-) -> None:
-    tags = {}
-    if partitions[0] is not None:
-        tags = {
-            "dagster/asset_partition_range_start": str(partitions[0]),
-            "dagster/asset_partition_range_end": str(partitions[-1]),
-        }
-    job = definitions.resolve_implicit_global_asset_job_def()
-    # The stages report by themselves; Dagster's own debug lines are in the run's log, where the UI shows them.
-    quiet = {"loggers": {"console": {"config": {"log_level": "WARNING"}}}}
-    job.get_subset(asset_selection={key}).execute_in_process(instance=instance, tags=tags, run_config=quiet)
+def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]:
+    """The partitions of a stage that are up to date, with their records; of none where an input is missing."""
+    index = context.index
+    if not index.records(stage):
+        return {}
+    try:
+        stale = set(index.stale(stage))
+    except MissingResultError:
+        return {}
+    found = {
+        partition: index.result(stage, partition) for partition in index.partitions(stage) if partition not in stale
+    }
+    return {partition: record for partition, record in found.items() if record is not None}
+
+
+def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool) -> Iterator[StageRun]:
+    """Bring one asset up to date; what was made is reported also where a damaged input ends it."""
+    asset, context = events.asset, events.context
+    stage, index = asset.stage, context.index
+    everything = index.partitions(stage.name)
+    wanted = set(index.stale(stage.name))
+    if again:
+        wanted |= {partition for partition in excluded_partitions(context, stage) if partition in everything}
+    fresh = {
+        partition: record
+        for partition in everything
+        if partition not in wanted and (record := index.result(stage.name, partition)) is not None
+    }
+    adopted, made = adopt(events, sink, fresh), set[Partition]()
+    try:
+        for partition, record in run_partitions(context, stage, [each for each in everything if each in wanted]):
+            sink(events.event(partition, record))
+            made.add(partition)
+    except DamagedResultError:
+        yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)
+        raise
+    yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)

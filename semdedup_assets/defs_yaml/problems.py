@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from semdedup_assets.defs_yaml.schema import Place, fields_at
+from semdedup_assets.defs_yaml.schema import SettingPath, fields_at
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
@@ -22,24 +22,24 @@ _ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and the cure.
+    """One thing that is wrong, and the remedy.
 
     Attributes:
-        place: the setting; of one that is missing, where it should be.
+        path: the setting; of one that is missing, where it should be.
         message: without the setting's name.
     """
 
-    place: Place
+    path: SettingPath
     message: str
 
     @property
     def setting(self) -> str:
-        """The setting as messages spell it: `attributes.clustering.k.0`."""
-        return ".".join(["attributes", *map(str, self.place)])
+        """The setting as messages write it: `attributes.clustering.k.0`."""
+        return ".".join(["attributes", *map(str, self.path)])
 
 
 def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
-    """Everything that is wrong with settings, as far as this machine tells without reading data or loading a model.
+    """Everything that is wrong with settings, as far as this machine shows without reading data or loading a model.
 
     Args:
         attributes: as the YAML holds them, with templates filled in.
@@ -48,21 +48,21 @@ def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
         One problem a setting; none where `Pipeline` takes them and what they name locally is there. URLs and models
         of a hub are not looked up.
     """
-    by_place: dict[Place, list[str]] = {}
+    by_path: dict[SettingPath, list[str]] = {}
     for problem in (*_invalid(attributes), *_not_there(attributes)):
-        told = by_place.setdefault(problem.place, [])
-        if problem.message not in told:
-            told.append(problem.message)
-    return [Problem(place, "; or: ".join(messages)) for place, messages in by_place.items()]
+        messages = by_path.setdefault(problem.path, [])
+        if problem.message not in messages:
+            messages.append(problem.message)
+    return [Problem(path, "; or: ".join(messages)) for path, messages in by_path.items()]
 
 
 def _invalid(attributes: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the schema refuses."""
+    """What the schema rejects."""
     try:
         Pipeline.model_validate(attributes)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            yield from _told(detail, attributes)
+            yield from _problems_of(detail, attributes)
 
 
 def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
@@ -71,27 +71,27 @@ def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
         try:
             part = adapter.validate_python(attributes.get(section))
         except ValidationError:
-            # Refused by the schema already.
+            # Rejected by the schema already.
             continue
         for message in part.problems():
             yield _named(message, (section,), [section, part.kind])
 
 
-def _told(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterator[Problem]:
+def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterator[Problem]:
     location, kind = detail["loc"], detail["type"]
-    place = _place(location, attributes)
+    path = _path(location, attributes)
     if kind == "value_error":
         for line in str(detail["ctx"]["error"]).splitlines():
-            yield _named(line, place, location)
+            yield _named(line, path, location)
     elif kind == "missing":
         description = fields_at(Pipeline, location[:-1])[str(location[-1])].description
-        yield Problem(place, f"missing. {description}" if description else "missing")
+        yield Problem(path, f"missing. {description}" if description else "missing")
     elif kind == "extra_forbidden":
-        yield Problem(place, _unknown(str(location[-1]), list(fields_at(Pipeline, location[:-1]))))
+        yield Problem(path, _unknown(str(location[-1]), list(fields_at(Pipeline, location[:-1]))))
     else:
         found = detail["input"]
         shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
-        yield Problem(place, detail["msg"] + shown)
+        yield Problem(path, detail["msg"] + shown)
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -99,19 +99,19 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"no such setting; {'near names' if near else 'there are'}: {', '.join(near or known)}"
 
 
-def _named(message: str, place: Place, location: Sequence[str | int]) -> Problem:
+def _named(message: str, path: SettingPath, location: Sequence[str | int]) -> Problem:
     """A message at the setting with whose name it begins, if it does."""
     match = _NAMED.match(message)
     parts = match[1].split(".") if match else []
     if match is None or parts[0] not in fields_at(Pipeline, location):
-        return Problem(place, message)
-    return Problem((*place, *parts), message[match.end() :] if match[2] else message)
+        return Problem(path, message)
+    return Problem((*path, *parts), message[match.end() :] if match[2] else message)
 
 
-def _place(location: Sequence[str | int], attributes: Mapping[str, Any]) -> Place:
+def _path(location: Sequence[str | int], attributes: Mapping[str, Any]) -> SettingPath:
     """A location of Pydantic's without the kinds and classes that it names between the keys."""
     value: Any = attributes
-    place: list[str | int] = []
+    path: list[str | int] = []
     for index, part in enumerate(location):
         if isinstance(value, Mapping):
             # The last key may be one that is missing.
@@ -121,5 +121,5 @@ def _place(location: Sequence[str | int], attributes: Mapping[str, Any]) -> Plac
             is_key = isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str)
             value = value[part] if is_key else value
         if is_key:
-            place.append(part)
-    return tuple(place)
+            path.append(part)
+    return tuple(path)

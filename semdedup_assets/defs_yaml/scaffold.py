@@ -16,7 +16,7 @@ _HEAD = """\
 # A line `#name: value` shows a default: remove its `#` to change it.
 # `{{{{ env.NAME }}}}` takes a value from the environment. Relative paths start where Dagster is started;
 # `{{{{ context.project_root }}}}/photos` starts at this project's root.
-# `dg check defs` tells what is wrong, before anything runs.
+# `dg check defs` reports what is wrong, before anything runs.
 type: {type}
 
 attributes:

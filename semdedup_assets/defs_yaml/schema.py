@@ -1,4 +1,4 @@
-"""The settings' schema as a tree: which settings there are at a place."""
+"""The settings' schema as a tree: which settings there are at a path."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-Place = tuple[str | int, ...]
+SettingPath = tuple[str | int, ...]
 """The keys and positions that lead to a value: `("clustering", "k", 0)`."""
 
 

@@ -1,59 +1,99 @@
 """Checks in Dagster's runs: declared on their assets, evaluated by every run, blocking where going on is wrong."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 
-from semdedup_assets.assets.checks import check_specs, checks_of, current_checks, refuse_failed
-from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.stages.assignments import FittedClusters, assign_shard
-from semdedup_assets.stages.centroids import fit_centroids
-from semdedup_assets.stages.duplicate_scores import AssignedShards, score_bucket
-from semdedup_assets.stages.embeddings import embed_shards
-from semdedup_assets.stages.keep_masks import select_items
-from semdedup_assets.stages.manifests import write_manifest
-from semdedup_assets.stages.shards import update_catalogue
-from semdedup_assets.stages.training_sample import draw_sample
-from semdedup_assets.stages.work import Work
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, vectors_settings, write_shard
-from semdedup_assets_tests.tampering import change_recipe, lose_a_cluster
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.checks import check_results, freshness_checks, report_checks
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.stages.duplicate_scores import SCORES
+from semdedup_assets.storage.results import RECORD
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
+# Of each asset: what holds back what follows, and what only warns.
 BLOCKING = {
-    "embeddings": {"vectors_are_finite_unit", "one_dimension", "ids_are_unique", "skipped_share"},
+    "estimate": set[str](),
+    "items": set[str](),
+    "embeddings": {
+        "vectors_are_finite_unit",
+        "one_dimension",
+        "ids_are_unique",
+        "skipped_share",
+        "items_and_vectors_agree",
+    },
+    "training_sample": set[str](),
     "centroids": set[str](),
     "assignments": {"every_item_in_one_cluster"},
     "duplicate_scores": {"every_item_scored_once"},
     "keep_masks": {"masks_are_monotone", "every_cluster_keeps_one", "every_item_masked_once"},
     "manifests": {"counts_are_conserved"},
+    "figures": set[str](),
+    "galleries": set[str](),
+    "removed_items": set[str](),
+    "rule_comparison": set[str](),
 }
 WARNING = {
-    "embeddings": {"no_shard_left_out"},
+    "items": {"values_are_valid"},
+    "embeddings": {"no_shard_excluded"},
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
-    "keep_masks": set[str](),
-    "manifests": set[str](),
 }
-MADE_OF_MANY = ["assignments", "duplicate_scores", "figures", "galleries", "keep_masks", "manifests"]
+UP_TO_DATE = {
+    "assignments",
+    "duplicate_scores",
+    "keep_masks",
+    "manifests",
+    "figures",
+    "galleries",
+    "removed_items",
+    "rule_comparison",
+}
+AUTOMATIC = set(BLOCKING) - {"estimate", "removed_items", "rule_comparison"}
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[PipelineRuns]:
-    """Two shards, everything made."""
-    for seed in range(2):
-        write_shard(tmp_path, f"{seed}", near_duplicates(seed))
-    with dg.DagsterInstance.ephemeral() as instance:
-        made = PipelineRuns(instance, {**vectors_settings(tmp_path), "epsilons": ["0.01", "0.05"]})
-        made.refresh()
-        yield made
+def checks_of(asset: str) -> set[str]:
+    found = BLOCKING[asset] | WARNING.get(asset, set())
+    return found | {"inputs_up_to_date"} if asset in UP_TO_DATE else found
+
+
+def change_details(runs: PipelineRuns, stage: str, key: str, **details: Any) -> None:
+    """Write a partition's record anew with other counts than its stage made."""
+    partition = Partition.parse(key, runs.graph[stage].dimensions)
+    record = runs.context.index.require(stage, partition)
+    changed = replace(record, details={**record.details, **details})
+    Path(f"{record.location}{RECORD}").write_bytes(changed.to_json())
+
+
+def lose_a_cluster(runs: PipelineRuns) -> None:
+    """Score a whole cluster as duplicates of an item of another one, so that masks keep nothing of it."""
+    context = runs.context
+    partition, record, table = next(
+        (partition, record, table)
+        for partition, record in context.index.records("duplicate_scores").items()
+        if (table := pl.read_parquet(record.file(SCORES).path))["cluster"].n_unique() > 1
+    )
+    wrong = pl.col("cluster") == table["cluster"][-1]
+    similarity = pl.when(wrong).then(pl.lit(1.0, pl.Float32)).otherwise("similarity")
+    neighbour = pl.when(wrong).then(table["id"][0]).otherwise("duplicate_of")
+    with context.writing("duplicate_scores", partition) as result:
+        with result.open(SCORES) as stream:
+            table.with_columns(similarity=similarity, duplicate_of=neighbour).write_parquet(stream)
+        result.details = dict(record.details)
 
 
 def evaluations(runs: PipelineRuns, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
     """The last evaluation of each check of an asset, by its name."""
     found = {}
-    for name in BLOCKING[asset] | WARNING[asset]:
+    for name in checks_of(asset):
         key = dg.AssetCheckKey(runs.key(asset), name)
         records = runs.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
         event = records[0].event if records else None
@@ -62,51 +102,84 @@ def evaluations(runs: PipelineRuns, asset: str) -> dict[str, dg.AssetCheckEvalua
     return found
 
 
-def test_these_checks_are_declared_and_these_block(runs: PipelineRuns) -> None:
-    declaration = Declaration(runs.pipeline)
-    for asset in BLOCKING:
-        specs = check_specs(declaration, asset)
-        assert {spec.name for spec in specs if spec.blocking} == BLOCKING[asset]
-        assert {spec.name for spec in specs if not spec.blocking} == WARNING[asset]
-        assert all(spec.description and spec.asset_key == runs.key(asset) for spec in specs)
+def failing(result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> list[dict[str, Any]]:
+    """The rows of failing partitions that Dagster shows."""
+    table = result.metadata["failing"]
+    assert isinstance(table, dg.TableMetadataValue)
+    return [dict(row.data) for row in table.records]
 
 
-def test_every_run_evaluates_its_assets_checks_and_on_a_sound_pipeline_all_pass(runs: PipelineRuns) -> None:
+def result_of(runs: PipelineRuns, asset: str, check: str) -> dg.AssetCheckResult:
+    found = check_results(runs.builder, runs.asset(asset), runs.context)
+    return next(result for result in found if result.check_name == check)
+
+
+def report(runs: PipelineRuns, asset: str) -> list[Any]:
+    """Report an asset's checks as a refresh does; the events."""
+    events: list[Any] = []
+    report_checks(runs.builder, runs.asset(asset), runs.context, events.append)
+    return events
+
+
+def test_these_checks_are_declared_and_these_block(unmade: PipelineRuns) -> None:
+    graph = unmade.definitions.resolve_asset_graph()
     for asset in BLOCKING:
+        key = unmade.key(asset)
+        specs = [graph.get_check_spec(check) for check in graph.asset_check_keys if check.asset_key == key]
+        assert {spec.name for spec in specs} == checks_of(asset), asset
+        assert {spec.name for spec in specs if spec.blocking} == BLOCKING[asset], asset
+        assert all(spec.description for spec in specs)
+    assert {check.name for check in graph.asset_check_keys if check.asset_key.path == ["toy", "shard_index"]} == {
+        "source_has_files"
+    }
+    assert set(BLOCKING) == {str(asset) for asset in unmade.builder.assets}
+
+
+def test_a_refresh_evaluates_all_checks_and_on_a_sound_pipeline_all_pass(runs: PipelineRuns) -> None:
+    for asset in AUTOMATIC:
         found = evaluations(runs, asset)
-        assert set(found) == BLOCKING[asset] | WARNING[asset]
-        assert all(evaluation.passed for evaluation in found.values())
+        assert set(found) == checks_of(asset), asset
+        assert all(evaluation.passed for evaluation in found.values()), asset
         assert all(evaluation.metadata["failing_partitions"].value == 0 for evaluation in found.values())
-        refuse_failed(runs.work, asset)
 
 
-def test_a_failing_check_stops_what_follows_in_the_same_run(runs: PipelineRuns) -> None:
-    lose_a_cluster(runs.work, "3")
-    before = runs.instance.event_log_storage.get_maximum_record_id() or 0
-    keys = {runs.key("keep_masks"), runs.key("manifests")}
-    job = runs.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection=keys)
-    both = {"dagster/asset_partition_range_start": "0.01|3", "dagster/asset_partition_range_end": "0.05|3"}
-    result = job.execute_in_process(instance=runs.instance, tags=both, raise_on_error=False)
+def test_a_run_evaluates_its_assets_checks(runs: PipelineRuns) -> None:
+    result = runs.materialise("embeddings", "s000000")
+    found = {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
+    assert set(found) >= checks_of("embeddings")
+    assert all(evaluation.passed for evaluation in found.values())
+
+
+def test_a_failing_check_stops_what_follows_in_the_same_run_and_in_a_refresh(runs: PipelineRuns) -> None:
+    # So many that two clusters share a file of scores.
+    many = runs.changed(clustering={"k": [40]})
+    many.refresh()
+    lose_a_cluster(many)
+    before = many.last_record
+    keys = {many.key("keep_masks"), many.key("manifests")}
+    job = many.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection=keys)
+    one = {"dagster/asset_partition_range_start": "0.05|40", "dagster/asset_partition_range_end": "0.05|40"}
+    result = job.execute_in_process(instance=many.instance, tags=one, raise_on_error=False)
     assert not result.success
-    assert runs.materialised_since(before) == {"keep_masks": ["0.01|3", "0.05|3"]}
+    assert many.materialised_since(before) == {"keep_masks": ["0.05|40"]}
     failed = evaluations(runs, "keep_masks")["every_cluster_keeps_one"]
     assert not failed.passed
     assert failed.severity == dg.AssetCheckSeverity.ERROR
-    assert failed.metadata["failing_partitions"].value == 2
-    table = failed.metadata["failing"]
-    assert isinstance(table, dg.TableMetadataValue)
-    assert [row.data["partition"] for row in table.records] == ["0.01|3", "0.05|3"]
-    assert "1 clusters of 3" in str(table.records[0].data["measured"])
-    assert "materialise toy/precomputed/duplicate_scores" in str(table.records[0].data["cure"])
-    message = r"every_cluster_keeps_one: 2 of toy's keep masks keep nothing of a cluster: 0.01\|3 \(1 clusters of 3\)"
+    (row,) = failing(failed)
+    assert row["partition"] == "0.05|40"
+    assert "1 clusters of 40" in row["measured"]
+    assert "materialise toy/precomputed/duplicate_scores" in row["remedy"]
+    message = r"every_cluster_keeps_one: 1 of toy's keep masks keep nothing of a cluster: 0.05\|40 \(1 clusters of 40\)"
     with pytest.raises(dg.Failure, match=message):
-        refuse_failed(runs.work, "keep_masks")
+        many.refresh()
+    assert "manifests" not in many.materialised_since(before)
 
 
-def test_each_failing_partition_is_told_in_the_log(runs: PipelineRuns) -> None:
-    change_recipe(runs.work.layout.embeddings("s000001"), lambda recipe: recipe["details"].update(not_finite=4))
+def test_each_failing_partition_is_reported_to_the_log(runs: PipelineRuns) -> None:
+    change_details(runs, "embeddings", "s000001", not_finite=4)
     lines: list[str] = []
-    checks_of(Work(runs.pipeline, log=lines.append), "embeddings")
+    with progress.reporting_to(lines.append):
+        check_results(runs.builder, runs.asset("embeddings"), runs.context)
     (line,) = lines
     for words in ("vectors_are_finite_unit: s000001: 4 vectors not finite", "materialise toy/precomputed/embeddings"):
         assert words in line
@@ -117,94 +190,99 @@ def test_at_most_fifty_partitions_are_listed_and_all_are_counted(tmp_path: Path)
         write_shard(tmp_path, f"{seed:02d}", near_duplicates(seed, groups=2))
     with dg.DagsterInstance.ephemeral() as instance:
         runs = PipelineRuns(instance, vectors_settings(tmp_path))
-        embed_all(runs.work)
-    for shard in runs.work.shards():
-        change_recipe(runs.work.layout.embeddings(shard.name), lambda recipe: recipe["details"].update(repeated_ids=1))
-    result = next(found for found in checks_of(runs.work, "embeddings") if found.check_name == "ids_are_unique")
+        runs.observe()
+        runs.make("embeddings")
+    for shard in runs.context.shards:
+        change_details(runs, "embeddings", shard.name, repeated_ids=1)
+    result = result_of(runs, "embeddings", "ids_are_unique")
     assert result.metadata["failing_partitions"].value == 60
-    table = result.metadata["failing"]
-    assert isinstance(table, dg.TableMetadataValue)
-    assert len(table.records) == 50
-
-
-def embed_all(work: Work) -> None:
-    shards = update_catalogue(work).shards
-    assert len(list(embed_shards(work, shards, model=work.pipeline.encoder.load(work.compute)))) == len(shards)
+    assert len(failing(result)) == 50
 
 
 def test_by_the_greedy_rule_masks_that_are_not_monotone_are_warned_of_and_hold_nothing_back(
     runs: PipelineRuns,
 ) -> None:
-    greedy = runs.changed(selection={"rule": "greedy"})
-    specs = {spec.name: spec for spec in check_specs(Declaration(greedy.pipeline), "keep_masks")}
-    assert not specs["masks_are_monotone"].blocking
-    greedy.refresh()
-    change_recipe(greedy.work.layout.masks("3", "0.05"), lambda recipe: recipe["details"].update(kept=121))
-    (failed,) = (result for result in checks_of(greedy.work, "keep_masks") if not result.passed)
-    assert failed.check_name == "masks_are_monotone"
+    paper = runs.changed(epsilons=["0.01", "0.05"])
+    greedy = paper.changed(selection={"rule": "greedy"})
+    for each in (paper, greedy):
+        each.refresh()
+        change_details(each, "keep_masks", "0.05|3", kept=181)
+    graph = greedy.definitions.resolve_asset_graph()
+    assert not graph.get_check_spec(dg.AssetCheckKey(greedy.key("keep_masks"), "masks_are_monotone")).blocking
+    failed = result_of(greedy, "keep_masks", "masks_are_monotone")
+    assert not failed.passed
     assert failed.severity == dg.AssetCheckSeverity.WARN
-    refuse_failed(greedy.work, "keep_masks")
+    (event,) = (event for event in report(greedy, "keep_masks") if event.check_name == "masks_are_monotone")
+    assert (event.passed, event.blocking) == (False, False)
+    with pytest.raises(dg.Failure, match="masks_are_monotone: 1 of toy's keep masks"):
+        report(paper, "keep_masks")
 
 
-def evaluate_current(runs: PipelineRuns, *assets: str) -> dict[str, dg.AssetCheckEvaluation]:
-    """Run the check by itself, as its button does; by asset."""
-    checks = current_checks(Declaration(runs.pipeline))
-    keys = [dg.AssetCheckKey(runs.key(asset), "made_from_current") for asset in assets]
-    job = dg.define_asset_job("by_button", selection=dg.AssetSelection.checks(*keys))
-    definitions = dg.Definitions(asset_checks=[checks], jobs=[job])
-    result = definitions.resolve_job_def("by_button").execute_in_process(instance=runs.instance)
-    assert result.success
-    return {evaluation.asset_key.path[-1]: evaluation for evaluation in result.get_asset_check_evaluations()}
+@pytest.fixture
+def evaluate_freshness() -> Iterator[Any]:
+    def evaluate(runs: PipelineRuns, *assets: str) -> dict[str, dg.AssetCheckEvaluation]:
+        """Run the check by itself, as its button does; by asset."""
+        keys = [dg.AssetCheckKey(runs.key(asset), "inputs_up_to_date") for asset in assets]
+        job = dg.define_asset_job("by_button", selection=dg.AssetSelection.checks(*keys))
+        definitions = dg.Definitions(asset_checks=[freshness_checks(runs.builder)], jobs=[job])
+        result = definitions.resolve_job_def("by_button").execute_in_process(instance=runs.instance)
+        assert result.success
+        return {evaluation.asset_key.path[-1]: evaluation for evaluation in result.get_asset_check_evaluations()}
+
+    return evaluate
 
 
-def failing(evaluation: dg.AssetCheckEvaluation) -> list[str]:
-    table = evaluation.metadata["failing"]
-    assert isinstance(table, dg.TableMetadataValue)
-    return [str(row.data["partition"]) for row in table.records]
-
-
-def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_told(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_reported(
+    tmp_path: Path, evaluate_freshness: Any
+) -> None:
     for seed in range(150):
         write_shard(tmp_path, f"{seed:03d}", near_duplicates(seed, groups=2))
     with dg.DagsterInstance.ephemeral() as instance:
         runs = PipelineRuns(instance, vectors_settings(tmp_path))
-        embed_all(runs.work)
-        draw_sample(runs.work)
-        fit_centroids(runs.work, "3")
-        for shard in runs.work.shards():
-            assign_shard(runs.work, shard.name, clusters=FittedClusters(runs.work, "3"))
-        make_below_centroids(runs.work)
-        sound = evaluate_current(runs, *MADE_OF_MANY)
-        assert sorted(sound) == MADE_OF_MANY
+        runs.observe()
+        before = ("items", "embeddings", "training_sample", "centroids", "assignments")
+        below = ("duplicate_scores", "keep_masks", "manifests")
+        runs.make(*before, *below)
+        sound = evaluate_freshness(runs, *UP_TO_DATE)
+        assert set(sound) == UP_TO_DATE
         assert all(evaluation.passed for evaluation in sound.values())
         assert sound["assignments"].metadata["made"].value == 150
-        write_shard(tmp_path, "050", near_duplicates(999, groups=2))
-        shard = update_catalogue(runs.work).shards[50]
-        list(embed_shards(runs.work, [shard], model=runs.pipeline.encoder.load(runs.work.compute)))
-        found = evaluate_current(runs, "assignments", "duplicate_scores")
-        assert sorted(found) == ["assignments", "duplicate_scores"]
-        assert failing(found["assignments"]) == ["3|s000050"]
+        write_shard(tmp_path, "050", near_duplicates(999, groups=3))
+        runs.observe()
+        runs.make("items", "embeddings")
+        found = evaluate_freshness(runs, "assignments", "duplicate_scores")
+        assert set(found) == {"assignments", "duplicate_scores"}
+        assert [row["partition"] for row in failing(found["assignments"])] == ["3|s000050"]
         assert found["assignments"].severity == dg.AssetCheckSeverity.WARN
+        # Nothing else than what they were made from is asked.
         assert found["duplicate_scores"].passed
-        assign_shard(runs.work, "s000050", clusters=FittedClusters(runs.work, "3"))
-        found = evaluate_current(runs, *MADE_OF_MANY)
+        runs.make("assignments")
+        found = evaluate_freshness(runs, *UP_TO_DATE)
         assert found["assignments"].passed
-        assert failing(found["duplicate_scores"]) == ["b0000|3", "b0001|3"]
-        assert failing(found["manifests"]) == ["0.05|3"]  # made from other embeddings
-        assert found["figures"].metadata["made"].value == 0  # never made, and so not outdated
-        make_below_centroids(runs.work)
-        assert all(evaluation.passed for evaluation in evaluate_current(runs, *MADE_OF_MANY).values())
+        assert [row["partition"] for row in failing(found["duplicate_scores"])] == ["b0000|3", "b0001|3"]
+        assert [row["partition"] for row in failing(found["manifests"])] == ["0.05|3"]  # made from other items
+        assert found["figures"].metadata["made"].value == 0  # never made, and so not stale
+        runs.make(*below)
+        assert all(evaluation.passed for evaluation in evaluate_freshness(runs, *UP_TO_DATE).values())
 
 
-def make_below_centroids(work: Work) -> None:
-    """Make scores, masks and manifests of k = 3."""
-    for bucket in range(len(work.buckets)):
-        score_bucket(work, bucket, assigned=AssignedShards(work, "3"))
-    select_items(work, "0.05", assigned=AssignedShards(work, "3"))
-    write_manifest(work, "0.05", assigned=AssignedShards(work, "3"))
+def test_the_source_check_reports_that_there_are_no_files(unmade: PipelineRuns) -> None:
+    def evaluate() -> dg.AssetCheckEvaluation:
+        key = dg.AssetCheckKey(unmade.builder.source_key("shard_index"), "source_has_files")
+        job = unmade.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_check_selection={key})
+        (evaluation,) = job.execute_in_process(instance=unmade.instance).get_asset_check_evaluations()
+        return evaluation
+
+    found = evaluate()
+    assert found.passed
+    assert found.metadata["files"].value == 3
+    for path in (unmade.folder / "source").iterdir():
+        path.unlink()
+    assert not evaluate().passed
 
 
-def test_two_pipelines_have_checks_of_their_own(runs: PipelineRuns) -> None:
-    other = runs.changed(model="an-other.one")
-    names = {current_checks(Declaration(found.pipeline)).node_def.name for found in (runs, other)}
-    assert names == {"toy__precomputed__made_from_current", "toy__an_other_one__made_from_current"}
+def test_two_pipelines_have_checks_of_their_own(unmade: PipelineRuns) -> None:
+    other = unmade.changed(model="an-other.one")
+    names = {freshness_checks(AssetBuilder(found.pipeline, found.graph)).node_def.name for found in (unmade, other)}
+    assert names == {"toy__precomputed__inputs_up_to_date", "toy__an_other_one__inputs_up_to_date"}

@@ -14,31 +14,40 @@ from PIL import Image
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.settings import Pipeline
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.toy_source import vectors_settings
 
 # key: (dimensions of its partitions, the keys it depends on)
 GRAPH = {
     "toy/shards": (("toy/shard",), ()),
-    "toy/catalogue": ((), ()),
+    "toy/shard_index": ((), ()),
+    "toy/precomputed/estimate": ((), ("toy/shard_index", "toy/shards")),
+    "toy/precomputed/items": (("toy/shard",), ("toy/shards",)),
     "toy/precomputed/embeddings": (("toy/shard",), ("toy/shards",)),
     "toy/precomputed/training_sample": ((), ("toy/precomputed/embeddings",)),
     "toy/precomputed/centroids": (("k",), ("toy/precomputed/training_sample",)),
-    "toy/precomputed/assignments": (
-        ("k", "shard"),
-        ("toy/precomputed/centroids", "toy/precomputed/embeddings"),
-    ),
-    "toy/precomputed/duplicate_scores": (("bucket", "k"), ("toy/catalogue", "toy/precomputed/assignments")),
+    "toy/precomputed/assignments": (("k", "shard"), ("toy/precomputed/centroids", "toy/precomputed/embeddings")),
+    "toy/precomputed/duplicate_scores": (("bucket", "k"), ("toy/precomputed/assignments", "toy/shard_index")),
     "toy/precomputed/keep_masks": (("epsilon", "k"), ("toy/precomputed/duplicate_scores",)),
     "toy/precomputed/manifests": (
         ("epsilon", "k"),
-        ("toy/precomputed/embeddings", "toy/precomputed/keep_masks"),
+        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
-    "toy/precomputed/figures": (("k",), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/figures": (("k",), ("toy/precomputed/duplicate_scores", "toy/precomputed/keep_masks")),
     "toy/precomputed/galleries": (
         ("epsilon", "k"),
-        ("toy/precomputed/embeddings", "toy/precomputed/keep_masks"),
+        (
+            "toy/precomputed/duplicate_scores",
+            "toy/precomputed/items",
+            "toy/precomputed/keep_masks",
+            "toy/shard_index",
+        ),
     ),
-    "toy/precomputed/estimate": ((), ("toy/shards",)),
+    "toy/precomputed/removed_items": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
+    ),
+    "toy/precomputed/rule_comparison": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
 }
 
 
@@ -91,6 +100,48 @@ def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
     dg.Definitions.validate_loadable(merged)
     sensors = {sensor.name for sensor in merged.get_repository_def().sensor_defs}
     assert sensors == {"toy__files", "toy__one__automation", "toy__two__automation"}
+
+
+def test_each_asset_is_of_a_group_and_a_step_and_describes_its_columns(tmp_path: Path) -> None:
+    graph = pipeline_definitions(Pipeline.model_validate(vectors_settings(tmp_path))).resolve_asset_graph()
+    steps = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.group_name == "toy__precomputed"
+        assert node.description
+        steps[key.path[-1]] = node.tags["semdedup/step"]
+        if "dagster/column_schema" in node.metadata:
+            assert node.metadata["dagster/column_schema"].columns
+    assert len(set(steps.values())) >= 5
+    assert steps["embeddings"] < steps["centroids"] < steps["duplicate_scores"] < steps["keep_masks"]
+    assert steps["keep_masks"] < steps["manifests"]
+
+
+def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> None:
+    settings = vectors_settings(tmp_path) | {"selections": {"paper": {}, "simple": {"keep": "easy"}}}
+    graph = pipeline_definitions(Pipeline.model_validate(settings)).resolve_asset_graph()
+    keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    own = {
+        "duplicate_scores",
+        "keep_masks",
+        "manifests",
+        "figures",
+        "galleries",
+        "removed_items",
+        "rule_comparison",
+    }
+    shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
+    assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}
+    parents = graph.get(dg.AssetKey(["toy", "precomputed", "simple", "keep_masks"])).parent_keys
+    assert parents == {dg.AssetKey(["toy", "precomputed", "simple", "duplicate_scores"])}
+
+
+def test_the_owners_own_every_asset(tmp_path: Path) -> None:
+    settings = vectors_settings(tmp_path) | {"owners": ["team:data", "a@example.org"]}
+    graph = pipeline_definitions(Pipeline.model_validate(settings)).resolve_asset_graph()
+    owners = {key.to_user_string(): list(graph.get(key).owners) for key in graph.get_all_asset_keys()}
+    assert {"toy/shards", "toy/shard_index"} < owners.keys()
+    assert all(found == ["team:data", "a@example.org"] for found in owners.values())
 
 
 def test_building_the_definitions_does_not_import_torch() -> None:
@@ -186,24 +237,24 @@ def line_of(text: str, path: Path) -> int:
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else None,
 )
-def test_a_mistake_is_told_with_file_line_and_key(
+def test_a_mistake_is_reported_with_file_line_and_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], line: str, messages: list[str]
 ) -> None:
     folder = project(tmp_path, {**vectors_settings(tmp_path), **change})
     with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever Dagster raises; what it says is tested
         load(folder, monkeypatch)
-    told = "\n".join(causes(caught.value))
+    reported = "\n".join(causes(caught.value))
     path = folder / "their_project" / "defs" / "toy" / "defs.yaml"
-    assert f"{path}:{line_of(line, path)}" in told
+    assert f"{path}:{line_of(line, path)}" in reported
     for message in messages:
-        assert message in told
+        assert message in reported
 
 
 def causes(error: BaseException | None) -> list[str]:
     return [] if error is None else [str(error), *causes(error.__cause__ or error.__context__)]
 
 
-def test_an_unknown_model_is_told_with_near_names_before_anything_is_embedded(tmp_path: Path) -> None:
+def test_an_unknown_model_is_reported_with_near_names_before_anything_is_embedded(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "source" / "a.png")
     settings = vectors_settings(tmp_path) | {

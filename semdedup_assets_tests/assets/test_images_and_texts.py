@@ -17,7 +17,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+from semdedup_assets.kept_sets import KeptSet
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.toy_source import vectors_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "read_manifests"
 CLIP = {
@@ -48,7 +50,7 @@ def png(seed: int) -> bytes:
 
 
 def write_tar(path: Path, first: int) -> None:
-    """Ten samples of which the last two are the bytes of the first two; and a broken one."""
+    """Ten samples of which the last two are the bytes of the first two; and a cut-off one."""
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number in range(10):
@@ -85,8 +87,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def manifest_folder(runs: PipelineRuns) -> Path:
-    k, epsilon = runs.pipeline.clustering.k[0], runs.pipeline.epsilons[0]
-    pointer = Path(runs.work.layout.current_manifest(k, epsilon))
+    kept_set = KeptSet(runs.pipeline.clusterings[0], runs.context.selection, runs.pipeline.targets[0])
+    pointer = Path(runs.context.layout.current_manifest(kept_set))
     return pointer.parent / json.loads(pointer.read_text())["folder"]
 
 
@@ -119,7 +121,7 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
     )
     made = runs.refresh()
     found = kept(runs)
-    # One broken sample in each tar, and two exact duplicates, whichever of the pair is kept.
+    # One cut-off sample in each tar, and two exact duplicates, whichever of the pair is kept.
     assert len(found) == 2 * (10 - 1 - 2)
     assert {"00005", "00105"}.isdisjoint(found["key"])
     for first in (0, 100):
@@ -134,7 +136,8 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
     assert f"{len(found)} items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
 
     other = runs.changed(encoder={"model": str(models[1])})
-    assert other.refresh() == made
+    # Keys and captions are the source's.
+    assert other.refresh() == {name: partitions for name, partitions in made.items() if name != "items"}
     again = other.changed(encoder={"model": f"local-dir:{models[1]}"}, compute={"batch_size": 3, "workers": 1})
     assert again.refresh() == {}
     precise = other.changed(encoder={"precision": "bfloat16"})
@@ -165,9 +168,9 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
     assert csv.images == kept(runs)["file"].to_list()
     assert csv.captions == [captions[path] for path in csv.images]
-    told = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
-    assert "7 items" in told
-    assert "image (3, 224, 224)" in told
+    printed = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
+    assert "7 items" in printed
+    assert "image (3, 224, 224)" in printed
     assert "7 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
 
 

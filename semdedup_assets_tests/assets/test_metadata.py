@@ -7,10 +7,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from semdedup_assets.assets.description import place, static_metadata
-from semdedup_assets.assets.metadata import as_metadata, rounded
-from semdedup_assets.assets.refresh import ORDER
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, near_duplicates, vectors_settings, write_shard
+from semdedup_assets.assets.metadata import as_metadata, rounded, shown_metadata
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import Link, Picture, Rows
+from semdedup_assets.storage.results import RECORD
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineRuns]:
         made = PipelineRuns(instance, vectors_settings(folder)).changed(epsilons=["0.2", "keep=60%"])
         made.refresh()
         yield made
+
+
+AUTOMATIC = [
+    "items",
+    "embeddings",
+    "training_sample",
+    "centroids",
+    "assignments",
+    "duplicate_scores",
+    "keep_masks",
+    "manifests",
+    "figures",
+    "galleries",
+]
 
 
 def shown(runs: PipelineRuns, asset: str) -> dict[str, Any]:
@@ -64,15 +80,16 @@ def test_flat_numbers_are_one_line_and_nested_ones_are_rounded() -> None:
     assert metadata["many"] == "1,234 entries"
 
 
-def test_what_says_nothing_is_left_out() -> None:
+def test_what_says_nothing_is_hidden() -> None:
     noise = {"id_checksum": 1, "page": "index.html", "parts": {"a": "b"}, "none": None, "list": [], "dict": {}}
-    assert as_metadata({**noise, "sampled_shards": {"s": "v"}, "k": 3, "k_asked": 3}) == {"k": 3}
-    assert as_metadata({"k": 2, "k_asked": 3}) == {"k": 2, "k_asked": 3}
+    assert as_metadata({**noise, "sampled_shards": {"s": "v"}, "k": 3, "requested_k": 3}) == {"k": 3}
+    assert as_metadata({"k": 2, "requested_k": 3}) == {"k": 2, "requested_k": 3}
     assert as_metadata({"files": [["a", 1], ["b", 2]]}) == {"files": 2}
 
 
 def test_every_asset_shows_its_results_first_and_its_cost_last(runs: PipelineRuns) -> None:
-    for asset in ORDER:
+    assert [str(asset) for asset in runs.builder.automatic] == AUTOMATIC
+    for asset in AUTOMATIC:
         names = list(shown(runs, asset))
         cost = [names.index(name) for name in ("seconds", "bytes", "peak_memory_mib", "device")]
         assert cost == sorted(cost), asset
@@ -80,35 +97,28 @@ def test_every_asset_shows_its_results_first_and_its_cost_last(runs: PipelineRun
         assert all(names.index(name) < cost[0] for name in results), asset
 
 
-def test_no_place_holds_a_star_and_every_local_one_is_there(runs: PipelineRuns) -> None:
-    for asset in ORDER:
-        assert "*" not in static_metadata(runs.pipeline, asset)["dagster/uri"]
-        if asset == "training_sample":
-            continue
+def test_every_result_shows_where_it_lies(runs: PipelineRuns) -> None:
+    graph = runs.definitions.resolve_asset_graph()
+    for asset in AUTOMATIC:
+        assert Path(graph.get(runs.key(asset)).metadata["dagster/uri"]).is_dir()
         where = shown(runs, asset)["dagster/uri"].value
-        assert "*" not in where
-        assert Path(where).exists(), where
-    assert place(runs.pipeline, "estimate").endswith("/estimate.json")
+        assert Path(where).is_dir() or Path(f"{where}{RECORD}").is_file(), where
 
 
-def test_the_place_of_a_manifest_is_the_folder_of_the_one_just_made(runs: PipelineRuns) -> None:
+def test_a_manifest_shows_which_one_it_is_and_last_what_it_was_made_with(runs: PipelineRuns) -> None:
     metadata = shown(runs, "manifests")
-    folder = Path(metadata["dagster/uri"].value)
-    assert folder.name == metadata["manifest"].value
-    assert (folder / "parquet").is_dir()
-    assert [name for name in metadata if not name.startswith("dagster/")][-1] == "recipe"
+    assert (Path(metadata["dagster/uri"].value) / metadata["manifest"].value / "parquet").is_dir()
+    assert [name for name in metadata if not name.startswith("dagster/")][-1] == "made_with"
+    made_with = metadata["made_with"].value
+    assert made_with["selection"] == {"keep": "hard", "rule": "chain", "seed": 0}
+    assert (made_with["k"], made_with["target"]) == ("3", "keep=60%")
 
 
-@pytest.mark.parametrize(("rule", "other"), [("chain", "greedy"), ("greedy", "chain")])
-def test_masks_show_the_other_rule_s_count_and_the_keys_of_the_largest_groups(
-    runs: PipelineRuns, rule: str, other: str
-) -> None:
-    ruled = runs.changed(selection={"rule": rule}, epsilons=["0.2"], dataset=f"toy-{rule}")
-    ruled.refresh()
-    metadata, details = shown(ruled, "keep_masks"), ruled.work.masks("3", "0.2").details
-    assert metadata[f"kept_by_{other}"].value == details[f"kept_by_{other}"]
-    assert f"kept_by_{rule}" not in metadata
-    assert metadata["removed_by_chain"].value == details["orphans"]
+def test_masks_show_counts_that_add_up_and_the_keys_of_the_largest_groups(runs: PipelineRuns) -> None:
+    metadata = dict(runs.last_materialisation("keep_masks", ["0.2|3"]).metadata)
+    details = runs.context.index.require("keep_masks", Partition.parse("0.2|3", ("epsilon", "k"))).details
+    assert metadata["kept"].value + metadata["removed"].value == metadata["items"].value == 144
+    assert metadata["orphans"].value == details["orphans"]
     rows = [row.data for row in metadata["largest_groups"].records]
     assert len(rows) == 8 < len(details["largest_groups"])
     for row, group in zip(rows, details["largest_groups"][:8], strict=True):
@@ -117,18 +127,34 @@ def test_masks_show_the_other_rule_s_count_and_the_keys_of_the_largest_groups(
         assert row["removed for it"] == group["removed"]
 
 
-def test_tables_of_a_gallery_are_markdown_in_which_nothing_comes_to_life(runs: PipelineRuns) -> None:
-    from semdedup_assets.assets.galleries import _table
-
-    table = str(
-        _table([{"group": "1", "state": "kept", "similarity": "", "key": "k", "text": "![x](http://y) | " * 9}]).value
+def test_a_stage_shows_pictures_links_and_tables(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("")
+    metadata = shown_metadata(
+        {
+            "picture": Picture(b"png", "a title"),
+            "page": Link(str(tmp_path / "index.html")),
+            "remote": Link("s3://bucket/index.html"),
+            "table": Rows([{"name": "a", "share": 0.123456}]),
+            "note": "words",
+        }
     )
+    assert metadata["picture"].value == "![a title](data:image/png;base64,cG5n)"
+    assert metadata["page"].value == str(tmp_path / "index.html")
+    assert metadata["remote"].value == "s3://bucket/index.html"
+    assert metadata["table"].records[0].data == {"name": "a", "share": 0.1235}
+    assert metadata["note"] == "words"
+
+
+def test_brief_tables_are_markdown_in_which_nothing_comes_to_life(runs: PipelineRuns) -> None:
+    cells = {"group": "1", "state": "kept", "similarity": "", "key": "k", "text": "![x](http://y) | " * 9}
+    table = str(shown_metadata({"table": Rows([cells], brief=True)})["table"].value)
     head, rule, row = table.splitlines()
     assert head == "| group | state | similarity | text |"
     assert rule.count("---") == 4
     assert "![" not in row
     assert "](" not in row
     assert row.count("\\|") == row.count("|") - 5
-    assert str(shown(runs, "galleries")["largest_groups_of_duplicates"].value).startswith(
-        "| group | state | similarity | key |"
-    )
+    gallery = shown(runs, "galleries")
+    assert Path(gallery["gallery"].value).is_file()
+    tables = [str(value.value) for value in gallery.values() if isinstance(value, dg.MarkdownMetadataValue)]
+    assert any(table.startswith("| ") for table in tables)

@@ -1,0 +1,123 @@
+"""The one place where a stage becomes an asset."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset
+from semdedup_assets.assets.checks import check_results, check_specs
+from semdedup_assets.assets.conditions import refresh_condition
+from semdedup_assets.assets.events import PartitionEvents
+from semdedup_assets.compute import Compute
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.progress import reporting_to
+from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.storage.results import MissingResultError
+
+# A range of partitions is one run, for a model is loaded once a run.
+_BACKFILL = dg.BackfillPolicy.single_run()
+
+
+def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition:
+    """The asset of a stage, of one selection where each has its own."""
+    stage, run_config = asset.stage, builder.run_config(asset)
+    partitions_def = builder.partitions_def(stage)
+
+    @dg.asset(
+        key=builder.key(asset),
+        group_name=builder.group,
+        owners=list(builder.pipeline.owners),
+        code_version=builder.code_version(asset),
+        description=stage.description,
+        kinds=set(stage.kinds),
+        tags={STEP_TAG: stage.step},
+        metadata=builder.metadata(asset),
+        partitions_def=partitions_def,
+        deps=builder.deps(asset),
+        backfill_policy=_BACKFILL if partitions_def is not None else None,
+        check_specs=check_specs(builder, asset),
+        automation_condition=None if stage.on_demand else refresh_condition(builder, asset),
+        pool=stage.pool,
+    )
+    def materialise(
+        context: dg.AssetExecutionContext,
+        config: run_config,  # type: ignore[valid-type]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        compute = Compute.model_validate({name: getattr(config, name) for name in Compute.model_fields})
+        again = config.refit if stage.frozen else config.again  # type: ignore[attr-defined]
+        stage_context = builder.context(asset, compute)
+        with reporting_to(context.log.info):
+            made = _made(context, builder, asset, stage_context, again=again)
+            yield from _ended(context, made, check_results(builder, asset, stage_context))
+
+    return materialise
+
+
+def _made(
+    context: dg.AssetExecutionContext,
+    builder: AssetBuilder,
+    asset: StageAsset,
+    stage_context: StageContext,
+    *,
+    again: bool,
+) -> list[dg.AssetMaterialization]:
+    """Make what is not up to date of the run's partitions, and log each as it is done; returns the events."""
+    stage, index = asset.stage, stage_context.index
+    events = PartitionEvents(builder, asset, stage_context, context.instance)
+    partitions = _partitions(context, asset)
+    index.records(stage.name)  # All records are read together.
+    wanted = {each for each in partitions if again or not _is_current(stage_context, stage.name, each)}
+    logged = []
+    for partition in partitions:
+        if partition not in wanted and (record := index.result(stage.name, partition)) is not None:
+            logged.append(events.event(partition, record, reused=True))
+    for partition, record in run_partitions(
+        stage_context, stage, [each for each in partitions if each in wanted], again=again
+    ):
+        logged.append(events.event(partition, record))
+        # A single event describes a run of one partition; of many, each is seen as it ends.
+        if len(partitions) > 1:
+            context.log_event(logged[-1])
+    return logged
+
+
+def _is_current(context: StageContext, stage: str, partition: Partition) -> bool:
+    try:
+        return context.index.is_current(stage, partition)
+    except MissingResultError:
+        return False  # Making it says what is missing.
+
+
+def _partitions(context: dg.AssetExecutionContext, asset: StageAsset) -> list[Partition]:
+    """The partitions of the run.
+
+    Raises:
+        dagster.Failure: a reversed range, which holds none.
+    """
+    dimensions = asset.stage.dimensions
+    if not dimensions:
+        return [Partition()]
+    keys = [str(key) for key in context.partition_keys]
+    if not keys:
+        message = "the range of partitions holds none: its end comes before its start"
+        raise dg.Failure(message, allow_retries=False)
+    return [Partition.parse(key, dimensions) for key in keys]
+
+
+def _ended(
+    context: dg.AssetExecutionContext, events: list[dg.AssetMaterialization], checks: list[dg.AssetCheckResult]
+) -> Iterator[dg.MaterializeResult[None]]:
+    """End the step: without a result, the steps that follow would be skipped.
+
+    Dagster records the result for every partition of the run. Of a run of one partition it is the only event; of many,
+    each partition's own is logged once more, for the last event is what counts.
+    """
+    if len(events) == 1:
+        (event,) = events
+        version = dg.DataVersion(str((event.tags or {})["dagster/data_version"]))
+        yield dg.MaterializeResult(metadata=event.metadata, data_version=version, check_results=checks)
+        return
+    yield dg.MaterializeResult(check_results=checks)
+    for event in events:
+        context.log_event(event)

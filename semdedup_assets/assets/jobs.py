@@ -1,0 +1,95 @@
+"""What starts runs: jobs to start by hand, a schedule, and a sensor that evaluates the automation conditions."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.conditions import UNFINISHED
+from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.execution.progress import reporting_to
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+
+def job_definitions(builder: AssetBuilder) -> dg.Definitions:
+    """The jobs, the schedule and the sensor of a pipeline."""
+    job = _refresh_job(builder)
+    schedules = [_schedule(builder, job)] if builder.pipeline.refresh.schedule else []
+    return dg.Definitions(jobs=[job, _refit_job(builder)], schedules=schedules, sensors=[_automation_sensor(builder)])
+
+
+def _automation_sensor(builder: AssetBuilder) -> dg.AutomationConditionSensorDefinition:
+    running = builder.pipeline.refresh.automatic
+    return dg.AutomationConditionSensorDefinition(
+        f"{builder.group}__automation",
+        target=dg.AssetSelection.assets(*(builder.key(asset) for asset in builder.automatic)),
+        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
+        # Some of the conditions are our own, which the daemon does not know.
+        use_user_code_server=True,
+        description="Makes what is missing or whose inputs have changed, asset by asset, as files arrive.",
+    )
+
+
+def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
+    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu")
+    def refresh_all(context: dg.OpExecutionContext) -> None:
+        with reporting_to(context.log.info):
+            runs = refresh(builder.pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
+            for run in runs:
+                made = f"{len(run.partitions)} partitions made" if run.partitions else "up to date"
+                known = f", {run.adopted} found in the store" if run.adopted else ""
+                context.log.info(f"{run.asset}: {made}{known}")
+
+    @dg.job(
+        name=builder.refresh_job,
+        description=(
+            "Looks through the source, then makes whatever is missing, stale or failed, asset by asset, in this one run; "
+            "excluded shards are tried again. What the store holds already is made known to Dagster, not made again."
+        ),
+        executor_def=dg.in_process_executor,
+    )
+    def refresh_job() -> None:
+        refresh_all()
+
+    return refresh_job
+
+
+def _refit_job(builder: AssetBuilder) -> "UnresolvedAssetJobDefinition":
+    sample = next(asset for asset in builder.assets if asset.stage.frozen)
+    key = builder.key(sample)
+    return dg.define_asset_job(
+        f"{builder.group}__refit",
+        selection=dg.AssetSelection.assets(key),
+        config={"ops": {key.to_python_identifier(): {"config": {"refit": True}}}},
+        description=(
+            "Draws a new training sample from today's embeddings: centroids, and all that follows, are then made again "
+            "by the automation, by the refresh, or by hand."
+        ),
+    )
+
+
+def _schedule(builder: AssetBuilder, job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        run = _unfinished_run(builder, context.instance)
+        return dg.SkipReason(f"run {run} of the pipeline is under way") if run else dg.RunRequest()
+
+    return dg.ScheduleDefinition(
+        name=f"{builder.group}__schedule",
+        cron_schedule=str(builder.pipeline.refresh.schedule),
+        job=job,
+        execution_fn=requests,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Refreshes the pipeline; passes a tick over while a run of it is under way.",
+    )
+
+
+def _unfinished_run(builder: AssetBuilder, instance: dg.DagsterInstance) -> str | None:
+    """A run that makes something of the pipeline."""
+    keys = {builder.key(asset) for asset in builder.assets}
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1000):
+        if run.job_name == builder.refresh_job or keys & (run.asset_selection or set()):
+            return run.run_id
+    return None

@@ -1,0 +1,213 @@
+"""The observed source: which shards there are, and when one has changed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.sources.shard_index import ShardIndex
+from semdedup_assets.storage.files import write_bytes
+from semdedup_assets.storage.results import fingerprint
+
+_STEP = "1-embed"
+_VERSION = "dagster/data_version"
+_SHARDS = (
+    "The source files, joined to shards: one partition a shard, which a file never leaves. Observing lists the files, "
+    "registers new shards, and notes which shards have changed (by size and time, or ETag)."
+)
+_SHARD_INDEX = (
+    "The list of all shards. Its version changes when a shard comes or vanishes. What is made of all shards depends on it "
+    "for the sake of those that vanish: a missing partition has no version left that could change, and its items "
+    "would stay in the manifests."
+)
+
+
+def update_shard_index(context: StageContext) -> ShardIndex:
+    """List the source's files and remember which shard each belongs to.
+
+    Known files stay where they are, new ones form new shards, vanished ones leave theirs.
+
+    Raises:
+        FileNotFoundError: the source has no file.
+        PermissionError: the store cannot be written.
+    """
+    files = context.pipeline.source.files()
+    known = context.shard_index
+    updated = known.updated(files, files_per_shard=context.pipeline.shards.files_per_shard)
+    if updated != known:
+        write_bytes(context.layout.shard_index, updated.to_json())
+    return updated
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChanges:
+    """What is new in a source since it was last observed.
+
+    Attributes:
+        shards: fingerprint of each shard that is new or has changed.
+        shard_index: version of the set of shards, where one came or vanished.
+    """
+
+    shards: dict[str, str]
+    shard_index: str | None
+
+    def observations(self, builder: AssetBuilder) -> Iterator[dg.AssetObservation]:
+        """The same as events for Dagster."""
+        for shard, version in self.shards.items():
+            yield dg.AssetObservation(builder.source_key("shards"), partition=shard, tags=_version_tag(version))
+        if self.shard_index:
+            yield dg.AssetObservation(builder.source_key("shard_index"), tags=_version_tag(self.shard_index))
+
+    def __str__(self) -> str:
+        shards = ", ".join(sorted(self.shards)[:5]) + (", …" if len(self.shards) > 5 else "")
+        return f"{len(self.shards)} shards new or changed" + (f": {shards}" if shards else "")
+
+
+def _version_tag(version: str) -> dict[str, str]:
+    return {_VERSION: version}
+
+
+def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> SourceChanges:
+    """List the files, keep Dagster's partitions in step with the shard index, and find what is new.
+
+    Raises:
+        FileNotFoundError: the source has no file.
+    """
+    index = update_shard_index(builder.context(builder.assets[0]))
+    shards = {shard.name: shard.fingerprint for shard in index.shards}
+    name = f"{builder.pipeline.dataset}/shard"
+    registered = set(instance.get_dynamic_partitions(name))
+    instance.add_dynamic_partitions(name, [shard for shard in shards if shard not in registered])
+    for vanished in registered - set(shards):
+        instance.delete_dynamic_partition(name, vanished)
+    observed = instance.event_log_storage.get_latest_tags_by_partition(
+        builder.source_key("shards"), dg.DagsterEventType.ASSET_OBSERVATION, [_VERSION]
+    )
+    version = fingerprint(sorted(shards))
+    return SourceChanges(
+        {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
+        None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
+    )
+
+
+def _latest_version(key: dg.AssetKey, instance: dg.DagsterInstance) -> str | None:
+    records = instance.fetch_observations(key, limit=1).records
+    event = records[0].event_log_entry.asset_observation if records else None
+    return event.tags.get(_VERSION) if event else None
+
+
+def observe_source(builder: AssetBuilder, instance: dg.DagsterInstance) -> SourceChanges:
+    """Observe the source outside a run of its own."""
+    changes = source_changes(builder, instance)
+    for observation in changes.observations(builder):
+        instance.report_runless_asset_event(observation)
+    return changes
+
+
+_made: dict[str, dg.Definitions] = {}
+
+
+def source_definitions(builder: AssetBuilder) -> dg.Definitions:
+    """The observed source of a dataset, its check, and the sensor that watches it.
+
+    Pipelines of several models on one dataset share them: the same objects, which Dagster accepts more than once.
+    """
+    pipeline = builder.pipeline
+    # What a model reads of an item (a column, a text) is its own affair: the files are the same.
+    interval = pipeline.refresh.interval_seconds
+    key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, pipeline.owners))
+    if key not in _made:
+        assets = [_owned(builder, asset) for asset in (_shards(builder), _shard_index(builder))]
+        checks = [_files_check(builder)]
+        _made[key] = dg.Definitions(assets=assets, asset_checks=checks, sensors=[_files_sensor(builder)])
+    return _made[key]
+
+
+def files_of(pipeline: Pipeline) -> dict[str, Any]:
+    """Which files a source has."""
+    return pipeline.source.model_dump(mode="json", include={"kind", "path", "metadata"}, exclude_none=True)
+
+
+def _owned(builder: AssetBuilder, source: dg.SourceAsset) -> dg.AssetsDefinition:
+    """An observed source as Dagster's other assets are: with owners, and within reach of `post_processing`."""
+    owners = list(builder.pipeline.owners)
+    asset = dg.Definitions(assets=[source]).resolve_assets_def(source.key)
+    return asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=owners))
+
+
+def _shards(builder: AssetBuilder) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        key=builder.source_key("shards"),
+        group_name=builder.group,
+        description=_SHARDS,
+        partitions_def=builder.shard,
+        tags={STEP_TAG: _STEP, "dagster/kind/file": ""},
+        metadata={"source": dg.MetadataValue.json(files_of(builder.pipeline))},
+    )
+    def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
+        changes = source_changes(builder, context.instance)
+        context.log.info(str(changes))
+        for observation in SourceChanges({}, changes.shard_index).observations(builder):
+            context.instance.report_runless_asset_event(observation)
+        return dg.DataVersionsByPartition(dict(changes.shards))
+
+    return shards
+
+
+def _shard_index(builder: AssetBuilder) -> dg.SourceAsset:
+    path = builder.context(builder.assets[0]).layout.shard_index
+
+    @dg.observable_source_asset(
+        key=builder.source_key("shard_index"),
+        group_name=builder.group,
+        description=_SHARD_INDEX,
+        tags={STEP_TAG: _STEP, "dagster/kind/json": ""},
+        metadata={"dagster/uri": path, "dagster/storage_kind": "json"},
+    )
+    def shard_index(context: dg.AssetExecutionContext) -> dg.DataVersion:
+        changes = observe_source(builder, context.instance)
+        context.log.info(str(changes))
+        return dg.DataVersion(_latest_version(builder.source_key("shard_index"), context.instance) or "")
+
+    return shard_index
+
+
+def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
+    """The check whether the source's files are there: a code location loads without them."""
+
+    @dg.asset_check(
+        asset=builder.source_key("shard_index"),
+        name="source_has_files",
+        description="The source has files that can be listed from here.",
+    )
+    def source_has_files() -> dg.AssetCheckResult:
+        try:
+            files = builder.pipeline.source.files()
+        except OSError as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        return dg.AssetCheckResult(
+            passed=True, metadata={"files": len(files), "bytes": sum(file.size for file in files)}
+        )
+
+    return source_has_files
+
+
+def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{dagster_name(builder.pipeline.dataset)}__files",
+        minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Registers new, changed and vanished files as shards; starts no run.",
+    )
+    def files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        try:
+            events = list(source_changes(builder, context.instance).observations(builder))
+        except FileNotFoundError as error:
+            return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
+        return dg.SensorResult(asset_events=events) if events else dg.SkipReason("no file is new, changed or missing")
+
+    return files

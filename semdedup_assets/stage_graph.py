@@ -1,0 +1,50 @@
+"""The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
+
+from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.estimate import estimate
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.stage import StageGraph
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages import (
+    assignments,
+    centroids,
+    duplicate_scores,
+    embeddings,
+    items,
+    keep_masks,
+    manifests,
+    training_sample,
+)
+
+GRAPH = StageGraph(
+    (
+        estimate.STAGE,
+        items.STAGE,
+        embeddings.STAGE,
+        training_sample.STAGE,
+        centroids.STAGE,
+        assignments.STAGE,
+        duplicate_scores.STAGE,
+        keep_masks.STAGE,
+        manifests.STAGE,
+        figures.STAGE,
+        galleries.STAGE,
+        removed_items.STAGE,
+        rule_comparison.STAGE,
+    )
+)
+
+
+def pipeline_context(pipeline: Pipeline, selection: str | None = None) -> StageContext:
+    """What the stages of a pipeline are given, to look at its results without Dagster.
+
+    Args:
+        pipeline: its settings.
+        selection: name of one of its `selections`; None: the only one, or the first.
+
+    Raises:
+        KeyError: there is no selection of this name.
+    """
+    selections = pipeline.named_selections
+    chosen = next(iter(selections.values())) if selection is None else selections[selection]
+    return StageContext(pipeline, GRAPH, chosen, pipeline.compute)
