@@ -21,6 +21,9 @@ ROOT = Path(__file__).parent.parent
 
 T = TypeVar("T")
 
+_LOOKS = 3
+_MOST_TIMES = 4
+
 
 @dataclass(frozen=True)
 class RunningDagster:
@@ -65,7 +68,7 @@ def running_dagster(folder: Path) -> Iterator[RunningDagster]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _answers(url), seconds=120, what=f"{url} to answer", log=log)
+        wait_for(lambda: _answers(url), what=f"{url} to answer", log=log)
         with configured_instance(folder) as instance:
             yield RunningDagster(url, instance, log)
     finally:
@@ -96,17 +99,69 @@ def configured_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
         os.chdir(before)
 
 
-def wait_for(found: Callable[[], T | None], *, seconds: float, what: str, log: Path) -> T:
-    """What a question answers once it answers something; fails with the end of Dagster's own log."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def wait_for(found: Callable[[], T | None], *, what: str, log: Path, idle: float = 300) -> T:
+    """What a question answers once it answers something; fails with the end of Dagster's own log.
+
+    A busy machine only takes longer: the wait ends where nothing has been made for a while.
+
+    Args:
+        found: the question.
+        what: what is waited for, in words.
+        log: of Dagster, in the folder that is its home.
+        idle: seconds without anything happening after which it is taken to have stopped.
+    """
+    begun = since = time.monotonic()
+    seen = _activity(log)
+    # A schedule goes on for ever: what has not come after so many times as long will not come.
+    while time.monotonic() - since < idle and time.monotonic() - begun < _MOST_TIMES * idle:
         answer = found()
         if answer:
             return answer
+        now = _activity(log)
+        if now != seen:
+            seen, since = now, time.monotonic()
         time.sleep(0.5)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
-    message = f"waited {seconds:.0f} s for {what}; the end of {log}:\n{tail}"
+    message = f"nothing happened for {idle:.0f} s, or too much, while waiting for {what}; the end of {log}:\n{tail}"
     raise TimeoutError(message)
+
+
+def _activity(log: Path) -> tuple[int, ...]:
+    """What changes while Dagster makes something: the logs of its runs, and their events.
+
+    Ticks and heartbeats, which go on when nothing is done, change neither.
+    """
+    runs = list((log.parent / ".dagster" / "logs").rglob("*"))
+    events = list((log.parent / ".dagster" / "storage" / "history" / "runs").glob("*.db*"))
+    return len(runs), sum(map(_size, [*runs, *events]))
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 where it has just been removed, as SQLite's journals are."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for_ticks(dagster: RunningDagster, name: str, *, what: str) -> None:
+    """Wait until a sensor or a schedule has ended some evaluations that began after now."""
+    start = time.time()
+
+    def looked() -> bool:
+        ticks = [tick for state in _states(dagster.instance, name) for tick in _ticks(dagster.instance, state)]
+        return sum(tick.timestamp > start and tick.is_completed for tick in ticks) >= _LOOKS
+
+    # Ticks are no activity: they alone are waited for, and they come every few seconds.
+    wait_for(looked, what=f"{name} to look {_LOOKS} times, {what}", log=dagster.log)
+
+
+def _states(instance: dg.DagsterInstance, name: str) -> list[Any]:
+    return [state for state in instance.all_instigator_state() if state.instigator_name == name]
+
+
+def _ticks(instance: dg.DagsterInstance, state: Any) -> list[Any]:
+    return list(instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_LOOKS + 1))
 
 
 def _free_port() -> int:

@@ -41,8 +41,8 @@ def figures(ui: DagsterUI) -> None:
 
 
 def gallery(ui: DagsterUI) -> None:
-    pages = ROOT / ".demo/store/emoji/tiny-clip/k=auto/epsilon=0.05/gallery"
-    ui.page.goto((pages / "index.html").as_uri())
+    (page,) = (ROOT / ".demo/store/emoji/tiny-clip/k=auto/hard/epsilon=0.05").glob("gallery.*.index.html")
+    ui.page.goto(page.as_uri())
     ui.page.wait_for_load_state("networkidle")
 
 
@@ -95,7 +95,7 @@ def make_estimate(dagster: RunningDagster, ui: DagsterUI) -> None:
         ui.open_asset(list(key.path), "overview")
         ui.page.get_by_role("button", name="Materialize").first.click()
         made = dagster.instance.get_latest_materialization_event
-        wait_for(lambda: made(key), seconds=180, what="the demo's estimate", log=dagster.log)
+        wait_for(lambda: made(key), what="the demo's estimate", log=dagster.log)
 
 
 def save(png: bytes, path: Path) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import check_specs
-from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.refresh import ORDER
 from semdedup_assets.compute import Compute
+from semdedup_assets.stage_graph import GRAPH, pipeline_context
 from semdedup_assets_tests.browser import BrowserNotFoundError, DagsterUI, browsing
 from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_dagster, wait_for, write_project
-from semdedup_assets_tests.pipeline_runs import PipelineRuns, vectors_settings
+from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.toy_source import vectors_settings
 
 LOCATION = "their_project.definitions"
 GROUP = "emoji__tiny_clip"
@@ -87,7 +88,7 @@ def browsing_or_fail(url: str) -> Iterator[DagsterUI]:
 
 
 def launch_and_wait(seen: Seen, asset: str, partition: str) -> dg.AssetMaterialization:
-    """Materialise a partition that is missing through the UI's dialog; waits for the log and the page to tell."""
+    """Materialise a partition that is missing through the UI's dialog; waits for the log and the page to show it."""
     seen.ui.open_partition(seen.key(asset), partition)
     seen.ui.page.get_by_text("No metadata entries").first.wait_for()
     before = {run.run_id for run in seen.dagster.instance.get_runs()}
@@ -98,7 +99,7 @@ def launch_and_wait(seen: Seen, asset: str, partition: str) -> dg.AssetMateriali
         new = [run for run in seen.dagster.instance.get_runs() if run.run_id not in before]
         return next((run for run in new if run.is_finished), None)
 
-    run = wait_for(finished, seconds=120, what=f"a run of {asset}", log=seen.dagster.log)
+    run = wait_for(finished, what=f"a run of {asset}", log=seen.dagster.log)
     assert run.is_success
     # The list of partitions follows by itself, its details when they are opened again.
     seen.ui.page.get_by_text(f"Missing ({missing - 1})", exact=True).wait_for()
@@ -121,7 +122,7 @@ def number(text: str) -> float:
 
 def test_the_graph_of_the_group_shows_every_asset(seen: Seen) -> None:
     seen.ui.open_graph(LOCATION, GROUP)
-    seen.wait_for_texts("shards", "catalogue", "estimate", *ORDER)
+    seen.wait_for_texts("shards", "shard_index", *(stage.name for stage in GRAPH.stages))
 
 
 def test_a_fit_launched_from_the_dialog_shows_its_numbers_and_its_curve(seen: Seen) -> None:
@@ -145,7 +146,7 @@ def test_a_target_launched_from_the_dialog_shows_what_is_kept(seen: Seen) -> Non
 
 
 def embedded(seen: Seen) -> list[dict[str, Any]]:
-    return [dict(seen.runs.work.embeddings(shard.name).details) for shard in seen.runs.work.shards()]
+    return [record.details for record in pipeline_context(seen.runs.pipeline).index.require_all("embeddings").values()]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,8 @@ def test_the_checks_tab_shows_each_check_with_its_result(seen: Seen) -> None:
 
 def check_names(seen: Seen, asset: str) -> list[str]:
     """The checks that each run of an asset evaluates."""
-    return [spec.name for spec in check_specs(Declaration(seen.runs.pipeline), asset)]
+    builder = AssetBuilder(seen.runs.pipeline, GRAPH)
+    return [spec.name for spec in check_specs(builder, next(each for each in builder.assets if str(each) == asset))]
 
 
 def test_jobs_schedule_and_sensors_are_listed(seen: Seen) -> None:

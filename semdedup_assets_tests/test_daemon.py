@@ -1,24 +1,28 @@
 """Refreshes by the real daemon: which partitions ran is read from the event log."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from semdedup_assets.assets.declaration import Declaration
-from semdedup_assets.assets.shards import observe_source
-from semdedup_assets.stages.embeddings import left_out_shards
+from semdedup_assets.assets.source import observe_source
+from semdedup_assets.execution.runner import excluded_partitions
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets_tests.dagster_process import (
     RunningDagster,
     configured_instance,
     running_dagster,
     wait_for,
+    wait_for_ticks,
     write_project,
 )
-from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, near_duplicates, vectors_settings, write_shard
+from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
+
+pytestmark = pytest.mark.slow
 
 SHARDS = ["s000000", "s000001"]
 
@@ -26,6 +30,7 @@ SHARDS = ["s000000", "s000001"]
 def of_new(*shards: str) -> Partitions:
     """What new or changed shards make run, each once."""
     return {
+        "items": sorted(shards),
         "embeddings": sorted(shards),
         "assignments": sorted(f"3|{shard}" for shard in shards),
         "duplicate_scores": ["b0000|3"],
@@ -44,7 +49,7 @@ def everything() -> Partitions:
 def refreshing(
     folder: Path, refresh: dict[str, Any], *, before: Callable[[PipelineRuns, Path], None] | None = None
 ) -> Iterator[tuple[PipelineRuns, RunningDagster]]:
-    """The daemon at work on a pipeline of two shards, after something else was done before it was started."""
+    """The daemon running on a pipeline of two shards, after something else was done before it was started."""
     for seed in range(2):
         write_shard(folder, f"{seed}", near_duplicates(seed))
     settings = {**vectors_settings(folder), "refresh": {"interval_seconds": 5, **refresh}}
@@ -76,7 +81,7 @@ def wait_until_made(runs: PipelineRuns, dagster: RunningDagster, expected: Parti
     def made() -> bool:
         return runs.materialised_since(since).keys() >= expected.keys() and not unfinished(runs)
 
-    wait_for(made, seconds=400, what=f"{expected}, made so far", log=dagster.log)
+    wait_for(made, what=f"{expected}, made so far", log=dagster.log)
     assert runs.materialised_since(since) == expected
     assert set(times_made(runs, since).values()) == {1}
 
@@ -94,23 +99,23 @@ def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: P
         wait_until_made(runs, dagster, everything(), 0)
 
         before, ticks = now(runs), scheduled_runs(runs)
-        wait_for(lambda: scheduled_runs(runs) > ticks, seconds=150, what="a second tick", log=dagster.log)
+        wait_for(lambda: scheduled_runs(runs) > ticks, what="a second tick", log=dagster.log)
         assert runs.materialised_since(before) == {}
 
         manifest = runs.data_version("manifests", "0.05|3")
         broken = tmp_path / "source" / "2.npy"
         np.save(broken, np.zeros(3))  # One dimension: no table of vectors.
-        wait_for(lambda: said(runs, "s000002: attempt 2 of 3 failed"), seconds=150, what="failures", log=dagster.log)
+        wait_for(lambda: logged(runs, "s000002: attempt 2 of 3 failed"), what="failures", log=dagster.log)
         write_shard(tmp_path, "2", near_duplicates(2))
-        wait_until_made(runs, dagster, of_new("s000002") | {"training_sample": [None]}, before)
-        assert not said(runs, "s000002: attempt 3 of 3 failed")
-        assert left_out_shards(runs.work) == {}
+        wait_until_made(runs, dagster, of_new("s000002"), before)
+        assert not logged(runs, "s000002: attempt 3 of 3 failed")
+        assert excluded_partitions(runs.context, GRAPH["embeddings"]) == {}
         assert runs.data_version("manifests", "0.05|3") != manifest
         manifest_now = runs.last_materialisation("manifests", ["0.05|3"])
         assert manifest_now.metadata["records"].value == 3 * len(near_duplicates(0))
 
 
-def said(runs: PipelineRuns, text: str) -> bool:
+def logged(runs: PipelineRuns, text: str) -> bool:
     """Whether any run's log holds a text."""
     return any(
         text in entry.user_message
@@ -121,11 +126,11 @@ def said(runs: PipelineRuns, text: str) -> bool:
 
 def test_what_was_missing_before_the_daemon_first_looked_is_made_and_a_vanished_shard_leaves(tmp_path: Path) -> None:
     with refreshing(tmp_path, {"automatic": True}, before=two_shards_made_and_two_missing) as (runs, dagster):
-        before = runs.instance.fetch_observations(runs.key("shards"), limit=1).records[0].storage_id
+        before = runs.instance.fetch_observations(runs.builder.source_key("shards"), limit=1).records[0].storage_id
         wait_until_made(runs, dagster, of_new("s000002", "s000003"), before)
 
         before = now(runs)
-        time.sleep(20)  # Four looks at nothing to do.
+        wait_for_ticks(dagster, "toy__precomputed__automation", what="with nothing to do")
         assert runs.materialised_since(before) == {}
         assert not unfinished(runs)
 
@@ -139,4 +144,4 @@ def two_shards_made_and_two_missing(runs: PipelineRuns, folder: Path) -> None:
     runs.refresh()
     for seed in (2, 3):
         write_shard(folder, f"{seed}", near_duplicates(seed))
-    observe_source(Declaration(runs.pipeline), runs.instance)
+    observe_source(runs.builder, runs.instance)

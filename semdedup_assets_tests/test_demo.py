@@ -1,18 +1,24 @@
 """The demos on their real data: what is known to be a duplicate is found, and most of what is removed is one."""
 
+import gzip
 import importlib.util
+import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import dagster as dg
 import numpy as np
+import polars as pl
 import pytest
 
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.kept_sets import Target
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.removed_items import removed_items
-from semdedup_assets.stages.work import Work
+from semdedup_assets.stage_graph import pipeline_context
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,14 +62,15 @@ def test_byte_identical_emoji_are_removed_at_every_epsilon(demo: ModuleType, emo
     payloads = [record.payload for record in records.values()]
     copies = len(payloads) - len(set(payloads))
     assert copies > 0
-    for epsilon in emoji.epsilons:
-        removed = removed_items(Work(emoji), demo.K, epsilon)
-        assert demo.exact_share(removed, records) * len(removed.ids) == pytest.approx(copies)
+    for target in emoji.targets:
+        removed = demo.removed_at(emoji, target)
+        assert demo.exact_share(removed, records) * len(removed) == pytest.approx(copies)
 
 
 def test_most_removed_emoji_show_the_figure_of_the_kept_one(demo: ModuleType, emoji: Pipeline) -> None:
     drawings = demo.emoji_drawings(emoji)
-    truths = [demo.against_truth(removed_items(Work(emoji), demo.K, e), drawings) for e in ("0.01", "0.05", "0.1")]
+    removed = [demo.removed_at(emoji, Target(epsilon=epsilon)) for epsilon in (0.01, 0.05, 0.1)]
+    truths = [demo.against_truth(each, drawings) for each in removed]
     assert min(truth.precision for truth in truths) > 0.8
     recalls = [truth.recall for truth in truths]
     assert recalls == sorted(recalls)
@@ -72,15 +79,15 @@ def test_most_removed_emoji_show_the_figure_of_the_kept_one(demo: ModuleType, em
 
 def test_a_random_pairing_is_far_below_that_precision(demo: ModuleType, emoji: Pipeline) -> None:
     drawings = demo.emoji_drawings(emoji)
-    removed = removed_items(Work(emoji), demo.K, "0.05")
+    removed = demo.removed_at(emoji, Target(epsilon=0.05))
     rng = np.random.default_rng(0)
-    other = rng.choice(np.fromiter(drawings, dtype=np.uint64), size=len(removed.ids))
-    shuffled = type(removed)(removed.ids, other, removed.kept_similarity)
+    other = rng.choice(np.fromiter(drawings, dtype=np.uint64), size=len(removed))
+    shuffled = removed.with_columns(kept_id=pl.Series(other))
     assert demo.against_truth(shuffled, drawings).precision < 0.1
 
 
 def test_the_kept_share_of_a_target_is_met(emoji: Pipeline, demo: ModuleType) -> None:
-    details = Work(emoji).masks(demo.K, "keep=70%").details
+    details = masks(emoji, demo, "keep=70%")
     assert details["kept"] == pytest.approx(0.7 * details["items"], abs=2)
 
 
@@ -101,23 +108,37 @@ def test_running_the_demo_again_makes_nothing(demo: ModuleType, emoji: Pipeline,
     assert demo.materialise(emoji, instance) == 0
 
 
+def masks(pipeline: Pipeline, demo: ModuleType, target: str) -> dict[str, Any]:
+    partition = Partition(clustering=demo.K, target=Target.parse(target))
+    return pipeline_context(pipeline).index.require("keep_masks", partition).details
+
+
+def some_docstrings(most: int) -> list[bytes]:
+    """Lines of a shard: every text that comes more than once, and others up to a number that a slow machine embeds."""
+    lines = gzip.decompress((ROOT / "examples/docstrings/shards/00000.jsonl.gz").read_bytes()).splitlines()
+    counts = Counter(json.loads(line)["text"] for line in lines)
+    copied = [line for line in lines if counts[json.loads(line)["text"]] > 1]
+    single = [line for line in lines if counts[json.loads(line)["text"]] == 1]
+    assert copied
+    return [*copied[: most // 2], *single[: most - len(copied[: most // 2])]]
+
+
 def test_copied_docstrings_are_removed(
     demo: ModuleType, instance: dg.DagsterInstance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    shard = "00000.jsonl.gz"
-    (source / shard).write_bytes((ROOT / "examples/docstrings/shards" / shard).read_bytes())
+    (source / "00000.jsonl").write_bytes(b"\n".join(some_docstrings(160)) + b"\n")
     pipeline = moved(demo.load_pipeline("docstrings"), tmp_path / "store", source=str(source))
     demo.materialise(pipeline, instance)
     records = demo.records_by_id(pipeline)
     texts = [record.payload for record in records.values()]
-    removed = removed_items(Work(pipeline), demo.K, "0.05")
-    assert demo.exact_share(removed, records) * len(removed.ids) == pytest.approx(len(texts) - len(set(texts)))
+    removed = demo.removed_at(pipeline, Target(epsilon=0.05))
+    assert demo.exact_share(removed, records) * len(removed) == pytest.approx(len(texts) - len(set(texts)))
     demo.report(pipeline, records, {})
     printed = capsys.readouterr().out
     assert "largest groups" in printed
-    assert re_kept(printed) == [Work(pipeline).masks(demo.K, e).details["kept"] for e in pipeline.epsilons]
+    assert re_kept(printed) == [masks(pipeline, demo, target)["kept"] for target in pipeline.epsilons]
 
 
 def re_kept(printed: str) -> list[int]:
