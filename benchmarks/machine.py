@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from semdedup_assets.algorithm.screening import integers_are_fast
+from semdedup_assets.algorithm.prefilter import integers_are_fast
 
 _SHAPE = (1024, 512, 2048)
 

@@ -167,7 +167,7 @@ def measure(name: str, vectors: np.ndarray, texts: list[str], epsilon: float) ->
 
 def compare(name: str, vectors: np.ndarray, texts: list[str], epsilon: float, by_rule: dict[str, Removed]) -> Row:
     """One row of the table."""
-    # What an item has before it does not hang on what comes after it: the first items are judged by the same answer.
+    # What an item has before it does not depend on what comes after it: the first items are held against the same answer.
     most = _IMAGEDEDUP_ITEMS if name == "imagededup" else len(vectors)
     vectors, texts, wanted = vectors[:most], texts[:most], by_rule[METHODS[name][1]][:most]
     removed, seconds, memory = measure(name, vectors, texts, epsilon)

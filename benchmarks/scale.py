@@ -31,9 +31,9 @@ import numpy as np
 from machine import machine
 from text_vectors import MOST, text_vectors
 
-from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.assets.refresh import ORDER, refresh
+from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage import vectors as vector_files
 
 SHARD_ROWS, EPSILON, WARM_UP = 62_500, "0.05", 2_000
@@ -122,14 +122,14 @@ def memory() -> tuple[float, float]:
 def counted_reads() -> Iterator[list[int]]:
     """Bytes of each batch of vectors that is taken from a file of embeddings, assignments or the sample."""
     taken: list[int] = []
-    original = vector_files._table
+    original = vector_files._batch
 
-    def counting(batch: Any) -> vector_files.VectorTable:
-        table = original(batch)
-        taken.append(table.vectors.nbytes)
-        return table
+    def counting(content: Any, schema: Any) -> Any:
+        batch = original(content, schema)
+        taken.append(batch.column("vector").nbytes)
+        return batch
 
-    with patch.object(vector_files, "_table", counting):
+    with patch.object(vector_files, "_batch", counting):
         yield taken
 
 
@@ -154,7 +154,7 @@ def refreshed(folder: Path, case: Case, *, iterations: int) -> Figures:
         evict(folder)
     with dg.instance_for_test(temp_dir=str(folder / "dagster")) as instance, Watch() as watch, counted_reads() as taken:
         started, before = time.perf_counter(), 0
-        for stage in refresh(pipeline, pipeline_definitions(pipeline), instance):
+        for stage in refresh(pipeline, instance):
             figures.seconds[stage.asset] = round(time.perf_counter() - started, 2)
             figures.read_mib[stage.asset] = round((sum(taken) - before) / MIB, 1)
             if stage.asset == "manifests":
@@ -208,7 +208,8 @@ def measured(case: Case, iterations: int) -> dict[str, Any]:
 def growth(rows: Sequence[dict[str, Any]], by: str) -> dict[str, float]:
     """Exponents p of seconds ~ by^p, and of memory, by least squares on logarithms."""
     sizes = np.log([row[by] for row in rows])
-    stages = [name for name in ORDER if all(row["seconds"].get(name, 0) > 0 for row in rows)]
+    names = [stage.name for stage in GRAPH.stages]
+    stages = [name for name in names if all(row["seconds"].get(name, 0) > 0 for row in rows)]
     series = {name: [row["seconds"][name] for row in rows] for name in stages}
     series |= {"total": [row["total_s"] for row in rows], "own memory": [max(row["own_peak_mib"], 1) for row in rows]}
     return {name: round(float(np.polyfit(sizes, np.log(values), 1)[0]), 2) for name, values in series.items()}

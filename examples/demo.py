@@ -12,18 +12,21 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import polars as pl
 import yaml
 
-from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.analyses.removed_items import removed_items
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.figures.contact_sheet import Pair, contact_sheet
+from semdedup_assets.execution.item_lookup import find_items
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.kept_sets import Clustering, Target
 from semdedup_assets.records import Record, item_ids
+from semdedup_assets.rendering.contact_sheet import Pair, contact_sheet
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.removed_items import RemovedItems, removed_items
-from semdedup_assets.stages.work import Work
+from semdedup_assets.stage_graph import pipeline_context
 
 ROOT = Path(__file__).parent.parent
-K = "auto"
+K = Clustering("auto")
 SHEET = Path(".demo/emoji_removed_pairs.png")
 
 
@@ -60,7 +63,7 @@ def materialise(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
     """Make what is missing or stale; returns how many partitions that were."""
     print(f"\n== {pipeline.dataset}: {pipeline.encoder.kind} on {pipeline.source.path}")
     made, started = 0, time.monotonic()
-    for stage in refresh(pipeline, pipeline_definitions(pipeline), instance):
+    for stage in refresh(pipeline, instance):
         seconds, started = time.monotonic() - started, time.monotonic()
         count = len(stage.partitions)
         done = f"{count} partition{'s' if count != 1 else ''} in {seconds:.1f} s" if count else "up to date"
@@ -72,41 +75,47 @@ def materialise(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
 def records_by_id(pipeline: Pipeline) -> dict[int, Record]:
     """Every good record of the source, by the id it has in the pipeline."""
     records: dict[int, Record] = {}
-    for shard in Work(pipeline).shards():
+    for shard in pipeline_context(pipeline).shards:
         found = [record for file in shard.files for record in pipeline.source.read(file.path)]
         ids = item_ids(shard.index, np.arange(len(found)))
         records |= {int(i): record for i, record in zip(ids, found, strict=True) if isinstance(record, Record)}
     return records
 
 
+def removed_at(pipeline: Pipeline, target: Target) -> pl.DataFrame:
+    """The items that are removed, by falling similarity to the kept item that each duplicates."""
+    return removed_items(pipeline_context(pipeline), Partition(clustering=K, target=target))
+
+
 def report(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
     """Print what was removed at each epsilon, and the largest groups at 0.05."""
-    work = Work(pipeline)
+    index = pipeline_context(pipeline).index
     print(f"\n   {'epsilon':>9} {'kept':>6} {'removed':>8} {'exact':>7} {'semantic':>9} {'orphans':>8}", end="")
     print(f" {'precision':>10} {'other tone':>11} {'recall':>7}" if drawings else "")
-    for epsilon in pipeline.epsilons:
-        details, removed = work.masks(K, epsilon).details, removed_items(work, K, epsilon)
+    for target in pipeline.targets:
+        details = index.require("keep_masks", Partition(clustering=K, target=target)).details
+        removed = removed_at(pipeline, target)
         exact = exact_share(removed, records)
         shares = [details["removed"] / details["items"] * part for part in (1, exact, 1 - exact)]
-        line = f"   {epsilon:>9} {details['kept']:>6} {shares[0]:>8.1%} {shares[1]:>7.1%} {shares[2]:>9.1%}"
+        line = f"   {target!s:>9} {details['kept']:>6} {shares[0]:>8.1%} {shares[1]:>7.1%} {shares[2]:>9.1%}"
         print(f"{line} {details['orphans']:>8}", end="")
         truth = against_truth(removed, drawings) if drawings else None
         print(f" {truth.precision:>10.1%} {truth.other_tone:>11.1%} {truth.recall:>7.1%}" if truth else "")
-    print_groups(removed_items(work, K, "0.05"), records)
+    print_groups(pipeline, removed_at(pipeline, Target(epsilon=0.05)), records)
 
 
-def exact_share(removed: RemovedItems, records: dict[int, Record]) -> float:
+def exact_share(removed: pl.DataFrame, records: dict[int, Record]) -> float:
     """Share of the removed items that are byte-for-byte copies: one of each set of copies counts as the original."""
     copies = Counter(record.payload for record in records.values())
-    gone = Counter(records[item].payload for item in removed.ids.tolist())
+    gone = Counter(records[item].payload for item in removed["id"].to_list())
     exact = sum(min(count, copies[payload] - 1) for payload, count in gone.items())
-    return exact / max(1, len(removed.ids))
+    return exact / max(1, len(removed))
 
 
-def against_truth(removed: RemovedItems, drawings: dict[int, Drawing]) -> Truth:
+def against_truth(removed: pl.DataFrame, drawings: dict[int, Drawing]) -> Truth:
     """Hold the removed items against what each item is known to show."""
     pairs = [
-        (drawings[a], drawings[b]) for a, b in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True)
+        (drawings[a], drawings[b]) for a, b in zip(removed["id"].to_list(), removed["kept_id"].to_list(), strict=True)
     ]
     same = [a.figure == b.figure for a, b in pairs]
     tone = [a.figure == b.figure and a.concept != b.concept for a, b in pairs]
@@ -119,33 +128,41 @@ def against_truth(removed: RemovedItems, drawings: dict[int, Drawing]) -> Truth:
     )
 
 
-def print_groups(removed: RemovedItems, records: dict[int, Record], most: int = 4) -> None:
+def print_groups(pipeline: Pipeline, removed: pl.DataFrame, records: dict[int, Record], most: int = 4) -> None:
     """Print the kept items that the most removed ones duplicate."""
     groups = defaultdict(list)
-    for item, kept in zip(removed.ids.tolist(), removed.kept_neighbour.tolist(), strict=True):
+    for item, kept in zip(removed["id"].to_list(), removed["kept_id"].to_list(), strict=True):
         groups[kept].append(item)
+    largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:most]
+    labels = item_labels(pipeline, records, [item for kept, items in largest for item in (kept, *items[:3])])
     print("\n   largest groups at epsilon 0.05")
-    for kept, items in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:most]:
-        print(f"   + kept    {label(records[kept])}")
+    for kept, items in largest:
+        print(f"   + kept    {labels[kept]}")
         for item in items[:3]:
-            print(f"     removed {label(records[item])}")
+            print(f"     removed {labels[item]}")
         if len(items) > 3:
             print(f"     … and {len(items) - 3} more")
 
 
-def label(record: Record) -> str:
-    """One line that tells a person which item this is."""
-    if isinstance(record.payload, str):
-        name = f"{record.columns.get('package')}.{record.columns.get('name') or '__init__'}"
-        return f"{name[:40]:<40} {' '.join(record.payload.split())[:70]!r}"
-    return f"{record.key:<30} {record.columns.get('caption')!r}"
+def item_labels(pipeline: Pipeline, records: dict[int, Record], ids: list[int]) -> dict[int, str]:
+    """One line for each item that tells a person which it is."""
+    texts = pipeline.source.content == "text"
+    found = find_items(pipeline_context(pipeline), ids, ["package", "name"] if texts else ["caption"])
+    labels = {}
+    for item, row in found.items():
+        if texts:
+            name, text = f"{row['package']}.{row['name'] or '__init__'}", " ".join(str(records[item].payload).split())
+            labels[item] = f"{name[:40]:<40} {text[:70]!r}"
+        else:
+            labels[item] = f"{row['key']:<30} {row['caption']!r}"
+    return labels
 
 
 def emoji_drawings(pipeline: Pipeline) -> dict[int, Drawing]:
     """What each image shows, from the JSON in the tars: drawings of one figure are duplicates."""
     drawings: dict[int, Drawing] = {}
     figures: dict[bytes, str] = {}
-    for shard in Work(pipeline).shards():
+    for shard in pipeline_context(pipeline).shards:
         samples = [sample for file in shard.files for sample in pipeline.source.samples(file.path)]
         ids = item_ids(shard.index, np.arange(len(samples)))
         for item, (_, members) in zip(ids.tolist(), samples, strict=True):
@@ -156,20 +173,20 @@ def emoji_drawings(pipeline: Pipeline) -> dict[int, Drawing]:
 
 def write_sheet(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
     """Draw the removed pairs at epsilon 0.05, evenly from the most to the least similar; wrong ones are marked."""
-    removed = removed_items(Work(pipeline), K, "0.05")
-    chosen = np.unique(np.linspace(0, len(removed.ids) - 1, 36).astype(int))
+    removed = removed_at(pipeline, Target(epsilon=0.05))
+    chosen = removed[np.unique(np.linspace(0, len(removed) - 1, 36).astype(int))]
+    captions = find_items(pipeline_context(pipeline), chosen["id"].to_list(), ["caption"])
     pairs = [
         Pair(
             removed=records[item].payload,
             kept=records[kept].payload,
-            similarity=float(removed.kept_similarity[index]),
-            caption=str(records[item].columns["caption"]),
+            similarity=similarity,
+            caption=str(captions[item]["caption"]),
             wrong=drawings[item].figure != drawings[kept].figure,
         )
-        for index in chosen
-        for item, kept in [(int(removed.ids[index]), int(removed.kept_neighbour[index]))]
+        for item, kept, similarity in chosen.select("id", "kept_id", "similarity").iter_rows()
     ]
-    title = f"emoji, epsilon 0.05: {len(pairs)} of {len(removed.ids)} removed images, from most to least similar"
+    title = f"emoji, epsilon 0.05: {len(pairs)} of {len(removed)} removed images, from most to least similar"
     SHEET.parent.mkdir(parents=True, exist_ok=True)
     SHEET.write_bytes(contact_sheet(pairs, title=f"{title} (red: another figure)"))
 

@@ -1,6 +1,6 @@
 """Read a manifest's JSON lines with Hugging Face datasets.
 
-    python examples/read_manifests/jsonl_datasets.py data/web/opt-125m/k=100/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/jsonl_datasets.py data/web/opt-125m/k=100/hard/epsilon=0.05/manifests/<version>
 
 The folder must hold the format `jsonl`: the source's own lines of the kept items.
 """

@@ -1,6 +1,6 @@
 """Read a manifest with OpenCLIP's own CSV loader.
 
-    python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
 
 The folder must hold the format `csv`. In training the same is
 `--dataset-type csv --train-data <folder>/open_clip.csv --csv-img-key filepath --csv-caption-key title`,

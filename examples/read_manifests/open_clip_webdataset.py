@@ -1,6 +1,6 @@
 """Read a manifest with OpenCLIP's own WebDataset loader.
 
-    python examples/read_manifests/open_clip_webdataset.py data/photos/ViT-B-16-openai/k=100/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/open_clip_webdataset.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
 
 The folder must hold the format `webdataset`: tars with the kept samples alone. In training the same is
 `--dataset-type webdataset --train-data '<folder>/webdataset/s{000000..000099}.tar' --train-num-samples <items>`.

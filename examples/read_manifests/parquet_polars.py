@@ -1,6 +1,6 @@
 """Read a manifest's Parquet files with Polars and with Hugging Face datasets.
 
-    python examples/read_manifests/parquet_polars.py data/photos/ViT-B-16-openai/k=100/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/parquet_polars.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
 
 The folder must hold the format `parquet`: for each kept item its id, shard, row, file, row in the file, key and the
 columns carried along, in the order of the source.
