@@ -1,5 +1,6 @@
 """What a source yields and an encoder embeds: records in the file's order, the invalid ones among them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,3 +120,20 @@ def id_shards(ids: np.ndarray) -> np.ndarray:
 def id_rows(ids: np.ndarray) -> np.ndarray:
     """(n,) int64: the row in its shard of each id."""
     return (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def positions_by_shard(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The shards that some ids belong to, ascending, each with where its ids stand.
+
+    Args:
+        ids: (n,) uint64, in any order.
+
+    Yields:
+        Index of a shard, and (m,) int64, ascending, the positions of its ids.
+    """
+    shards = id_shards(ids)
+    # NumPy sorts 16 bits by radix, in a fifth of the time.
+    order = np.argsort(shards.astype(np.min_scalar_type(shards.max(initial=0))), kind="stable")
+    found, starts, counts = np.unique(shards[order], return_index=True, return_counts=True)
+    for shard, start, count in zip(found.tolist(), starts, counts, strict=True):
+        yield shard, order[start : start + count]

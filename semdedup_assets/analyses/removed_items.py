@@ -2,15 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, items_file
+from semdedup_assets.execution.item_lookup import columns_version, read_items
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Column, Link, Shown, Stage, Worker
-from semdedup_assets.records import id_rows, id_shards
 from semdedup_assets.stages.keep_masks import mask_files
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import TableWriter, read_arrow
@@ -109,18 +106,9 @@ def _keys(context: StageContext, ids: "pl.Series") -> "pl.DataFrame":
     """
     import polars as pl
 
-    wanted = ids.to_numpy()
-    found = [pl.DataFrame(schema={"id": pl.UInt64, "key": pl.String})]
-    records = context.index.require_all("items")
-    for shard in context.shards:
-        rows, first = id_rows(wanted[id_shards(wanted) == shard.index]), 0
-        if len(rows) == 0:
-            continue
-        for table in read_arrow(items_file(records[Partition(shard=shard.name)]), ["id", "key"]):
-            start, stop = np.searchsorted(rows, [first, first + len(table)])
-            found.append(pl.DataFrame(table.take(rows[start:stop] - first)))
-            first += len(table)
-    return pl.concat(found)
+    context.index.require_all("items")
+    found = [pl.DataFrame(table) for table in read_items(context, ids.to_numpy(), ["id", "key"])]
+    return pl.concat([pl.DataFrame(schema={"id": pl.UInt64, "key": pl.String}), *found])
 
 
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:

@@ -1,15 +1,18 @@
 """Find keys and columns of items by their ids: for whoever names items to a person."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.records import id_rows, id_shards
+from semdedup_assets.records import id_rows, id_shards, positions_by_shard
 from semdedup_assets.storage.results import ResultRecord, StoredFile, fingerprint
 from semdedup_assets.storage.tables import read_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ITEMS = "items.parquet"
 """The table of a shard's items, in the record of the stage `items`: one row for each record of the source, in order."""
@@ -29,17 +32,23 @@ def find_items(context: StageContext, ids: Iterable[int], columns: Sequence[str]
         columns: carried columns that are wanted beside `key`.
     """
     wanted = np.unique(np.fromiter(ids, np.uint64))
-    found: dict[int, dict[str, Any]] = {}
-    for shard in context.shard_index.shards:
-        here = wanted[id_shards(wanted) == shard.index]
-        record = context.index.record("items", Partition(shard=shard.name)) if len(here) else None
-        if record is None:
-            continue
-        rows = id_rows(here)
-        for first, table in read_rows(items_file(record), rows, ["id", "key", *columns]):
-            chosen = table.take(rows[(rows >= first) & (rows < first + len(table))] - first).to_pylist()
-            found |= {int(row["id"]): row for row in chosen}
-    return found
+    tables = read_items(context, wanted, ["id", "key", *columns])
+    return {int(row["id"]): row for table in tables for row in table.to_pylist()}
+
+
+def read_items(context: StageContext, ids: np.ndarray, columns: Sequence[str]) -> "Iterator[pa.Table]":
+    """Columns of some items, a row group at a time; of those whose shard is there and holds them.
+
+    Args:
+        context: of the pipeline.
+        ids: (n,) uint64, ascending and distinct.
+        columns: of the items' tables.
+    """
+    names = {shard.index: shard.name for shard in context.shard_index.shards}
+    for shard, positions in positions_by_shard(ids):
+        record = context.index.record("items", Partition(shard=names[shard])) if shard in names else None
+        if record is not None:
+            yield from read_rows(items_file(record), id_rows(ids[positions]), columns)
 
 
 def item_keys(context: StageContext, ids: Iterable[int]) -> dict[int, str]:

@@ -12,7 +12,7 @@ from semdedup_assets.algorithm.keep_order import KeepStrategy, cluster_offsets, 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.kept_sets import Clustering, KeepColumn
-from semdedup_assets.records import id_rows, id_shards
+from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.stages.assignments import ASSIGNMENTS
 from semdedup_assets.stages.centroids import cluster_ranges
 from semdedup_assets.stages.items import item_values
@@ -130,12 +130,12 @@ class AssignedClusters:
 
     def _values_of(self, ids: np.ndarray) -> np.ndarray:
         """(n,) the ordering column's value of each item; where it has none, masked."""
-        shards, rows = id_shards(ids), id_rows(ids)
-        parts = [(shards == shard, values) for shard, values in self._keep_values.items()]
-        dtype = next((values.dtype for _, values in parts), np.dtype(np.float64))
+        values, rows = self._keep_values, id_rows(ids)
+        dtype = next((each.dtype for each in values.values()), np.dtype(np.float64))
         found = np.ma.masked_array(np.zeros(len(ids), dtype), mask=True)
-        for here, values in parts:
-            found[here] = values[rows[here]]
+        for shard, positions in positions_by_shard(ids):
+            if shard in values:
+                found[positions] = values[shard][rows[positions]]
         return found
 
 

@@ -13,7 +13,7 @@ from semdedup_assets.execution.context import PartOfResult, StageContext, used_f
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import excluded_partitions
 from semdedup_assets.execution.stage import Column, Stage
-from semdedup_assets.records import id_rows, id_shards
+from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.stages.keep_masks import mask_files
@@ -104,21 +104,20 @@ def kept_shards(context: StageContext, partition: Partition) -> dict[str, KeptSh
     bits = {shard.index: np.zeros(int(items[shard.name].details["items"]), dtype=bool) for shard in shards}
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
     masks = context.index.require("keep_masks", partition)
-    for file in mask_files(masks):
-        for part in read_tables(file, ["id", "kept"]):
-            of_all = id_shards(part["id"])
-            for shard, counts in unlisted.items():
-                counts += [int((of_all == shard).sum()), int((part["kept"] & (of_all == shard)).sum())]
-            owners, rows = of_all[part["kept"]], id_rows(part["id"][part["kept"]])
-            for shard in sorted(set(np.unique(owners).tolist()) - unlisted.keys()):
-                here = rows[owners == shard]
-                if shard not in bits or (len(here) and int(here.max()) >= len(bits[shard])):
+    for part in (part for file in mask_files(masks) for part in read_tables(file, ["id", "kept"])):
+        rows = id_rows(part["id"])
+        for shard, positions in positions_by_shard(part["id"]):
+            kept = rows[positions[part["kept"][positions]]]
+            if shard in unlisted:
+                unlisted[shard] += [len(positions), len(kept)]
+            elif len(kept):
+                if shard not in bits or int(kept.max()) >= len(bits[shard]):
                     message = (
                         f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what "
                         "follows"
                     )
                     raise MissingResultError(message)
-                bits[shard][here] = True
+                bits[shard][kept] = True
     of_shard = {shard: (int(found), int(kept)) for shard, (found, kept) in unlisted.items()}
     return {
         shard.name: KeptShard(shard, items[shard.name], bits[shard.index], of_shard.get(shard.index, (0, 0)))

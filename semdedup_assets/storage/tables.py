@@ -138,12 +138,12 @@ def read_arrow(file: StoredFile, columns: Iterable[str] | None = None) -> "Itera
             yield rows if wanted is None else rows.select(wanted)
 
 
-def read_rows(file: StoredFile, rows: np.ndarray, columns: Sequence[str]) -> "Iterator[tuple[int, pa.Table]]":
-    """The row groups of a Parquet file that hold some rows, each with the row that it begins with.
+def read_rows(file: StoredFile, rows: np.ndarray, columns: Sequence[str]) -> "Iterator[pa.Table]":
+    """Some rows of a Parquet file, row group by row group; groups without any are not read.
 
     Args:
         file: of a result.
-        rows: (n,) integers, which rows are wanted.
+        rows: (n,) integers, ascending, which rows are wanted; those beyond the last are passed over.
         columns: names.
 
     Raises:
@@ -153,6 +153,8 @@ def read_rows(file: StoredFile, rows: np.ndarray, columns: Sequence[str]) -> "It
         first = 0
         for group in range(table.num_row_groups):
             count = table.metadata.row_group(group).num_rows
-            if ((rows >= first) & (rows < first + count)).any():
-                yield first, table.read_row_group(group, columns=list(columns)).select(list(columns))
+            start, stop = np.searchsorted(rows, [first, first + count])
+            if start < stop:
+                found = table.read_row_group(group, columns=list(columns)).select(list(columns))
+                yield found.take(rows[start:stop] - first)
             first += count

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from semdedup_assets.records import id_rows, id_shards, item_ids
+from semdedup_assets.records import id_rows, id_shards, item_ids, positions_by_shard
 
 
 def test_ids_give_back_shard_and_row() -> None:
@@ -18,3 +20,13 @@ def test_ids_give_back_shard_and_row() -> None:
 def test_a_row_that_would_be_an_id_of_another_shard_is_rejected(row: int) -> None:
     with pytest.raises(ValueError, match=rf"shard 3: rows .*{row}.* exceed the range 0 to 2\*\*32 - 1"):
         item_ids(3, np.array([0, row]))
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 255, 256, 2**16, 2**31 - 1]), st.integers(0, 2**32 - 1))))
+def test_each_shard_s_ids_are_found_where_they_stand(items: list[tuple[int, int]]) -> None:
+    ids = np.array([shard * 2**32 + row for shard, row in items], np.uint64)
+    expected: dict[int, list[int]] = {}
+    for position, (shard, _) in enumerate(items):
+        expected.setdefault(shard, []).append(position)
+    found = [(shard, positions.tolist()) for shard, positions in positions_by_shard(ids)]
+    assert found == sorted(expected.items())
