@@ -1,5 +1,6 @@
 """When a partition is made without anybody asking: the automation condition of all assets."""
 
+from collections.abc import Set
 from typing import Any
 
 import dagster as dg
@@ -10,7 +11,7 @@ from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 _RETRY = "0 * * * *"
 
 # Of runs that may still make something.
-UNFINISHED = [
+_UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -99,17 +100,27 @@ class InputsAtRest(dg.AutomationCondition[dg.AssetKey]):
         if context.candidate_subset.is_empty:
             return dg.AutomationResult(context, context.candidate_subset)
         parents = context.asset_graph.get(context.key).parent_keys
-        busy = self._busy(context.asset_graph_view.instance, parents)
+        instance = context.asset_graph_view.instance
+        busy = unfinished_run(instance, self._refresh_job, parents) or parents & _backfilled(instance)
         return dg.AutomationResult(context, context.get_empty_subset() if busy else context.candidate_subset)
 
-    def _busy(self, instance: dg.DagsterInstance, parents: set[dg.AssetKey]) -> bool:
-        for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=_MOST_RUNS):
-            if run.job_name == self._refresh_job or parents & (run.asset_selection or set()):
-                return True
-        return any(parents & keys for keys in _backfilled(instance))
+
+def unfinished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> str | None:
+    """Id of a run that has not ended, of a job or of any that makes some assets; None where there is none.
+
+    Args:
+        instance: knows the runs.
+        job: name.
+        assets: keys.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_MOST_RUNS):
+        if run.job_name == job or assets & (run.asset_selection or set()):
+            return run.run_id
+    return None
 
 
-def _backfilled(instance: dg.DagsterInstance) -> list[set[dg.AssetKey]]:
-    """The assets of each backfill that is being launched; of the latest ones, for those that ended stay listed."""
+def _backfilled(instance: dg.DagsterInstance) -> set[dg.AssetKey]:
+    """The assets of backfills that are being launched; of the latest ones, for those that ended stay listed."""
     latest = instance.get_backfills(limit=_MOST_BACKFILLS)
-    return [set(each.asset_selection or ()) for each in latest if each.status.value in ("REQUESTED", "CANCELING")]
+    active = [each for each in latest if each.status.value in ("REQUESTED", "CANCELING")]
+    return {key for each in active for key in each.asset_selection or ()}

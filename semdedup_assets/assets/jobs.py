@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.conditions import UNFINISHED
+from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.progress import reporting_to
 
@@ -73,7 +73,7 @@ def _refit_job(builder: AssetBuilder) -> "UnresolvedAssetJobDefinition":
 
 def _schedule(builder: AssetBuilder, job: dg.JobDefinition) -> dg.ScheduleDefinition:
     def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        run = _unfinished_run(builder, context.instance)
+        run = unfinished_run(context.instance, builder.refresh_job, {builder.key(asset) for asset in builder.assets})
         return dg.SkipReason(f"run {run} of the pipeline is under way") if run else dg.RunRequest()
 
     return dg.ScheduleDefinition(
@@ -84,12 +84,3 @@ def _schedule(builder: AssetBuilder, job: dg.JobDefinition) -> dg.ScheduleDefini
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Refreshes the pipeline; passes a tick over while a run of it is under way.",
     )
-
-
-def _unfinished_run(builder: AssetBuilder, instance: dg.DagsterInstance) -> str | None:
-    """A run that makes something of the pipeline."""
-    keys = {builder.key(asset) for asset in builder.assets}
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1000):
-        if run.job_name == builder.refresh_job or keys & (run.asset_selection or set()):
-            return run.run_id
-    return None
