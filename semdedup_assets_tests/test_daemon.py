@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from semdedup_assets.assets.source import observe_source
-from semdedup_assets.execution.runner import excluded_partitions
-from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets_tests.dagster_process import (
     RunningDagster,
     configured_instance,
@@ -109,7 +107,7 @@ def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: P
         write_shard(tmp_path, "2", near_duplicates(2))
         wait_until_made(runs, dagster, of_new("s000002"), before)
         assert not logged(runs, "s000002: attempt 3 of 3 failed")
-        assert excluded_partitions(runs.context, GRAPH["embeddings"]) == {}
+        assert runs.context.index.excluded("embeddings") == {}
         assert runs.data_version("manifests", "0.05|3") != manifest
         manifest_now = runs.last_materialisation("manifests", ["0.05|3"])
         assert manifest_now.metadata["records"].value == 3 * len(near_duplicates(0))

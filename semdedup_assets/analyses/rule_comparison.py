@@ -38,15 +38,18 @@ def compare_rules(context: StageContext, partition: Partition, *, assigned: Assi
         MissingResultError: masks or scores are missing, or are made from other inputs than there are now.
     """
     with context.writing("rule_comparison", partition) as result:
+        # The number that the partition's target stands for, as its masks were made with.
+        masks = context.index.require_consistent("keep_masks", partition)[partition]
+        epsilon = float(masks.details["epsilon"])
         items = chain = greedy = 0
         with result.open(COMPARISON) as stream, TableWriter(stream) as table:
-            for part in usage.each("compare", _by_range(context, partition, assigned)):
+            for part in usage.each("compare", _by_range(partition, assigned, epsilon)):
                 table.write(part)
                 items += int(part["items"].sum())
                 chain += int(part["kept_by_chain"].sum())
                 greedy += int(part["kept_by_greedy"].sum())
         result.details = {
-            "epsilon": _epsilon(context, partition),
+            "epsilon": epsilon,
             "items": items,
             "kept_by_chain": chain,
             "kept_by_greedy": greedy,
@@ -56,19 +59,12 @@ def compare_rules(context: StageContext, partition: Partition, *, assigned: Assi
     return result.committed
 
 
-def _epsilon(context: StageContext, partition: Partition) -> float:
-    """The number that the partition's target stands for, as its masks were made with."""
-    return float(context.index.require_consistent("keep_masks", partition)[partition].details["epsilon"])
-
-
-def _by_range(
-    context: StageContext, partition: Partition, assigned: AssignedClusters
-) -> Iterator[dict[str, np.ndarray]]:
+def _by_range(partition: Partition, assigned: AssignedClusters, epsilon: float) -> Iterator[dict[str, np.ndarray]]:
     """The table's rows of each range of clusters; empty clusters have none."""
     from semdedup_assets.algorithm.selection import earlier_positions, greedy_keep_clusters, keep_mask
     from semdedup_assets.algorithm.similarity import EarlierSimilarity
 
-    epsilon, files = _epsilon(context, partition), scores_files(context, assigned.clustering)
+    files = scores_files(assigned.context, assigned.clustering)
     with Progress(f"rule_comparison {partition}", total=len(files), unit="ranges") as progress:
         for index, file in enumerate(files):
             scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of"])
@@ -78,7 +74,7 @@ def _by_range(
                 cluster,
                 epsilon,
                 vectors_of=partial(vectors_of, assigned, index, cluster),
-                budget=context.compute.budget,
+                budget=assigned.context.compute.budget,
             )
             clusters, rank, counts = np.unique(cluster, return_inverse=True, return_counts=True)
             kept = {"kept_by_chain": keep_mask(similarity, epsilon), "kept_by_greedy": greedy}

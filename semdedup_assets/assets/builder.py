@@ -103,13 +103,17 @@ class AssetBuilder:
         """What the asset's stage is given."""
         return StageContext(self.pipeline, self.graph, asset.selection, compute or self.pipeline.compute)
 
-    def code_version(self, asset: StageAsset) -> str:
+    def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.
 
         Results of several selections, which lie beside each other, are one after the other the content of the asset
         where the settings' only selection changes.
+
+        Args:
+            asset: which.
+            context: of its stage, where there is one: what that hashed, a checkpoint perhaps, is not hashed again.
         """
-        context, stage = self.context(asset), asset.stage
+        context, stage = context or self.context(asset), asset.stage
         version = context.code_version(stage.name)
         if not stage.selected:
             return version
@@ -165,8 +169,7 @@ class AssetBuilder:
 
     def is_one_to_one(self, asset: StageAsset, name: str) -> bool:
         """Whether each partition of an asset is made from one result of an input, whose version its record holds."""
-        by_range = name in self.graph and self.graph[name].by_range
-        return name != "shard_index" and not by_range and set(self._dimensions_of(name)) <= set(asset.stage.dimensions)
+        return name != "shard_index" and self.graph.is_one_to_one(asset.stage, name)
 
     def deps(self, asset: StageAsset) -> list[dg.AssetDep]:
         """What an asset is made from: dimensions that both have are the same, of the others all is needed."""

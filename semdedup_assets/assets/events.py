@@ -6,6 +6,7 @@ each partition is an event of its own, with the provenance tags that Dagster wou
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import dagster as dg
@@ -56,7 +57,7 @@ class PartitionEvents:
         # Pictures and sentences stand first; a table alone comes after what a person looks for in it.
         tables_only = all(isinstance(value, Rows) for value in seen.values())
         tags = {
-            _CODE: self.builder.code_version(self.asset),
+            _CODE: self._code_version,
             _VERSION: record.version,
             "dagster/data_version_is_user_provided": "true",
             **self._input_tags(partition, record),
@@ -71,6 +72,10 @@ class PartitionEvents:
             },
             tags=tags,
         )
+
+    @cached_property
+    def _code_version(self) -> str:
+        return self.builder.code_version(self.asset, self.context)
 
     def _input_tags(self, partition: Partition, record: ResultRecord) -> dict[str, str]:
         """Which event of each input a partition was made from.
@@ -165,7 +170,7 @@ class PartitionEvents:
         together, and are reported in the partitions' order: the last event, and the last partition's, show whether all
         events need to be read.
         """
-        code_version = self.builder.code_version(self.asset)
+        code_version = self._code_version
         last = (self._last_tags(None), self._last_tags(list(partitions)[-1]))
         if all(tags is None or tags.get(_CODE) == code_version for tags in last):
             return set()

@@ -68,10 +68,8 @@ def _made(
     partitions = _partitions(context, asset)
     index.records(stage.name)  # All records are read together.
     wanted = {each for each in partitions if again or not _is_current(stage_context, stage.name, each)}
-    logged = []
-    for partition in partitions:
-        if partition not in wanted and (record := index.result(stage.name, partition)) is not None:
-            logged.append(events.event(partition, record, reused=True))
+    fresh = index.results(stage.name, (each for each in partitions if each not in wanted))
+    logged = [events.event(partition, record, reused=True) for partition, record in fresh.items()]
     for partition, record in run_partitions(
         stage_context, stage, [each for each in partitions if each in wanted], again=again
     ):

@@ -12,7 +12,7 @@ from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.runner import excluded_partitions, run_partitions
+from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
@@ -101,10 +101,7 @@ def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]
         stale = set(index.stale(stage))
     except MissingResultError:
         return {}
-    found = {
-        partition: index.result(stage, partition) for partition in index.partitions(stage) if partition not in stale
-    }
-    return {partition: record for partition, record in found.items() if record is not None}
+    return index.results(stage, (each for each in index.partitions(stage) if each not in stale))
 
 
 def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool) -> Iterator[StageRun]:
@@ -114,12 +111,8 @@ def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool) -> Iter
     everything = index.partitions(stage.name)
     wanted = set(index.stale(stage.name))
     if again:
-        wanted |= {partition for partition in excluded_partitions(context, stage) if partition in everything}
-    fresh = {
-        partition: record
-        for partition in everything
-        if partition not in wanted and (record := index.result(stage.name, partition)) is not None
-    }
+        wanted |= {partition for partition in index.excluded(stage.name) if partition in everything}
+    fresh = index.results(stage.name, (each for each in everything if each not in wanted))
     adopted, made = adopt(events, sink, fresh), set[Partition]()
     try:
         for partition, record in run_partitions(context, stage, [each for each in everything if each in wanted]):

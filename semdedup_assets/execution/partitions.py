@@ -66,16 +66,6 @@ class Partition:
             shard=self.shard if "shard" in dimensions else None,
         )
 
-    def agrees_with(self, other: "Partition") -> bool:
-        """Whether no dimension that both have tells them apart."""
-        pairs = (
-            (self.bucket, other.bucket),
-            (self.target, other.target),
-            (self.clustering, other.clustering),
-            (self.shard, other.shard),
-        )
-        return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)
-
     def of_range(self, cluster_range: int) -> "Partition":
         """The stored result of one range of its clusters."""
         return replace(self, bucket=None, cluster_range=cluster_range)

@@ -228,26 +228,6 @@ class ResultIndex:
         self.cache.get([self._context.location(stage, partition) for partition in stored])
         return {partition: self.require(stage, partition) for partition in stored}
 
-    def require_current(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
-        """The same, once each is seen to be made from what its inputs are now.
-
-        Raises:
-            MissingResultError: one is not there, or is stale; names what to materialise.
-        """
-        records = self.require_all(stage, within)
-        for partition, record in records.items():
-            if not self._is_current(stage, partition, record):
-                self._refuse_stale(stage, partition)
-        return records
-
-    def _refuse_stale(self, stage: str, partition: Partition) -> None:
-        context = self._context
-        message = (
-            f"{context.location(stage, partition)}: made from other inputs or settings than there are now; "
-            f"{context.remedy(stage, partition)}"
-        )
-        raise MissingResultError(message)
-
     def require_inputs(self, stage: str, partition: Partition, inputs: Mapping[str, str]) -> None:
         """See that what a task reads is what its partition was planned from.
 
@@ -260,7 +240,7 @@ class ResultIndex:
             raise MissingResultError(message)
 
     def require_consistent(self, stage: str, within: Partition | None = None) -> dict[Partition, ResultRecord]:
-        """The same, once everything that they depend on, however indirectly, is seen to fit together.
+        """The same as `require_all`, once everything that they depend on, however indirectly, is seen to fit together.
 
         What the source has become since is no obstacle: results of the shards as they were read fit together. Other
         settings are one.
@@ -270,15 +250,19 @@ class ResultIndex:
         """
         context, found = self._context, self._context.graph[stage]
         names = found.all_inputs(context.pipeline, context.selection)
-        if "shards" in names or found.frozen:
-            records = self.require_all(stage, within)
-            for partition, record in records.items():
-                if record.code_version != context.code_version(stage):
-                    self._refuse_stale(stage, partition)
-            return records
-        for name in names:
+        of_source = "shards" in names or found.frozen
+        for name in () if of_source else names:
             self.require_consistent(name, (within or Partition()).only(context.graph[name].dimensions))
-        return self.require_current(stage, within)
+        records = self.require_all(stage, within)
+        for partition, record in records.items():
+            same_settings = record.code_version == context.code_version(stage)
+            if not (same_settings if of_source else self._is_current(stage, partition, record)):
+                message = (
+                    f"{context.location(stage, partition)}: made from other inputs or settings than there are now; "
+                    f"{context.remedy(stage, partition)}"
+                )
+                raise MissingResultError(message)
+        return records
 
     def result(self, stage: str, partition: Partition) -> ResultRecord | None:
         """What a partition is shown as: its record, or all that it is stored as, summed up; None unless all is there."""
@@ -289,6 +273,16 @@ class ResultIndex:
         records = self.cache.get([self._context.location(stage, each) for each in stored])
         present = [record for record in records if record is not None]
         return found.finish(self._context, partition, list(present)) if len(present) == len(stored) else None
+
+    def results(self, stage: str, partitions: Iterable[Partition]) -> dict[Partition, ResultRecord]:
+        """What some partitions are shown as; of those that are there as a whole."""
+        found = {partition: self.result(stage, partition) for partition in partitions}
+        return {partition: record for partition, record in found.items() if record is not None}
+
+    def excluded(self, stage: str) -> dict[Partition, str]:
+        """The partitions that failed every attempt when they were last tried, each with the reason."""
+        records = self.records(stage)
+        return {partition: record.excluded for partition, record in records.items() if record.excluded is not None}
 
     def input_versions(self, stage: str, partition: Partition) -> dict[str, str]:
         """Versions of what a partition is to be made from, by the inputs' names.
@@ -308,7 +302,7 @@ class ResultIndex:
             return fingerprint([shard.fingerprint for shard in context.shards])
         upstream = context.graph[name]
         within = partition.only(upstream.dimensions)
-        if set(upstream.dimensions) <= set(stage.dimensions) and not upstream.by_range:
+        if context.graph.is_one_to_one(stage, name):
             return stage.input_version(context, name, self.require(name, within))
         # Of a bucket's ranges nothing is the bucket's: ranges are grouped freely.
         within = within.only(("epsilon", "k", "shard")) if upstream.by_range else within

@@ -4,7 +4,6 @@ import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from semdedup_assets.execution import progress
@@ -80,8 +79,7 @@ def run_partitions(
     with progress.Progress(stage.name, total=None, unit=stage.unit) as bar:
         for attempt in range(1, attempts + 1):
             errors: dict[Partition, str] = {}
-            run = partial(_attempt, context, stage, waiting, again=again, engine=engine)
-            for partition, record, error in run():
+            for partition, record, error in _attempt(context, stage, waiting, again=again, engine=engine):
                 bar.advance()
                 if record is not None:
                     yield partition, record
@@ -191,7 +189,7 @@ def _excluded(
     """
     total = len(context.index.partitions(stage.name))
     allowed = max(1, int(context.pipeline.refresh.max_excluded * total))
-    failing = {*errors, *excluded_partitions(context, stage)}
+    failing = {*errors, *context.index.excluded(stage.name)}
     if len(failing) > allowed:
         message = (
             f"{context.pipeline.dataset}: {len(failing)} of {total} {stage.unit} fail in {stage.name}, and {allowed} may "
@@ -201,12 +199,6 @@ def _excluded(
     for partition, reason in errors.items():
         if stage.exclude is not None:
             yield partition, stage.exclude(context, partition, reason)
-
-
-def excluded_partitions(context: StageContext, stage: Stage) -> dict[Partition, str]:
-    """The partitions that failed every attempt when they were last tried, each with the reason."""
-    records = context.index.records(stage.name)
-    return {partition: record.excluded for partition, record in records.items() if record.excluded is not None}
 
 
 def _first(errors: dict[Partition, str], most: int = 3) -> str:

@@ -258,6 +258,17 @@ class StageGraph:
     def __contains__(self, name: str) -> bool:
         return any(stage.name == name for stage in self.stages)
 
+    def is_one_to_one(self, stage: Stage, name: str) -> bool:
+        """Whether each partition of a stage is made from one result of an input.
+
+        Args:
+            stage: which.
+            name: of the input: a stage, or `shards`.
+        """
+        if name == "shards":
+            return "shard" in stage.dimensions
+        return not self[name].by_range and set(self[name].dimensions) <= set(stage.dimensions)
+
     def before(self, stage: Stage, pipeline: Pipeline, selection: Selection) -> list[Stage]:
         """The stages that a stage depends on, however indirectly, in order."""
         needed = set(stage.all_inputs(pipeline, selection))

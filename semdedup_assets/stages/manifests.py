@@ -11,7 +11,6 @@ from semdedup_assets.checks.manifests import CHECKS
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.runner import excluded_partitions
 from semdedup_assets.execution.stage import Column, Stage
 from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.settings import Pipeline
@@ -182,7 +181,7 @@ def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -
         "excluded": {
             str(shard): reason
             for stage in ("items", "embeddings")
-            for shard, reason in excluded_partitions(context, context.graph[stage]).items()
+            for shard, reason in context.index.excluded(stage).items()
         },
     }
 

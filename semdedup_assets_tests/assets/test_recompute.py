@@ -15,7 +15,7 @@ from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.runner import FailedPartitionsError, excluded_partitions, run_partitions
+from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
 from semdedup_assets.kept_sets import Clustering, KeptSet, Target
 from semdedup_assets.storage import vectors
 from semdedup_assets.storage.results import RECORD, ResultRecord, read_record
@@ -423,7 +423,7 @@ def test_one_shard_that_always_fails_is_excluded_and_comes_back_when_it_is_mende
     impatient = unmade.changed(refresh={"retry_seconds": 0})
     assert impatient.refresh() == everything()
     excluded = Partition(shard="s000001")
-    assert excluded_partitions(unmade.context, unmade.graph["embeddings"]).keys() == {excluded}
+    assert unmade.context.index.excluded("embeddings").keys() == {excluded}
     manifest = unmade.last_materialisation("manifests", ["0.05|3"]).metadata
     assert manifest["records"].value == 2 * len(near_duplicates(0))
     assert "s000001" in manifest["made_with"].value["excluded"]
@@ -432,7 +432,7 @@ def test_one_shard_that_always_fails_is_excluded_and_comes_back_when_it_is_mende
     assert tried == {"items": ["s000001"], "embeddings": ["s000001"]}
     path.write_bytes(good)
     assert impatient.refresh() == of_shard("s000001")
-    assert excluded_partitions(unmade.context, unmade.graph["embeddings"]) == {}
+    assert unmade.context.index.excluded("embeddings") == {}
     assert "excluded" not in unmade.last_materialisation("embeddings", ["s000001"]).metadata
 
 

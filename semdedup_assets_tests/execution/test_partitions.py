@@ -21,8 +21,6 @@ wholes = st.builds(
 def test_a_partition_is_read_back_from_its_key(whole: Partition, dimensions: tuple[Dimension, ...]) -> None:
     partition = whole.only(dimensions)
     assert Partition.parse(str(partition), dimensions) == partition
-    assert partition.agrees_with(whole)
-    assert whole.agrees_with(partition)
 
 
 def test_keys_join_dimensions_in_the_order_of_their_names() -> None:
@@ -40,13 +38,6 @@ def test_keys_join_dimensions_in_the_order_of_their_names() -> None:
 def test_a_key_without_these_dimensions_is_refused(key: str, dimensions: tuple[Dimension, ...]) -> None:
     with pytest.raises(ValueError, match=r"has not the dimensions epsilon × k|is neither an epsilon"):
         Partition.parse(key, dimensions)
-
-
-def test_partitions_agree_unless_a_dimension_that_both_have_differs() -> None:
-    three = Partition(clustering=Clustering("3"))
-    assert three.agrees_with(Partition(shard="s000001"))
-    assert three.agrees_with(Partition(clustering=Clustering("3"), shard="s000001"))
-    assert not three.agrees_with(Partition(clustering=Clustering("3", 1)))
 
 
 def test_what_a_partition_lacks_is_an_error() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from semdedup_assets.execution.engines.local import Outcome, map_tasks
 from semdedup_assets.execution.progress import reporting_to
-from semdedup_assets.execution.runner import FailedPartitionsError, excluded_partitions, run_partitions
+from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.results import DamagedResultError
 from semdedup_assets_tests.stage_runs import METHOD, StageRuns, small_pipeline
@@ -30,7 +30,7 @@ def spoil(folder: Path, *names: str) -> None:
 
 def excluded(runs: StageRuns, stage: str) -> dict[str, str]:
     context = runs.context()
-    return {str(key): reason for key, reason in excluded_partitions(context, context.graph[stage]).items()}
+    return {str(key): reason for key, reason in context.index.excluded(stage).items()}
 
 
 @pytest.mark.parametrize("stage", ["items", "embeddings"])
