@@ -18,7 +18,7 @@ from semdedup_assets.algorithm.gallery_choice import (
     most_removed,
     neighbour_search,
 )
-from semdedup_assets.algorithm.selection import keep_mask
+from semdedup_assets.algorithm.selection import Selection, orphans
 from semdedup_assets.records import Content
 from semdedup_assets.rendering.gallery import Group, Row, RowItem, Section
 from semdedup_assets.settings import Galleries
@@ -74,13 +74,13 @@ class SelectedClusters:
         scores = read_table(self.scores[cluster_range], ["id", "cluster", "centroid_similarity", "similarity"])
         file = self.masks.file(mask_name(cluster_range))
         masks = read_table(file, ["kept", "kept_neighbour", "kept_similarity"])
-        orphan = ~masks["kept"] & keep_mask(masks["kept_similarity"], self.epsilon)
+        selection = Selection(masks["kept"], masks["kept_neighbour"], masks["kept_similarity"])
         return SelectedItems(
             ids=scores["id"],
             cluster=scores["cluster"],
             centroid_similarity=scores["centroid_similarity"],
             similarity=scores["similarity"],
-            orphan=orphan,
+            orphan=orphans(selection, self.epsilon),
             **masks,
         )
 

@@ -14,9 +14,6 @@ from semdedup_assets.execution.stage import Check, CheckResult
 _LISTED = 50
 _NAMED = 5
 
-# Can turn false while nothing is made: by itself, so that it can be evaluated by itself.
-_ALONE = "inputs_up_to_date"
-
 
 def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
     """The checks of an asset that each of its runs evaluates."""
@@ -29,7 +26,7 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
             description=check.description,
         )
         for check in asset.stage.checks
-        if check.name != _ALONE
+        if not check.alone
     ]
 
 
@@ -38,9 +35,7 @@ def check_results(builder: AssetBuilder, asset: StageAsset, context: StageContex
 
     Each failing partition is reported to the log.
     """
-    return [
-        _result(builder, asset, check, check.evaluate(context)) for check in asset.stage.checks if check.name != _ALONE
-    ]
+    return [_result(builder, asset, check, check.evaluate(context)) for check in asset.stage.checks if not check.alone]
 
 
 def _result(builder: AssetBuilder, asset: StageAsset, check: Check, found: CheckResult) -> dg.AssetCheckResult:
@@ -109,14 +104,14 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         dg.AssetCheckKey(builder.key(asset), check.name): (asset, check)
         for asset in builder.assets
         for check in asset.stage.checks
-        if check.name == _ALONE
+        if check.alone
     }
     specs = [
         dg.AssetCheckSpec(key.name, asset=key.asset_key, description=check.description)
         for key, (_, check) in found.items()
     ]
 
-    @dg.multi_asset_check(name=f"{builder.group}__{_ALONE}", specs=specs, can_subset=True)
+    @dg.multi_asset_check(name=f"{builder.group}__inputs_up_to_date", specs=specs, can_subset=True)
     def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():

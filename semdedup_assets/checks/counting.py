@@ -84,7 +84,7 @@ def inputs_up_to_date(stage: str) -> Check:
 
     evaluate.__name__ = "inputs_up_to_date"
     text = "What has been made is up to date with the assets before it, also beyond 100 partitions."
-    return Check(evaluate, text, blocking=False)
+    return Check(evaluate, text, blocking=False, alone=True)
 
 
 def _is_there(context: StageContext, stage: str, partition: Partition) -> bool:

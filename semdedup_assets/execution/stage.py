@@ -67,12 +67,14 @@ class Check:
         description: what holds where it passes.
         blocking: whether going on would be wrong where it fails.
         only_warns: of which pipelines it does not block.
+        alone: whether it can turn false while nothing is made: a run of the asset does not evaluate it, a job does.
     """
 
     evaluate: "Callable[[StageContext], CheckResult]"
     description: str
     blocking: bool = True
     only_warns: "Callable[[StageContext], bool]" = field(default=lambda _: False)
+    alone: bool = False
 
     @property
     def name(self) -> str:

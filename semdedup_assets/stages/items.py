@@ -16,6 +16,7 @@ from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import Item, item_ids
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import Shard
+from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import TableWriter, arrow_type, read_arrow
 
@@ -148,13 +149,10 @@ def item_values(record: ResultRecord, column: str) -> "np.ndarray | np.ma.Masked
     return np.ma.masked_array(values.fill_null(0).to_numpy(), mask=missing) if missing.any() else values.to_numpy()
 
 
-def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
+def item_columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    """What a table of items tells of each, of those of a shard and of those that are kept."""
     carried = (Column(name, kind, "Carried from the source.") for name, kind in pipeline.source.column_types.items())
-    return (
-        Column("id", "uint64", "Identity: shard (32 bits) and row in the shard (32 bits)."),
-        Column("key", "string", "The item's own name, never cut."),
-        *carried,
-    )
+    return (ID, Column("key", "string", "The item's own name, never cut."), *carried)
 
 
 STAGE = Stage(
@@ -169,7 +167,7 @@ STAGE = Stage(
     worker=_worker,
     exclude=_exclude,
     kinds=frozenset({"arrow", "parquet"}),
-    columns=_columns,
+    columns=item_columns,
     checks=CHECKS,
     pool=None,
     unit="shards",

@@ -11,10 +11,9 @@ from semdedup_assets.checks.manifests import CHECKS
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import Column, Stage
+from semdedup_assets.execution.stage import Stage
 from semdedup_assets.records import id_rows, positions_by_shard
-from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.keep_masks import mask_files
 from semdedup_assets.stages.manifest_formats import SHARD_FORMATS, KeptShard, write_csv
 from semdedup_assets.stages.manifest_rows import rows_written
@@ -186,11 +185,6 @@ def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -
     }
 
 
-def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
-    carried = (Column(name, kind, "Carried from the source.") for name, kind in pipeline.source.column_types.items())
-    return (ID, Column("key", "string", "The item's own name."), *carried)
-
-
 STAGE = Stage(
     name="manifests",
     step="5-train",
@@ -204,7 +198,7 @@ STAGE = Stage(
     tasks=_tasks,
     finish=_finish,
     kinds=frozenset({"parquet"}),
-    columns=_columns,
+    columns=item_columns,
     checks=CHECKS,
     selected=True,
     pool=None,
