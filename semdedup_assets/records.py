@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import xxhash
 
 Content = Literal["image", "text", "vector"]
 """The payload of a record: an encoded image (bytes), a text (str) or a ready embedding (float array)."""
@@ -88,6 +89,13 @@ class Embedded:
     keys: list[str]
     vectors: np.ndarray
     skipped: list[Skipped]
+
+
+def content_hash(payload: bytes | str) -> int:
+    """What identifies an encoded image or a text: XXH3 of its bytes, 64 bits."""
+    return int(
+        xxhash.xxh3_64_intdigest(payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass"))
+    )
 
 
 def item_ids(shard: int, rows: np.ndarray) -> np.ndarray:

@@ -155,6 +155,11 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     shards: Shards = Field(Shards(), description="How files are joined to shards.")
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
     max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
+    cut_files: Literal["exclude", "accept"] = Field(
+        "exclude",
+        description="What becomes of a file that ends early (a tar cut off, half a .gz): its shard is tried again, then "
+        "excluded; or what could be read of it is accepted, and a check reports it.",
+    )
     training_sample: TrainingSample = Field(TrainingSample(), description="What the centroids are fitted to.")
     clustering: ClusteringSettings = Field(ClusteringSettings(), description="Spherical k-means.")
     selection: Selection = Field(

@@ -1,9 +1,9 @@
 """Read some items again to look at them: keys, captions and texts from the items' tables, images from the source."""
 
-import glob
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -12,10 +12,13 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import find_items, item_keys
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.records import Record, id_rows, id_shards
+from semdedup_assets.execution.shard_reader import change_of
+from semdedup_assets.records import Record, content_hash, id_rows, id_shards
 from semdedup_assets.rendering.gallery import ItemCard
 from semdedup_assets.sources.shard_index import Shard
-from semdedup_assets.storage.files import FileStat, list_files
+from semdedup_assets.stages.embeddings import content_hashes
+from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.results import ResultRecord
 
 # Of a thumbnail: pixels of its longer side, and JPEG quality.
 _SIDE, _QUALITY = 160, 88
@@ -101,12 +104,14 @@ class _WantedFile:
         stat: as it is in the shard index; None where it is not there.
         is_current: whether keys and vectors of its shard were read from the files as the shard index has them.
         items: ids by row in the file.
+        hashes: of the content of each of these rows, as it was embedded.
     """
 
     path: str
     stat: FileStat | None
     is_current: bool
     items: dict[int, int] = field(default_factory=dict)
+    hashes: dict[int, int] = field(default_factory=dict)
 
 
 def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[_WantedFile]:
@@ -120,10 +125,11 @@ def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[_WantedFile
             path, row_in_file = located
             file = files.setdefault(path, shards[shard].wanted(path))
             file.items[row_in_file] = item
+            file.hashes[row_in_file] = shards[shard].content_hash(row)
     return list(files.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _ShardFiles:
     """Where the rows of a shard lie in its files, as its items were read.
 
@@ -132,12 +138,14 @@ class _ShardFiles:
         paths: of the files that were read.
         starts: (files + 1,) the first row of each file, and the number of all rows.
         is_current: whether these are the files that there are now, also of the embeddings.
+        embeddings: record of the embeddings; None where there are none.
     """
 
     shard: Shard
     paths: list[str]
     starts: np.ndarray
     is_current: bool
+    embeddings: ResultRecord | None
 
     @classmethod
     def of(cls, context: StageContext, shard: Shard) -> "_ShardFiles":
@@ -147,7 +155,16 @@ class _ShardFiles:
         is_current = all(
             record is not None and record.inputs["shards"] == shard.fingerprint for record in (items, embeddings)
         )
-        return cls(shard, [path for path, _ in listed], np.cumsum([0, *(rows for _, rows in listed)]), is_current)
+        starts = np.cumsum([0, *(rows for _, rows in listed)])
+        return cls(shard, [path for path, _ in listed], starts, is_current, embeddings)
+
+    @cached_property
+    def _content_hashes(self) -> np.ndarray:
+        return content_hashes(self.embeddings) if self.embeddings is not None else np.zeros(0, np.uint64)
+
+    def content_hash(self, row: int) -> int:
+        """Of the content of a row when it was embedded; 0 where it had none."""
+        return int(self._content_hashes[row]) if row < len(self._content_hashes) else 0
 
     def locate(self, row: int) -> tuple[str, int] | None:
         """The file that holds a row of the shard, and the row in that file; None beyond the last."""
@@ -176,31 +193,16 @@ def _read_images(context: StageContext, files: list[_WantedFile], found: ItemCar
 
 def _change(file: _WantedFile) -> str | None:
     """Why a file no longer holds what was embedded; None where nothing shows that."""
+    if not file.is_current or file.stat is None:
+        return _changed(file.path)
     try:
-        now = list_files(_literal(file.path))
+        return change_of(file.stat)
     except OSError as error:
         return f"{file.path} cannot be read ({error})"
-    if not now:
-        return f"{file.path} is no longer there"
-    # A stamp may also cover what lies beside the file; its own comes first.
-    if (
-        file.is_current
-        and file.stat is not None
-        and now[0].size == file.stat.size
-        and file.stat.stamp.startswith(now[0].stamp)
-    ):
-        return None
-    return _changed(file.path)
 
 
 def _changed(path: str) -> str:
     return f"{path} changed since it was embedded"
-
-
-def _literal(path: str) -> str:
-    """A glob that matches one path."""
-    protocol, separator, name = path.rpartition("://")
-    return f"{protocol}{separator}{glob.escape(name)}"
 
 
 def _read_file(context: StageContext, file: _WantedFile, found: ItemCards) -> None:
@@ -209,7 +211,7 @@ def _read_file(context: StageContext, file: _WantedFile, found: ItemCards) -> No
     try:
         for row, record in _records(context, file):
             item = waiting.pop(row)
-            found.by_id[item] = _with_image(found.by_id[item], record, file.path)
+            found.by_id[item] = _with_image(found.by_id[item], record, file, row)
     except (OSError, ValueError) as error:
         found.set_unavailable(list(waiting.values()), f"{file.path} cannot be read ({error})")
         return
@@ -226,9 +228,11 @@ def _records(context: StageContext, file: _WantedFile) -> Iterator[tuple[int, ob
             return
 
 
-def _with_image(card: ItemCard, record: object, path: str) -> ItemCard:
+def _with_image(card: ItemCard, record: object, file: _WantedFile, row: int) -> ItemCard:
     if not isinstance(record, Record) or record.key != card.key or not isinstance(record.payload, bytes):
-        return replace(card, unavailable=f"{_changed(path)}: it holds another item here")
+        return replace(card, unavailable=f"{_changed(file.path)}: it holds another item here")
+    if content_hash(record.payload) != file.hashes[row]:
+        return replace(card, unavailable=f"{_changed(file.path)}: the item holds other content")
     try:
         return replace(card, image=_jpeg(record.payload))
     except UndecodableImageError as error:

@@ -27,7 +27,9 @@ _COST = (
     "made_with",
 )
 # For checks and for other stages, or shown by another entry.
-_HIDDEN = frozenset({"id_checksum", "page", "groups", "parts", "sampled_shards", "column_versions"})
+_HIDDEN = frozenset(
+    {"id_checksum", "page", "groups", "parts", "sampled_shards", "column_versions", "present", "shared_vectors"}
+)
 _SHOWN_AS = {"sample": "sample_items"}
 
 
@@ -102,6 +104,8 @@ def _condensed(name: str, value: Any) -> Any:
     if name == "objective":
         # Every iteration is in the picture beside it; the last one plots over time.
         return value[-1]
+    if name == "cut_files" and isinstance(value, list):
+        return [{"file": path, "reason": reason} for path, reason in value]
     if name in ("skipped_examples", "invalid_value_examples"):
         return [{"item": key, "reason": reason} for key, reason in value]
     if name == "largest_cluster" and isinstance(value, dict):

@@ -13,12 +13,13 @@ from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord, remove_leftovers
 
-# Each round makes what the one before found damaged; more than a few, and it is the disk.
+# Each round makes what the one before found damaged or changed; more than a few, and it is the disk or the source.
 _ROUNDS = 5
 
 
@@ -64,20 +65,20 @@ def refresh(
         Exception: what a stage raised; what was finished before stays.
     """
     builder = AssetBuilder(pipeline, graph)
-    observe_source(builder, instance)
     swept = remove_leftovers(builder.context(builder.assets[0]).layout.folder)
     if swept:
         progress.log(f"{swept} files that ended processes had left were removed")
     for _ in range(_ROUNDS):
+        observe_source(builder, instance)
         try:
             yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
-        except DamagedResultError as error:
-            # Its record was set aside: another round finds it missing, and makes it.
+        except (DamagedResultError, SourceChangedError) as error:
+            # The record of what is damaged was set aside, the source is observed again: another round mends either.
             progress.log(str(error))
-            damage = error
+            last = error
         else:
             return
-    raise damage
+    raise last
 
 
 def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:
@@ -118,7 +119,7 @@ def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool) -> Iter
         for partition, record in run_partitions(context, stage, [each for each in everything if each in wanted]):
             sink(events.event(partition, record))
             made.add(partition)
-    except DamagedResultError:
+    except (DamagedResultError, SourceChangedError):
         yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)
         raise
     yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)

@@ -1,14 +1,19 @@
 """What must hold of embeddings."""
 
+from semdedup_assets.algorithm.shared_vectors import SharedVector, united
 from semdedup_assets.checks.counting import MOST_NAMED, ItemCount, current_records
 from semdedup_assets.encoders import Precomputed
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.item_lookup import item_keys
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
 
 # Rounding to float16 moves each number by at most 2**-11 of itself, and so the norm by at most 5e-4; to float32 by
 # 6e-8, and the norms are sums over the dimension. Beyond four times the first, a vector was never of unit norm.
 _NORM_ERROR = {"float16": 2e-3, "float32": 1e-5}
+
+# Some pictures and texts differ in bytes only; many of one vector, and at least one item in so many, are no accident.
+_MANY_CONTENTS, _ONE_IN = 5, 10_000
 
 
 def vectors_are_finite_unit(context: StageContext) -> CheckResult:
@@ -107,6 +112,48 @@ def no_shard_excluded(context: StageContext) -> CheckResult:
     return CheckResult("shards could not be embedded and are excluded", problems, measured)
 
 
+def files_are_whole(context: StageContext) -> CheckResult:
+    """No file ends early; what a setting accepts all the same is reported here."""
+    problems, count = [], 0
+    records = current_records(context, "embeddings")
+    for shard, record in records.items():
+        cut = record.details.get("cut_files", [])
+        count += len(cut)
+        if cut:
+            more = f", and {len(cut) - MOST_NAMED} more" * (len(cut) > MOST_NAMED)
+            measured = "; ".join(reason for _, reason in cut[:MOST_NAMED]) + more
+            problems.append(
+                Problem(str(shard), measured, "replace the files: what is missing of them was not embedded")
+            )
+    measured_all = {"shards": len(records), "cut_files": count}
+    return CheckResult("shards have files that end early", problems, measured_all)
+
+
+def vectors_tell_items_apart(context: StageContext) -> CheckResult:
+    """No vector stands for many items of different content."""
+    records = current_records(context, "embeddings")
+    found: dict[int, list[SharedVector]] = {}
+    for record in records.values():
+        for shared in record.details.get("shared_vectors", []):
+            each = SharedVector(**{**shared, "sketch": tuple(shared["sketch"])})
+            found.setdefault(each.vector, []).append(each)
+    total = ItemCount.of(records.values()).items
+    limit = max(_MANY_CONTENTS, total // _ONE_IN)
+    largest = sorted(((*united(each), each[0].example) for each in found.values()), key=lambda each: -each[1])
+    suspicious = [each for each in largest if each[1] >= limit][:MOST_NAMED]
+    names = item_keys(context, [example for *_, example in suspicious])
+    problems = [
+        Problem(
+            f"{names[example]} and others",
+            f"{items:,} items of {contents:,} different contents have one vector",
+            "look at them: a decoder or a model that cannot tell them apart makes duplicates of them",
+        )
+        for items, contents, example in suspicious
+    ]
+    fault = "vectors stand for many different items"
+    return CheckResult(fault, problems, {"items": total, "limit": limit, "largest": largest[0][1] if largest else 0})
+
+
 def items_and_vectors_agree(context: StageContext) -> CheckResult:
     """Keys and columns were read from as many records as vectors were."""
     items, problems = context.index.records("items"), []
@@ -131,6 +178,16 @@ CHECKS = (
     Check(ids_are_unique, "No id is repeated, in a shard or in two."),
     Check(skipped_share, "At most `max_skipped` of any shard's items are invalid."),
     Check(items_and_vectors_agree, "Keys and columns were read from as many records as vectors were."),
+    Check(
+        files_are_whole,
+        "No file ends early (`cut_files`).",
+        blocking=False,
+    ),
+    Check(
+        vectors_tell_items_apart,
+        "No vector stands for many items whose bytes differ.",
+        blocking=False,
+    ),
     Check(
         no_shard_excluded,
         "No shard failed every attempt (`refresh.attempts`) and is excluded.",

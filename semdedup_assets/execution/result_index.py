@@ -315,9 +315,10 @@ class ResultIndex:
         return self.cache.versions[key]
 
     def _is_current(self, stage: str, stored: Partition, record: ResultRecord | None) -> bool:
-        if record is None or record.code_version != self._context.code_version(stage):
+        context, found = self._context, self._context.graph[stage]
+        if record is None or record.code_version != context.code_version(stage) or not found.accepts(context, record):
             return False
-        return self._context.graph[stage].frozen or record.inputs == self.input_versions(stage, stored)
+        return found.frozen or record.inputs == self.input_versions(stage, stored)
 
     def is_current(self, stage: str, partition: Partition) -> bool:
         """Whether a partition is there, made with today's settings from what its inputs are now.

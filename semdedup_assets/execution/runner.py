@@ -10,11 +10,16 @@ from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.storage.files import join, remove
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
-# A machine or a store that cannot take results is no fault of a shard's.
+# What a shard's own data make a reader raise. Whatever else is raised (a store out of reach, memory or a disk that is
+# full, a model that fails) is no fault of the shard's.
+_DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError)
+# A machine or a store that cannot take results: all that follows would fail too.
+_NAMED = 3
 _STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
 
 
@@ -61,7 +66,8 @@ def run_partitions(
     """Make partitions of a stage, each yielded as it is done, so that a failure keeps what was finished.
 
     Where a stage can exclude (`Stage.exclude`), a partition that fails holds back none of the others: it is tried again
-    after them (`refresh.attempts`, `refresh.retry_seconds`), and excluded if it fails every time.
+    after them (`refresh.attempts`, `refresh.retry_seconds`). One whose data cannot be read is then excluded; where the
+    machine, the store or the model failed, the run fails once the others are made.
 
     Args:
         context: of the pipeline and the selection.
@@ -71,22 +77,25 @@ def run_partitions(
         engine: where tasks run.
 
     Raises:
-        FailedPartitionsError: nothing at all can be made, or more fails than `refresh.max_excluded` allows.
+        FailedPartitionsError: nothing at all can be made, more fails than `refresh.max_excluded` allows, or something
+            fails that is no fault of the data.
+        SourceChangedError: a source file is not the one that was observed.
         Exception: what a task raised, of a stage that cannot exclude.
     """
     setting, waiting = context.pipeline.refresh, list(partitions)
     attempts = setting.attempts if stage.exclude is not None else 1
     with progress.Progress(stage.name, total=None, unit=stage.unit) as bar:
         for attempt in range(1, attempts + 1):
-            errors: dict[Partition, str] = {}
+            errors: dict[Partition, Exception] = {}
             for partition, record, error in _attempt(context, stage, waiting, again=again, engine=engine):
                 bar.advance()
                 if record is not None:
                     yield partition, record
                 elif error is not None:
-                    _raise_unless_excludable(stage, error)
-                    errors[partition] = f"{type(error).__name__}: {error}"
-                    progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {errors[partition]}")
+                    _raise_unless_retried(stage, error)
+                    errors[partition] = error
+                    progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {_reason(error)}")
+            _raise_source_change(errors)
             if not errors:
                 return
             _refuse_unless_some_are_good(context, stage, errors)
@@ -164,13 +173,28 @@ def _finished(context: StageContext, stage: Stage, partition: Partition, values:
     return record
 
 
-def _raise_unless_excludable(stage: Stage, error: Exception) -> None:
+def _raise_unless_retried(stage: Stage, error: Exception) -> None:
+    """Raise what ends the stage at once: another attempt, or another partition, would only fail again."""
     of_the_store = isinstance(error, OSError) and error.errno in _STORE_ERRORS
-    if stage.exclude is None or of_the_store or isinstance(error, PermissionError):
+    if stage.exclude is None or of_the_store or isinstance(error, PermissionError | MissingResultError):
         raise error
 
 
-def _refuse_unless_some_are_good(context: StageContext, stage: Stage, errors: dict[Partition, str]) -> None:
+def _raise_source_change(errors: dict[Partition, Exception]) -> None:
+    """Another attempt would find the same files: who observes the source again can go on."""
+    changes = [error for error in errors.values() if isinstance(error, SourceChangedError)]
+    if changes:
+        message = "; ".join(map(str, changes[:_NAMED])) + (
+            f"; and {len(changes) - _NAMED} more" * (len(changes) > _NAMED)
+        )
+        raise SourceChangedError(message) from changes[0]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _refuse_unless_some_are_good(context: StageContext, stage: Stage, errors: dict[Partition, Exception]) -> None:
     """Where nothing ever worked the settings are wrong, not the data."""
     version = context.code_version(stage.name)
     records = context.index.records(stage.name).values()
@@ -180,13 +204,20 @@ def _refuse_unless_some_are_good(context: StageContext, stage: Stage, errors: di
 
 
 def _excluded(
-    context: StageContext, stage: Stage, errors: dict[Partition, str]
+    context: StageContext, stage: Stage, errors: dict[Partition, Exception]
 ) -> Iterator[tuple[Partition, ResultRecord]]:
     """Record the partitions that failed every attempt as excluded.
 
     Raises:
-        FailedPartitionsError: they are too many.
+        FailedPartitionsError: they are too many, or one failed that is no fault of its data.
     """
+    faults = {partition: error for partition, error in errors.items() if not isinstance(error, _DATA_ERRORS)}
+    if faults:
+        message = (
+            f"{context.pipeline.dataset}: {len(faults)} {stage.unit} failed in {stage.name} for a cause that is not in "
+            f"their data; what was finished stays, run again once it is mended; {_first(faults)}"
+        )
+        raise FailedPartitionsError(message) from next(iter(faults.values()))
     total = len(context.index.partitions(stage.name))
     allowed = max(1, int(context.pipeline.refresh.max_excluded * total))
     failing = {*errors, *context.index.excluded(stage.name)}
@@ -196,10 +227,10 @@ def _excluded(
             f"be excluded; mend them, or raise `refresh.max_excluded`; {_first(errors)}"
         )
         raise FailedPartitionsError(message)
-    for partition, reason in errors.items():
+    for partition, error in errors.items():
         if stage.exclude is not None:
-            yield partition, stage.exclude(context, partition, reason)
+            yield partition, stage.exclude(context, partition, _reason(error))
 
 
-def _first(errors: dict[Partition, str], most: int = 3) -> str:
-    return "; ".join(f"{partition}: {reason}" for partition, reason in list(errors.items())[:most])
+def _first(errors: dict[Partition, Exception]) -> str:
+    return "; ".join(f"{partition}: {_reason(error)}" for partition, error in list(errors.items())[:_NAMED])

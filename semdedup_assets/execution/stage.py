@@ -132,6 +132,10 @@ def _version(_: "StageContext", __: str, record: ResultRecord) -> str:
     return record.version
 
 
+def _accepted(_: "StageContext", __: ResultRecord) -> bool:
+    return True
+
+
 def _whole_selection(selection: Selection) -> Mapping[str, Any]:
     return selection.identity()
 
@@ -174,6 +178,8 @@ class Stage:
         pool: what it needs that others also need.
         optional_inputs: further inputs, of some pipelines and selections.
         input_version: of an input's record, what of it counts: by default the version of all its content.
+        accepts: whether today's settings want a result that fits its inputs; for settings that say which results count,
+            and change none.
         unit: what a task is, in the words of a progress bar.
     """
 
@@ -201,6 +207,7 @@ class Stage:
     pool: str | None = "gpu"
     optional_inputs: Callable[[Pipeline, Selection], tuple[str, ...]] = _no_inputs
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version
+    accepts: "Callable[[StageContext, ResultRecord], bool]" = _accepted
     unit: str = "partitions"
 
     @property

@@ -1,21 +1,28 @@
 """Embed the items of a shard."""
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
+from semdedup_assets.algorithm.shared_vectors import row_hashes, shared_vectors
 from semdedup_assets.checks.embeddings import CHECKS
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
+from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
-from semdedup_assets.records import Skipped, VectorBatch, item_ids
+from semdedup_assets.records import Invalid, Record, Skipped, VectorBatch, content_hash, item_ids
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.storage.results import ResultRecord, ResultWriter
+from semdedup_assets.storage.tables import read_table, write_table
 from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
 
-VECTORS, SKIPPED = "vectors.arrow", "skipped.parquet"
+VECTORS, SKIPPED, CONTENTS = "vectors.arrow", "skipped.parquet", "contents.parquet"
 """The files of a shard's embeddings, in its record."""
 
 _LISTED = 20
@@ -36,7 +43,7 @@ def embed_shard(context: StageContext, partition: Partition, *, model: Any) -> R
     """
     shard = context.shard(partition.required_shard)
     with context.writing("embeddings", partition, inputs={"shards": shard.fingerprint}) as result:
-        result.details = _write(context, shard, _ShardRecords(context, shard), model, result)
+        result.details = _write(context, shard, model, result)
     return result.committed
 
 
@@ -44,65 +51,93 @@ def _exclude(context: StageContext, partition: Partition, reason: str) -> Result
     """Record a shard that cannot be embedded as one without items, and why."""
     shard = context.shard(partition.required_shard)
     with context.writing("embeddings", partition, inputs={"shards": shard.fingerprint}) as result:
-        result.details = {**_write(context, shard, None, None, result), "excluded": reason}
+        result.details = {**_write(context, Shard(shard.index, ()), None, result), "excluded": reason}
     return result.committed
 
 
-class _ShardRecords:
-    """The records of a shard's files one after the other.
+class _Hashed:
+    """Passes records on, and remembers what they hold.
 
     Attributes:
-        count: how many there were so far.
+        hashes: content hash of each record, 0 for one without content; empty for ready embeddings.
     """
 
-    def __init__(self, context: StageContext, shard: Shard) -> None:
-        self._source = context.pipeline.source
-        self._files = [file.path for file in shard.files]
-        self.count = 0
+    def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
+        self.hashes = array("Q")
+        self._records = records
 
     def __iter__(self) -> Iterator[Any]:
-        for path in self._files:
-            for record in self._source.read(path):
-                self.count += len(record.keys) if isinstance(record, VectorBatch) else 1
-                yield record
+        for record in self._records:
+            if isinstance(record, Record) and isinstance(record.payload, bytes | str):
+                self.hashes.append(content_hash(record.payload))
+            elif isinstance(record, Invalid):
+                self.hashes.append(0)
+            yield record
 
 
-def _write(
-    context: StageContext, shard: Shard, records: _ShardRecords | None, model: Any, result: ResultWriter
-) -> dict[str, Any]:
-    """Write what a model makes of records; without records, files without a row."""
-    skipped, items, checksum = list[Skipped](), 0, 0
+def content_hashes(record: ResultRecord) -> np.ndarray:
+    """(records,) uint64: the content hash of each record of a shard, by row; 0 where it has no content.
+
+    Args:
+        record: of the shard's embeddings, of images or texts.
+    """
+    return read_table(record.file(CONTENTS), ["hash"])["hash"]
+
+
+def _write(context: StageContext, shard: Shard, model: Any, result: ResultWriter) -> dict[str, Any]:
+    """Write what a model makes of a shard's records; without files nothing is asked of it, and no row is written."""
+    reader = ShardReader(context, shard, context.pipeline.source.read)
+    records = _Hashed(reader)
+    skipped, checksum = list[Skipped](), 0
+    rows, vectors = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     writer: EmbeddingsWriter | None = None
     with (
         Progress(f"embeddings {shard.name}", total=None, unit="items") as progress,
         result.open(VECTORS, ranges=lambda: writer.ranges if writer else "") as stream,
     ):
         writer = EmbeddingsWriter(stream, shard.index, context.pipeline.vectors)
-        for batch in usage.each("embed", model.embed(records) if records is not None else ()):
+        for batch in usage.each("embed", model.embed(records) if shard.files else ()):
             with usage.phase("write"):
                 writer.write(batch)
             skipped += batch.skipped
-            items += len(batch.rows)
+            rows.append(batch.rows)
             checksum = (checksum + id_checksum(item_ids(shard.index, batch.rows))) % CHECKSUM_MODULUS
+            if context.pipeline.source.content != "vector":
+                vectors.append(row_hashes(batch.vectors))
             progress.advance(len(batch.rows))
         # Asked only now: that of ready embeddings is known once this shard's first is read.
         writer.dimension = writer.dimension or getattr(model, "dimension", None)
         writer.close()
-    # The keys in it are those of the settings under which it was embedded: they do not count for the version.
-    result.unversioned.add(SKIPPED)
+    # Keys are those of the settings under which it was embedded, contents change where vectors do not: neither counts
+    # for the version.
+    result.unversioned |= {SKIPPED, CONTENTS}
     with result.open(SKIPPED) as stream:
         write_skipped(stream, skipped, shard=shard.index)
+    contents = np.frombuffer(records.hashes, np.uint64) if records.hashes else np.zeros(0, np.uint64)
+    with result.open(CONTENTS) as stream:
+        write_table(stream, {"hash": contents})
     return {
-        "items": items,
-        "records": records.count if records is not None else 0,
+        "items": sum(map(len, rows)),
+        "records": reader.rows,
         "skipped": len(skipped),
         "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
+        "cut_files": reader.cut_files,
+        "shared_vectors": _shared(shard, np.concatenate(rows), np.concatenate(vectors), contents),
         "dimension": writer.dimension,
         "not_finite": writer.audit.not_finite,
         "norm_error": writer.audit.norm_error,
         "repeated_ids": writer.audit.repeated_rows,
         "id_checksum": checksum,
     }
+
+
+def _shared(shard: Shard, rows: np.ndarray, vectors: np.ndarray, contents: np.ndarray) -> list[dict[str, Any]]:
+    """The vectors that items of different content share, each with an id of such an item as its example."""
+    if not len(vectors):
+        return []
+    ids = item_ids(shard.index, rows)
+    found = shared_vectors(vectors, contents[rows], most=_LISTED)
+    return [{**asdict(each), "example": int(ids[each.example])} for each in found]
 
 
 ID = Column("id", "uint64", "Identity: shard (32 bits) and row in the shard (32 bits).")
@@ -123,6 +158,7 @@ STAGE = Stage(
     location=lambda layout, partition, _: layout.embeddings(partition.required_shard),
     worker=_worker,
     exclude=_exclude,
+    accepts=accepts_cut_files,
     kinds=frozenset({"torch", "arrow"}),
     columns=lambda _: (ID, VECTOR),
     checks=CHECKS,

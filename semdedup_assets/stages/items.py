@@ -12,6 +12,7 @@ from semdedup_assets.checks.items import CHECKS
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import ITEMS, items_file
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import Item, item_ids
 from semdedup_assets.settings import Pipeline
@@ -53,35 +54,15 @@ def _write(
     context: StageContext, partition: Partition, shard: Shard, *, inputs: dict[str, str], excluded: str | None = None
 ) -> ResultRecord:
     columns = context.pipeline.source.column_types
-    reader, counts = _FileReader(context, shard), _ItemCounts(columns)
+    reader, counts = ShardReader(context, shard, context.pipeline.source.read_items), _ItemCounts(columns)
     with context.writing("items", partition, inputs=inputs) as result:
         with result.open(ITEMS) as stream, TableWriter(stream) as table:
             for batch in _batches(reader, shard.index, counts):
                 table.write_arrow(batch)
-        result.details = {**counts.details(), "files": reader.rows_by_file}
+        result.details = {**counts.details(), "files": reader.rows_by_file, "cut_files": reader.cut_files}
         if excluded is not None:
             result.details["excluded"] = excluded
     return result.committed
-
-
-class _FileReader:
-    """The items of a shard's files one after the other.
-
-    Attributes:
-        rows_by_file: path and number of records of each file, in the order of the shard's rows.
-    """
-
-    def __init__(self, context: StageContext, shard: Shard) -> None:
-        self._source = context.pipeline.source
-        self._files = [file.path for file in shard.files]
-        self.rows_by_file: list[list[Any]] = []
-
-    def __iter__(self) -> Iterator[Item]:
-        for path in self._files:
-            self.rows_by_file.append([path, 0])
-            for item in self._source.read_items(path):
-                self.rows_by_file[-1][1] += 1
-                yield item
 
 
 class _ItemCounts:
@@ -90,7 +71,7 @@ class _ItemCounts:
     def __init__(self, column_types: Mapping[str, Any]) -> None:
         self.column_types = column_types
         self.items, self.invalid = 0, 0
-        self._keys, self._examples = Counter[str](), list[list[str]]()
+        self._keys, self._present, self._examples = Counter[str](), Counter[str](), list[list[str]]()
         self._hashes = {name: xxhash.xxh3_128() for name in ["key", *column_types]}
 
     def add(self, items: Sequence[Item], batch: "pa.RecordBatch") -> None:
@@ -101,6 +82,8 @@ class _ItemCounts:
         for item in items:
             self.invalid += len(item.invalid_values)
             self._examples += [[item.key, reason] for reason in item.invalid_values[: _LISTED - len(self._examples)]]
+        for name in self.column_types:
+            self._present[name] += len(batch) - batch.column(name).null_count
         for name, hashed in self._hashes.items():
             column = pa.record_batch([batch.column(name)], names=[name])
             hashed.update(memoryview(column.serialize()))
@@ -109,6 +92,7 @@ class _ItemCounts:
         repeated = [key for key, count in self._keys.items() if count > 1]
         return {
             "items": self.items,
+            "present": dict(self._present),
             "invalid_values": self.invalid,
             "invalid_value_examples": self._examples,
             "repeated_keys": len(repeated),
@@ -166,6 +150,7 @@ STAGE = Stage(
     location=lambda layout, partition, _: layout.items(partition.required_shard),
     worker=_worker,
     exclude=_exclude,
+    accepts=accepts_cut_files,
     kinds=frozenset({"arrow", "parquet"}),
     columns=item_columns,
     checks=CHECKS,

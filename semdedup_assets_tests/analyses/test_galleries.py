@@ -315,7 +315,7 @@ def test_a_card_says_where_the_source_no_longer_holds_what_was_embedded(images: 
         record, page = drawn(images, "0.000001|1")
         reasons = {
             "gone": "1.tar is no longer there",
-            "rewritten": "1.tar changed since it was embedded",
+            "rewritten": "1.tar was changed since it was observed",
             "rewritten unnoticed": "1.tar changed since it was embedded: it holds another item here",
             "cut off unnoticed": "1.tar changed since it was embedded: it ends before this item",
         }

@@ -91,6 +91,7 @@ def test_every_check_is_here() -> None:
         "every_item_in_one_cluster",
         "every_item_masked_once",
         "every_item_scored_once",
+        "files_are_whole",
         "ids_are_unique",
         "inputs_up_to_date",
         "items_and_vectors_agree",
@@ -104,6 +105,7 @@ def test_every_check_is_here() -> None:
         "skipped_share",
         "values_are_valid",
         "vectors_are_finite_unit",
+        "vectors_tell_items_apart",
     ]
 
 

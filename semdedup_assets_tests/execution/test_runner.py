@@ -13,6 +13,7 @@ import pytest
 from semdedup_assets.execution.engines.local import Outcome, map_tasks
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
+from semdedup_assets.execution.shard_reader import ShardReader, SourceChangedError
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.results import DamagedResultError
 from semdedup_assets_tests.stage_runs import METHOD, StageRuns, small_pipeline
@@ -71,22 +72,92 @@ def test_all_that_follows_goes_on_without_an_excluded_shard(tmp_path: Path) -> N
     assert {key.partition(".")[0] for key in runs.kept_keys("0.05|3")} == {"0", "1", "2"}
 
 
+def engine_failing(error: Exception, *, of: str, times: int | None = None) -> Callable[..., Iterator[Outcome]]:
+    """Runs tasks, but that of one partition, which ends as if it had met an error, each time or the first few."""
+    left = [times]
+
+    def run(make_worker: Any, tasks: Iterable[Any]) -> Iterator[Outcome]:
+        for task in tasks:
+            if str(task.partition) == of and left[0] != 0:
+                left[0] = None if left[0] is None else left[0] - 1
+                yield Outcome(task, error=error)
+            else:
+                yield from map_tasks(make_worker, [task])
+
+    return run
+
+
 def test_an_attempt_that_succeeds_later_excludes_nothing(tmp_path: Path) -> None:
     runs = small_pipeline(tmp_path, refresh={"attempts": 2})
-    spoil(tmp_path, "1")
     runs.observe()
-    lines: list[str] = []
-
-    def mend(line: str) -> None:
-        lines.append(line)
-        if "attempt 1 of 2 failed" in line:
-            write_shard(tmp_path, "1", near_duplicates(1))
-
-    with reporting_to(mend):
-        keys = [record.location.rpartition("/")[2] for record in runs.make("embeddings")]
+    once = engine_failing(OSError(errno.EIO, os.strerror(errno.EIO)), of="s000001", times=1)
+    keys = [record.location.rpartition("/")[2] for record in runs.make("embeddings", engine=once)]
     assert keys == ["s000000", "s000002", "s000001"]
     assert excluded(runs, "embeddings") == {}
     assert runs.record("embeddings", "s000001").details["items"] == 60
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        ConnectionResetError("the store closed the connection"),
+        TimeoutError("the store does not answer"),
+        MemoryError(),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_a_fault_of_the_machine_or_the_store_excludes_no_shard_and_fails_the_run_at_its_end(
+    tmp_path: Path, error: Exception
+) -> None:
+    runs = small_pipeline(tmp_path, refresh={"attempts": 2})
+    runs.observe()
+    with pytest.raises(
+        FailedPartitionsError, match=rf"1 shards failed in embeddings .* {type(error).__name__}"
+    ) as raised:
+        runs.make("embeddings", engine=engine_failing(error, of="s000001"))
+    assert raised.value.__cause__ is error
+    assert excluded(runs, "embeddings") == {}
+    # What was finished stays, also that which came after the failing shard.
+    assert runs.stale("embeddings") == ["s000001"]
+    assert runs.run()["embeddings"] == ["s000001"]
+
+
+@pytest.mark.parametrize("stage", ["items", "embeddings"])
+def test_a_file_that_is_not_the_one_observed_fails_the_run_and_leaves_no_result_of_it(
+    tmp_path: Path, stage: str
+) -> None:
+    runs = small_pipeline(tmp_path, refresh={"attempts": 3})
+    runs.observe()
+    path = write_shard(tmp_path, "1", near_duplicates(7, groups=21))
+    lines: list[str] = []
+    with (
+        reporting_to(lines.append),
+        pytest.raises(SourceChangedError, match=r"1\.npy was changed .*observe the shards"),
+    ):
+        runs.make(stage)
+    assert sum("failed" in line for line in lines) == 1  # Another attempt would find the same file.
+    assert runs.stale(stage) == ["s000001"]
+    path.unlink()
+    with pytest.raises(SourceChangedError, match=r"1\.npy.*it was there when the shards were observed"):
+        runs.make(stage, "s000001")
+    assert excluded(runs, stage) == {}
+    assert sorted(runs.observe()) == ["s000000", "s000002"]
+    assert runs.stale(stage) == []
+
+
+def test_a_file_that_is_exchanged_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    """Its records would be those of two states, under the fingerprint of the first."""
+    runs = small_pipeline(tmp_path)
+    runs.observe()
+    context = runs.context()
+    (shard,) = (each for each in context.shards if each.name == "s000001")
+    reader = ShardReader(context, shard, context.pipeline.source.read)
+    records = iter(reader)
+    next(records)
+    write_shard(tmp_path, "1", near_duplicates(7, groups=21))
+    with pytest.raises(SourceChangedError, match=r"1\.npy was changed"):
+        list(records)
 
 
 def test_where_nothing_works_the_settings_are_wrong_and_nothing_is_tried_again(tmp_path: Path) -> None:
@@ -123,19 +194,6 @@ def test_too_many_failing_shards_end_the_run_and_keep_what_was_made(tmp_path: Pa
     runs.observe()
     with pytest.raises(FailedPartitionsError, match=r"3 of 3 shards fail|no shard can be made"):
         allowed.make("embeddings", "s000001")
-
-
-def engine_failing(error: Exception, *, of: str) -> Callable[..., Iterator[Outcome]]:
-    """Runs tasks, but that of one partition, which ends as if it had met an error."""
-
-    def run(make_worker: Any, tasks: Iterable[Any]) -> Iterator[Outcome]:
-        for task in tasks:
-            if str(task.partition) == of:
-                yield Outcome(task, error=error)
-            else:
-                yield from map_tasks(make_worker, [task])
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Read the files of a shard, and see that they are the ones that were observed."""
+
+import glob
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.records import VectorBatch
+from semdedup_assets.sources.reading import TruncatedFile
+from semdedup_assets.sources.shard_index import Shard
+from semdedup_assets.storage.files import FileStat, list_files
+from semdedup_assets.storage.results import ResultRecord
+
+T = TypeVar("T")
+
+
+class SourceChangedError(RuntimeError):
+    """A source file is not the one that was observed; names it. Observing the source again mends that."""
+
+
+class ShardReader(Generic[T]):
+    """What is read of a shard's files, one after the other.
+
+    Attributes:
+        rows_by_file: path and number of records of each file that was begun, in the order of the shard's rows.
+        cut_files: path and reason of each file that ends early and of which the part that could be read is accepted.
+    """
+
+    def __init__(self, context: StageContext, shard: Shard, read: Callable[[str], Iterator[T]]) -> None:
+        """Prepare to read; nothing is opened yet.
+
+        Args:
+            context: of the pipeline.
+            shard: whose files are read.
+            read: of the source: what a file holds.
+        """
+        self.rows_by_file: list[list[Any]] = []
+        self.cut_files: list[list[str]] = []
+        self._files, self._read = shard.files, read
+        self._accepts_cut = context.pipeline.cut_files == "accept"
+
+    @property
+    def rows(self) -> int:
+        """How many records were read so far."""
+        return sum(int(rows) for _, rows in self.rows_by_file)
+
+    def __iter__(self) -> Iterator[T]:
+        """Everything the files hold.
+
+        Raises:
+            TruncatedFile: a file ends early, and `cut_files` does not accept it.
+            SourceChangedError: a file vanished, or was changed, since it was observed.
+            OSError: a file cannot be read for a cause of the machine or the store.
+        """
+        for file in self._files:
+            counted: list[Any] = [file.path, 0]
+            self.rows_by_file.append(counted)
+            try:
+                for record in self._read(file.path):
+                    counted[1] += len(record.keys) if isinstance(record, VectorBatch) else 1
+                    yield record
+            except TruncatedFile as cut:
+                if not self._accepts_cut:
+                    message = f"{cut}; replace the file, or accept what could be read of it with `cut_files: accept`"
+                    raise TruncatedFile(message) from cut
+                self.cut_files.append([file.path, str(cut)])
+            except FileNotFoundError as error:
+                message = f"{error}; it was there when the shards were observed"
+                raise SourceChangedError(message) from error
+            # Afterwards: a file that was changed before or while it was read shows it now.
+            require_unchanged(file)
+
+
+def require_unchanged(file: FileStat) -> None:
+    """See that a source file is as it was when it was observed.
+
+    Raises:
+        SourceChangedError: it is not, or it vanished; names it.
+    """
+    change = change_of(file)
+    if change is not None:
+        message = f"{change}; observe the shards, and materialise again what is stale"
+        raise SourceChangedError(message)
+
+
+def change_of(file: FileStat) -> str | None:
+    """How a source file differs from what was observed, in words; None where nothing shows that it does."""
+    found = list_files(_literal(file.path))
+    if not found:
+        return f"{file.path} is no longer there"
+    # A stamp may also cover what lies beside the file; its own comes first.
+    same = found[0].size == file.size and file.stamp.startswith(found[0].stamp)
+    return None if same else f"{file.path} was changed since it was observed"
+
+
+def _literal(path: str) -> str:
+    """A glob that matches one path."""
+    protocol, separator, name = path.rpartition("://")
+    return f"{protocol}{separator}{glob.escape(name)}"
+
+
+def accepts_cut_files(context: StageContext, record: ResultRecord) -> bool:
+    """Whether what was read of a shard counts: that of a file that ends early only where `cut_files` accepts it."""
+    return context.pipeline.cut_files == "accept" or not record.details.get("cut_files")
