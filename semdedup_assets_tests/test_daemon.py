@@ -107,6 +107,7 @@ def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: P
         write_shard(tmp_path, "2", near_duplicates(2))
         wait_until_made(runs, dagster, of_new("s000002"), before)
         assert not logged(runs, "s000002: attempt 3 of 3 failed")
+        assert logged(runs, "2.npy was changed since it was observed")
         assert runs.context.index.excluded("embeddings") == {}
         assert runs.data_version("manifests", "0.05|3") != manifest
         manifest_now = runs.last_materialisation("manifests", ["0.05|3"])

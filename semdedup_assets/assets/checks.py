@@ -1,12 +1,14 @@
 """Checks of stages, as Dagster's asset checks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 from semdedup_assets.assets.events import EventSink
+from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Check, CheckResult
@@ -30,15 +32,29 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
     ]
 
 
-def check_results(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[dg.AssetCheckResult]:
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A check of an asset, evaluated.
+
+    Attributes:
+        result: for Dagster.
+        failure: why what follows must be held back; None where nothing must.
+    """
+
+    result: dg.AssetCheckResult
+    failure: str | None
+
+
+def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[Evaluated]:
     """What the checks find on all partitions that are there, also those of earlier runs: a run does not clear another's.
 
     Each failing partition is reported to the log.
     """
-    return [_result(builder, asset, check, check.evaluate(context)) for check in asset.stage.checks if not check.alone]
+    return [_evaluated(builder, asset, context, check) for check in asset.stage.checks if not check.alone]
 
 
-def _result(builder: AssetBuilder, asset: StageAsset, check: Check, found: CheckResult) -> dg.AssetCheckResult:
+def _evaluated(builder: AssetBuilder, asset: StageAsset, context: StageContext, check: Check) -> Evaluated:
+    found = check.evaluate(context)
     for problem in found.problems[:_LISTED]:
         progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
     metadata: dict[str, Any] = {**found.measured, "failing_partitions": len(found.problems)}
@@ -48,14 +64,28 @@ def _result(builder: AssetBuilder, asset: StageAsset, check: Check, found: Check
             for problem in found.problems[:_LISTED]
         ]
         metadata["failing"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-    return dg.AssetCheckResult(
+    sentence = _sentence(builder, check.name, found) if found.problems else None
+    result = dg.AssetCheckResult(
         asset_key=builder.key(asset),
         check_name=check.name,
         passed=not found.problems,
         severity=dg.AssetCheckSeverity.ERROR if check.blocking and found.certain else dg.AssetCheckSeverity.WARN,
-        description=_sentence(builder, check.name, found) if found.problems else None,
+        # Dagster renders it, and the keys and captions of users in it, as Markdown.
+        description=markdown_text(sentence) if sentence else None,
         metadata=metadata,
     )
+    return Evaluated(result, sentence if check.blocking and found.certain else None)
+
+
+def raise_failures(evaluated: Sequence[Evaluated]) -> None:
+    """End a run whose blocking checks fail with a sentence on each: Dagster's own counts them only.
+
+    Raises:
+        dagster.Failure: names checks, partitions and remedies.
+    """
+    failures = [each.failure for each in evaluated if each.failure is not None]
+    if failures:
+        raise dg.Failure("\n".join(failures), allow_retries=False)
 
 
 def _sentence(builder: AssetBuilder, name: str, found: CheckResult) -> str:
@@ -77,10 +107,9 @@ def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContex
     Raises:
         dagster.Failure: a blocking check fails, whichever run made what is wrong; names partitions and remedies.
     """
-    failed = []
-    for check in asset.stage.checks:
-        found = check.evaluate(context)
-        result = _result(builder, asset, check, found)
+    evaluated = [_evaluated(builder, asset, context, check) for check in asset.stage.checks]
+    for check, each in zip(asset.stage.checks, evaluated, strict=True):
+        result = each.result
         sink(
             dg.AssetCheckEvaluation(
                 asset_key=builder.key(asset),
@@ -92,10 +121,7 @@ def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContex
                 blocking=check.blocking and not check.only_warns(context),
             )
         )
-        if check.blocking and found.problems and found.certain:
-            failed.append(_sentence(builder, check.name, found))
-    if failed:
-        raise dg.Failure("\n".join(failed), allow_retries=False)
+    raise_failures(evaluated)
 
 
 def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
@@ -116,6 +142,6 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield _result(builder, asset, check, check.evaluate(builder.context(asset)))
+                    yield _evaluated(builder, asset, builder.context(asset), check).result
 
     return inputs_up_to_date

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.lost_runs import loss_of
 
 # A partition whose run failed is tried again this often.
 _RETRY = "0 * * * *"
@@ -108,13 +109,15 @@ class InputsAtRest(dg.AutomationCondition[dg.AssetKey]):
 def unfinished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> str | None:
     """Id of a run that has not ended, of a job or of any that makes some assets; None where there is none.
 
+    A run whose process is gone has ended.
+
     Args:
         instance: knows the runs.
         job: name.
         assets: keys.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED), limit=_MOST_RUNS):
-        if run.job_name == job or assets & (run.asset_selection or set()):
+        if (run.job_name == job or assets & (run.asset_selection or set())) and loss_of(run) is None:
             return run.run_id
     return None
 

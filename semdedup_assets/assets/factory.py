@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset
-from semdedup_assets.assets.checks import check_results, check_specs
+from semdedup_assets.assets.checks import check_specs, evaluated_checks, raise_failures
 from semdedup_assets.assets.conditions import refresh_condition
 from semdedup_assets.assets.events import PartitionEvents
+from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -47,9 +48,11 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         compute = Compute.model_validate({name: getattr(config, name) for name in Compute.model_fields})
         again = config.refit if stage.frozen else config.again  # type: ignore[attr-defined]
         stage_context = builder.context(asset, compute)
-        with reporting_to(context.log.info):
+        with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             made = _made(context, builder, asset, stage_context, again=again)
-            yield from _ended(context, made, check_results(builder, asset, stage_context))
+            checks = evaluated_checks(builder, asset, stage_context)
+            yield from _ended(context, made, [check.result for check in checks])
+            raise_failures(checks)
 
     return materialise
 

@@ -6,6 +6,7 @@ import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.conditions import unfinished_run
+from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.progress import reporting_to
 
@@ -36,7 +37,8 @@ def _automation_sensor(builder: AssetBuilder) -> dg.AutomationConditionSensorDef
 def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
     @dg.op(name=f"{builder.refresh_job}_all", pool="gpu")
     def refresh_all(context: dg.OpExecutionContext) -> None:
-        with reporting_to(context.log.info):
+        with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
+            _require_only(context, builder)
             runs = refresh(builder.pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
             for run in runs:
                 made = f"{len(run.partitions)} partitions made" if run.partitions else "up to date"
@@ -55,6 +57,25 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
         refresh_all()
 
     return refresh_job
+
+
+def _require_only(context: dg.OpExecutionContext, builder: AssetBuilder) -> None:
+    """End at once where an earlier refresh of the pipeline is under way: both would make the same.
+
+    Raises:
+        dagster.Failure: there is one; names it.
+    """
+    this = context.instance.get_run_record_by_id(context.run.run_id)
+    started = dg.RunsFilter(job_name=builder.refresh_job, statuses=[dg.DagsterRunStatus.STARTED])
+    for record in context.instance.get_run_records(started):
+        run = record.dagster_run
+        earlier = this is not None and (record.start_time or 0, run.run_id) < (this.start_time or 0, context.run.run_id)
+        if earlier and loss_of(run) is None:
+            message = (
+                f"refresh {run.run_id} of {builder.group} is under way and makes whatever is missing: this one ends, with "
+                "nothing done; wait for it, or end it"
+            )
+            raise dg.Failure(message, allow_retries=False)
 
 
 def _refit_job(builder: AssetBuilder) -> "UnresolvedAssetJobDefinition":

@@ -80,9 +80,12 @@ def _brief_table(rows: Sequence[Mapping[str, str]]) -> dg.MarkdownMetadataValue:
 
 
 def _cell(text: str) -> str:
+    return markdown_text(text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…")
+
+
+def markdown_text(text: str) -> str:
     """A text that Markdown shows as it is: no link, picture or tag in it comes to life."""
-    short = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", short)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def rounded(number: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
+from semdedup_assets.assets.lost_runs import end_lost_runs
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import ShardIndex
@@ -201,9 +202,12 @@ def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         name=f"{dagster_name(builder.pipeline.dataset)}__files",
         minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Registers new, changed and vanished files as shards; starts no run.",
+        description="Registers new, changed and vanished files as shards; starts no run. Marks runs as failed whose "
+        "process is gone.",
     )
     def files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        for run_id in end_lost_runs(context.instance):
+            context.log.info(f"run {run_id} was lost, and is marked as failed")
         try:
             events = list(source_changes(builder, context.instance).observations(builder))
         except FileNotFoundError as error:

@@ -94,6 +94,8 @@ def run_partitions(
                 elif error is not None:
                     _raise_unless_retried(stage, error)
                     errors[partition] = error
+                    if isinstance(error, SourceChangedError):
+                        continue
                     progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {_reason(error)}")
             _raise_source_change(errors)
             if not errors:

@@ -60,13 +60,15 @@ class ShardReader(Generic[T]):
                     counted[1] += len(record.keys) if isinstance(record, VectorBatch) else 1
                     yield record
             except TruncatedFile as cut:
+                require_unchanged(file)
                 if not self._accepts_cut:
                     message = f"{cut}; replace the file, or accept what could be read of it with `cut_files: accept`"
                     raise TruncatedFile(message) from cut
                 self.cut_files.append([file.path, str(cut)])
-            except FileNotFoundError as error:
-                message = f"{error}; it was there when the shards were observed"
-                raise SourceChangedError(message) from error
+            except (ValueError, FileNotFoundError):
+                # Of a file that is just being written nothing else can be expected.
+                require_unchanged(file)
+                raise
             # Afterwards: a file that was changed before or while it was read shows it now.
             require_unchanged(file)
 

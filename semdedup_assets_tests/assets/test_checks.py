@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.checks import check_results, freshness_checks, report_checks
+from semdedup_assets.assets.checks import evaluated_checks, freshness_checks, report_checks
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.stages.duplicate_scores import SCORES
@@ -110,7 +110,7 @@ def failing(result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> list[dict[
 
 
 def result_of(runs: PipelineRuns, asset: str, check: str) -> dg.AssetCheckResult:
-    found = check_results(runs.builder, runs.asset(asset), runs.context)
+    found = [each.result for each in evaluated_checks(runs.builder, runs.asset(asset), runs.context)]
     return next(result for result in found if result.check_name == check)
 
 
@@ -161,6 +161,12 @@ def test_a_failing_check_stops_what_follows_in_the_same_run_and_in_a_refresh(run
     one = {"dagster/asset_partition_range_start": "0.05|40", "dagster/asset_partition_range_end": "0.05|40"}
     result = job.execute_in_process(instance=many.instance, tags=one, raise_on_error=False)
     assert not result.success
+    # The end of the run's log names the check, the partition and the remedy.
+    (failure,) = (event.step_failure_data.user_failure_data for event in result.get_step_failure_events())
+    assert "every_cluster_keeps_one: 1 of toy's keep masks keep nothing of a cluster: 0.05|40" in str(
+        failure.description
+    )
+    assert "materialise toy/precomputed/duplicate_scores" in str(failure.description)
     assert many.materialised_since(before) == {"keep_masks": ["0.05|40"]}
     failed = evaluations(runs, "keep_masks")["every_cluster_keeps_one"]
     assert not failed.passed
@@ -179,7 +185,7 @@ def test_each_failing_partition_is_reported_to_the_log(runs: PipelineRuns) -> No
     change_details(runs, "embeddings", "s000001", not_finite=4)
     lines: list[str] = []
     with progress.reporting_to(lines.append):
-        check_results(runs.builder, runs.asset("embeddings"), runs.context)
+        evaluated_checks(runs.builder, runs.asset("embeddings"), runs.context)
     (line,) = lines
     for words in ("vectors_are_finite_unit: s000001: 4 vectors not finite", "materialise toy/precomputed/embeddings"):
         assert words in line

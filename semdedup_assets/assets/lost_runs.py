@@ -1,0 +1,112 @@
+"""Runs whose process ended without a word: killed, or gone with its machine.
+
+Dagster's default launcher cannot tell whether the process of a started run is still there: after a reboot such a run
+stays under way for ever, takes a slot of the queue, and whatever waits for its end waits in vain. So our runs note
+their process and, now and then, that they are alive.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from semdedup_assets.execution import progress
+
+PROCESS_TAG, HEARTBEAT_TAG = "semdedup/process", "semdedup/heartbeat"
+
+_BEAT_SECONDS = 20.0
+# Of a run on another machine, where nobody can look for its process.
+_SILENT_SECONDS = 300.0
+_MOST_RUNS = 1000
+
+
+@contextmanager
+def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Note the process of a run, and until the block ends that it is alive."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            try:
+                instance.add_run_tags(run_id, {HEARTBEAT_TAG: _now()})
+            except Exception as error:  # A beat that cannot be noted, of a busy database, must not end the run.
+                progress.log(f"the run's heartbeat could not be noted: {error}")
+
+    instance.add_run_tags(run_id, {PROCESS_TAG: _process(), HEARTBEAT_TAG: _now()})
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def loss_of(run: dg.DagsterRun) -> str | None:
+    """Why a started run will never end, in words; None where it may still be at work, or is not one of ours."""
+    process = run.tags.get(PROCESS_TAG)
+    if run.status != dg.DagsterRunStatus.STARTED or process is None:
+        return None
+    machine, _, number = process.rpartition("/")
+    pid, _, start = number.partition("-")
+    if start and machine == _machine():
+        return None if start == _start(pid) else f"its process {pid} ended without a word"
+    silent = time.time() - float(run.tags.get(HEARTBEAT_TAG, 0))
+    if silent <= _SILENT_SECONDS:
+        return None
+    return f"its process on {machine.partition('/')[0]} has been silent for {silent:.0f} s"
+
+
+def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark lost runs as failed, so that they hold nothing back and, as the instance is configured, are tried again.
+
+    Returns:
+        Their ids.
+    """
+    ended = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]), limit=_MOST_RUNS):
+        reason = loss_of(run)
+        if reason is not None:
+            instance.report_run_failed(run, f"The run was lost: {reason}. What it had finished is kept.")
+            ended.append(run.run_id)
+    return ended
+
+
+def _now() -> str:
+    return f"{time.time():.0f}"
+
+
+def _machine() -> str:
+    """The machine, since it was started, and the space that process numbers belong to."""
+    return "/".join([socket.gethostname(), _content("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")])
+
+
+def _process() -> str:
+    pid = str(os.getpid())
+    return f"{_machine()}/{pid}-{_start(pid)}"
+
+
+def _start(pid: str) -> str:
+    """When a process of this machine was started, which tells it from a later one of the same number; "" if it ended."""
+    # After the name, which may hold anything and ends with the last bracket: its state, and as the 20th field its start.
+    fields = _content(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return ""

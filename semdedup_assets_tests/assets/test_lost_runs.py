@@ -1,0 +1,121 @@
+"""Runs whose process is gone are ended and nothing waits for them; those at work are left alone."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+
+from semdedup_assets.assets.conditions import unfinished_run
+from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
+
+STARTED = dg.DagsterRunStatus.STARTED
+JOB = "toy__precomputed__refresh"
+
+_PROCESS = """
+import sys
+
+import dagster as dg
+
+from semdedup_assets.assets.lost_runs import alive
+
+with dg.DagsterInstance.from_config(sys.argv[1]) as instance, alive(instance, sys.argv[2]):
+    print("alive", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """One that several processes can open."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        yield instance
+
+
+def started(instance: dg.DagsterInstance, tags: dict[str, str] | None = None) -> str:
+    """A run that has started; its id."""
+    run_id = str(uuid4())
+    instance.add_run(dg.DagsterRun(JOB, run_id, status=STARTED, tags=tags))
+    return run_id
+
+
+def run_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run
+
+
+def test_a_run_is_under_way_until_its_process_is_killed(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run_id = started(instance)
+    command = [sys.executable, "-c", _PROCESS, str(tmp_path), run_id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "alive\n"
+        assert loss_of(run_of(instance, run_id)) is None
+        assert unfinished_run(instance, JOB, set()) == run_id
+        assert end_lost_runs(instance) == []
+        process.kill()
+        # Until somebody asks how it ended, it is a zombie; afterwards it is not there at all.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert "ended without a word" in str(loss_of(run_of(instance, run_id)))
+    assert f"its process {process.pid} ended without a word" in str(loss_of(run_of(instance, run_id)))
+    assert unfinished_run(instance, JOB, set()) is None
+    assert end_lost_runs(instance) == [run_id]
+    assert run_of(instance, run_id).status == dg.DagsterRunStatus.FAILURE
+    assert any("The run was lost" in entry.message for entry in instance.all_logs(run_id))
+    assert end_lost_runs(instance) == []
+
+
+def test_another_process_of_the_same_number_is_not_the_run(instance: dg.DagsterInstance) -> None:
+    run_id = started(instance)
+    with alive(instance, run_id):
+        mark = run_of(instance, run_id).tags[PROCESS_TAG]
+        assert mark.rpartition("/")[2].partition("-")[0] == str(os.getpid())
+        instance.add_run_tags(run_id, {PROCESS_TAG: f"{mark}0"})
+        assert "ended without a word" in str(loss_of(run_of(instance, run_id)))
+
+
+def test_a_run_elsewhere_is_lost_only_once_it_is_silent(instance: dg.DagsterInstance) -> None:
+    elsewhere = {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456"}
+    fresh = started(instance, {**elsewhere, HEARTBEAT_TAG: f"{time.time():.0f}"})
+    silent = started(instance, {**elsewhere, HEARTBEAT_TAG: f"{time.time() - 1000:.0f}"})
+    assert loss_of(run_of(instance, fresh)) is None
+    assert "gpu-7 has been silent for 100" in str(loss_of(run_of(instance, silent)))
+    assert end_lost_runs(instance) == [silent]
+
+
+def test_runs_of_others_and_runs_that_have_not_begun_are_left_alone(instance: dg.DagsterInstance) -> None:
+    others = started(instance)
+    assert loss_of(run_of(instance, others)) is None
+    assert end_lost_runs(instance) == []
+    assert unfinished_run(instance, JOB, set()) == others
+
+
+def test_a_refresh_notes_its_process(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    from semdedup_assets_tests.pipeline_runs import PipelineRuns
+    from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
+
+    write_shard(tmp_path, "0", near_duplicates(0))
+    runs = PipelineRuns(instance, vectors_settings(tmp_path))
+    job = runs.definitions.resolve_job_def(JOB)
+    result = job.execute_in_process(instance=instance)
+    assert result.success
+    assert PROCESS_TAG in run_of(instance, result.run_id).tags
+    # A second one, while the first has not ended, ends at once and names it.
+    first = started(instance)
+    with alive(instance, first):
+        second = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not second.success
+    failures = [
+        entry.dagster_event for entry in instance.all_logs(second.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    ]
+    assert any(first in str(event.step_failure_data.user_failure_data) for event in failures if event)
+    instance.report_run_failed(run_of(instance, first))
+    assert job.execute_in_process(instance=instance).success
