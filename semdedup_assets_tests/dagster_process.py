@@ -32,6 +32,13 @@ class RunningDagster:
     url: str
     instance: dg.DagsterInstance
     log: Path
+    process: int
+
+    def kill(self) -> None:
+        """End every process of it at once, as a reboot does: webserver, daemon, code server and runs."""
+        for pid in [*_descendants(self.process), self.process]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def write_project(folder: Path, attributes: dict[str, Any]) -> None:
@@ -70,14 +77,27 @@ def running_dagster(folder: Path) -> Iterator[RunningDagster]:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(url), what=f"{url} to answer", log=log)
         with configured_instance(folder) as instance:
-            yield RunningDagster(url, instance, log)
+            yield RunningDagster(url, instance, log, process.pid)
     finally:
         # Its children outlive it: the whole group goes.
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         _kill_group(process.pid)
         process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """All processes below one; the lowest first."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                child = int(file.parent.name)
+                found += [*_descendants(child), child]
+    return found
 
 
 def _kill_group(group: int) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
@@ -137,6 +138,27 @@ def test_what_was_missing_before_the_daemon_first_looked_is_made_and_a_vanished_
         wait_until_made(runs, dagster, {asset: made for asset, made in of_new().items() if made}, before)
         manifest = runs.last_materialisation("manifests", ["0.05|3"])
         assert manifest.metadata["records"].value == 3 * len(near_duplicates(0))
+
+
+def test_after_a_reboot_the_lost_run_is_ended_and_refreshes_go_on(tmp_path: Path) -> None:
+    def spoil_a_shard(_: PipelineRuns, folder: Path) -> None:
+        np.save(folder / "source" / "1.npy", np.zeros(3))
+
+    schedule = {"schedule": "* * * * *", "attempts": 9, "retry_seconds": 3600}
+    with refreshing(tmp_path, schedule, before=spoil_a_shard) as (runs, dagster):
+        wait_for(lambda: logged(runs, "the next attempt is in 3600 s"), what="a run that waits", log=dagster.log)
+        dagster.kill()
+        (lost,) = runs.instance.get_runs()
+        assert lost.status == dg.DagsterRunStatus.STARTED
+    write_shard(tmp_path, "1", near_duplicates(1))
+    with running_dagster(tmp_path) as dagster:
+        runs = PipelineRuns(dagster.instance, runs.settings)
+        wait_until_made(runs, dagster, everything(), 0)
+        ended = runs.instance.get_run_by_id(lost.run_id)
+        assert ended is not None
+        assert ended.status == dg.DagsterRunStatus.FAILURE
+        messages = [entry.message for entry in runs.instance.all_logs(lost.run_id)]
+        assert any("The run was lost: its process" in message for message in messages)
 
 
 def two_shards_made_and_two_missing(runs: PipelineRuns, folder: Path) -> None:
