@@ -6,6 +6,7 @@ import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.conditions import unfinished_run
+from semdedup_assets.assets.console import console_logger
 from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.progress import reporting_to
@@ -52,6 +53,9 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
             "excluded shards are tried again. What the store holds already is made known to Dagster, not made again."
         ),
         executor_def=dg.in_process_executor,
+        logger_defs={"console": console_logger},
+        # Dagster uses a logger only where the configuration of the run names it.
+        config={"loggers": {"console": {}}},
     )
     def refresh_job() -> None:
         refresh_all()

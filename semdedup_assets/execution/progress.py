@@ -28,6 +28,18 @@ def _terminal() -> TextIO | None:
 _TERMINAL = _terminal()
 
 
+def has_terminal() -> bool:
+    """Whether bars are shown."""
+    return _TERMINAL is not None
+
+
+def write_above_bars(line: str) -> None:
+    """Write a line to the terminal, where there is one, and leave the bars below it whole."""
+    if _TERMINAL is not None:
+        tqdm.write(line, file=_TERMINAL)
+        _TERMINAL.flush()
+
+
 def _silent(_: str) -> None:
     return
 

@@ -84,7 +84,7 @@ def run_partitions(
     """
     setting, waiting = context.pipeline.refresh, list(partitions)
     attempts = setting.attempts if stage.exclude is not None else 1
-    with progress.Progress(stage.name, total=None, unit=stage.unit) as bar:
+    with progress.Progress(stage.name, total=len(waiting), unit="partitions") as bar:
         for attempt in range(1, attempts + 1):
             errors: dict[Partition, Exception] = {}
             for partition, record, error in _attempt(context, stage, waiting, again=again, engine=engine):

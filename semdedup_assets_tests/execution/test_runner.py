@@ -136,10 +136,10 @@ def test_a_file_that_is_not_the_one_observed_fails_the_run_and_leaves_no_result_
         pytest.raises(SourceChangedError, match=r"1\.npy was changed .*observe the shards"),
     ):
         runs.make(stage)
-    assert sum("failed" in line for line in lines) == 1  # Another attempt would find the same file.
+    assert lines == []  # Another attempt would find the same file.
     assert runs.stale(stage) == ["s000001"]
     path.unlink()
-    with pytest.raises(SourceChangedError, match=r"1\.npy.*it was there when the shards were observed"):
+    with pytest.raises(SourceChangedError, match=r"1\.npy is no longer there"):
         runs.make(stage, "s000001")
     assert excluded(runs, stage) == {}
     assert sorted(runs.observe()) == ["s000000", "s000002"]
