@@ -20,7 +20,16 @@ from semdedup_assets.storage.results import MissingResultError, ResultRecord
 _DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError)
 # A machine or a store that cannot take results: all that follows would fail too.
 _NAMED = 3
-_STORE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+_STORE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 class FailedPartitionsError(RuntimeError):
