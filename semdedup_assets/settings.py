@@ -1,6 +1,7 @@
 """The settings of a pipeline: one dataset and one embedding model, as they stand in a `defs.yaml`."""
 
 import re
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,11 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.sources import Source
+from semdedup_assets.sources.shard_sizes import grouped
+from semdedup_assets.storage.files import FileStat
+
+MOST_PARTITIONS = 10_000
+"""Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -49,11 +55,12 @@ ManifestFormat = Literal["parquet", "keep_lists", "csv", "jsonl", "webdataset"]
 class Shards(BaseModel, frozen=True, extra="forbid"):
     """How files are joined to shards."""
 
-    files_per_shard: int = Field(
-        1,
+    files_per_shard: int | None = Field(
+        None,
         ge=1,
-        description="Source files in a new shard; choose it so that a shard has 100,000 to 1,000,000 items. Files stay "
-        "in the shard they once came to: a later change counts for new files only.",
+        description="Source files in a new shard, so many that it has 10,000 to 1,000,000 items. Empty: of a folder of "
+        "images 10,000 or a GiB; other files one by one, and more than a thousand joined to a GiB. Files stay in the "
+        "shard they once came to: a later change counts for new files only.",
     )
 
 
@@ -251,6 +258,15 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             if name in possible and self.source.kind not in possible[name]:
                 return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
         return None
+
+    def new_shards(self, files: Sequence[FileStat]) -> list[tuple[FileStat, ...]]:
+        """How new files are joined to shards.
+
+        Args:
+            files: in the order in which they are joined.
+        """
+        one_item_each = self.source.kind == "folder"
+        return list(grouped(files, files_per_shard=self.shards.files_per_shard, one_item_each=one_item_each))
 
     @property
     def model_name(self) -> str:

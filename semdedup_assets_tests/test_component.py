@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from semdedup_assets.component import SemDedupPipeline
-from semdedup_assets.defs_yaml.scaffold import NewPipeline
+from semdedup_assets.defs_yaml.scaffold import NewPipeline, shards_to_come
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
@@ -147,6 +147,27 @@ def test_what_makes_no_pipeline_is_refused_before_a_folder_is_made(tmp_path: Pat
     with pytest.raises(ValidationError, match=r"near names: .*ViT-B-16"):
         written(tmp_path, '{"model": "ViT-B-61"}')
     assert not list(tmp_path.iterdir())
+
+
+def test_the_scaffold_says_how_many_shards_the_files_will_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.png").write_bytes(b"png")
+    written(tmp_path, json.dumps({"source": "folder", "path": str(folder)}), name="toy")
+    assert "The source has 30 files, 0.0 GB: 1 shards, each a partition." in capsys.readouterr().out
+    settings = {
+        "dataset": "toy",
+        "encoder": {"kind": "precomputed"},
+        "source": {"kind": "vectors", "path": str(folder)},
+    }
+    for number in range(3):
+        (folder / f"{number}.npy").write_bytes(b"npy")
+    assert "3 files, 0.0 GB: 3 shards" in shards_to_come(Pipeline.model_validate(settings))
+    missing = Pipeline.model_validate(settings | {"source": {"kind": "vectors", "path": str(tmp_path / "nowhere")}})
+    assert "cannot be listed from here" in shards_to_come(missing)
 
 
 def test_dg_scaffolds_a_pipeline_that_loads_and_says_that_its_source_is_missing(

@@ -18,7 +18,8 @@ _STEP = "1-embed"
 _VERSION = "dagster/data_version"
 _SHARDS = (
     "The source files, joined to shards: one partition a shard, which a file never leaves. Observing lists the files, "
-    "registers new shards, and notes which shards have changed (by size and time, or ETag)."
+    "registers new shards, and notes which shards have changed (by size and time, or ETag). To make everything, launch the "
+    "pipeline's job `…__refresh`: one run, a model loaded once; *Materialize all* makes a run for each few assets."
 )
 _SHARD_INDEX = (
     "The list of all shards. Its version changes when a shard comes or vanishes. What is made of all shards depends on it "
@@ -38,7 +39,7 @@ def update_shard_index(context: StageContext) -> ShardIndex:
     """
     files = context.pipeline.source.files()
     known = context.shard_index
-    updated = known.updated(files, files_per_shard=context.pipeline.shards.files_per_shard)
+    updated = known.updated(files, group=context.pipeline.new_shards)
     if updated != known:
         write_bytes(context.layout.shard_index, updated.to_json())
     return updated

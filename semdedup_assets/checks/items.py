@@ -3,6 +3,7 @@
 from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
+from semdedup_assets.settings import MOST_PARTITIONS
 
 
 def values_are_valid(context: StageContext) -> CheckResult:
@@ -21,7 +22,33 @@ def values_are_valid(context: StageContext) -> CheckResult:
     return CheckResult(fault, problems, {"items": total, "invalid_values": invalid})
 
 
+def partitions_are_few(context: StageContext) -> CheckResult:
+    """No asset has so many partitions that Dagster becomes slow."""
+    shards = len(context.shard_index.shards)
+    counts = {
+        stage.name: len(context.index.partitions(stage.name)) if shards else 0
+        for stage in context.graph.stages
+        if "shard" in stage.dimensions
+    }
+    problems = [
+        Problem(
+            stage,
+            f"{count:,} partitions of {shards:,} shards",
+            "set `shards.files_per_shard` in a new store, or pack the files: Dagster's pages and ticks become slow",
+        )
+        for stage, count in counts.items()
+        if count > MOST_PARTITIONS
+    ]
+    measured = {"shards": shards, "partitions": max(counts.values()), "limit": MOST_PARTITIONS}
+    return CheckResult(f"assets have more than {MOST_PARTITIONS:,} partitions", problems, measured)
+
+
 CHECKS = (
+    Check(
+        partitions_are_few,
+        f"No asset has more than {MOST_PARTITIONS:,} partitions: assignments have one for each shard and k.",
+        blocking=False,
+    ),
     Check(
         values_are_valid,
         "Keys are there, and the values of carried columns are of the declared types; others read as null.",

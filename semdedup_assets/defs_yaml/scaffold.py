@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
+import click
 import dagster as dg
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.defs_yaml.commented import commented_settings
-from semdedup_assets.settings import Pipeline
+from semdedup_assets.settings import MOST_PARTITIONS, Pipeline
 
 _ENCODER_OF = {"folder": "openclip", "webdataset": "openclip", "vectors": "precomputed"}
 _PAPERS_WEIGHTS = {"model": "ViT-B-16", "pretrained": "laion2b_s34b_b88k"}
@@ -92,3 +93,22 @@ class PipelineScaffolder(dg.Scaffolder[NewPipeline]):
                 file.write(f"---\n{content}")
         else:
             (request.target_path / "defs.yaml").write_text(content, encoding="utf-8")
+        if request.params.path:
+            click.echo(shards_to_come(Pipeline.model_validate(settings)))
+
+
+def shards_to_come(pipeline: Pipeline) -> str:
+    """How many files a source has and how many shards they will make, in words; why that cannot be said yet."""
+    try:
+        files = sorted(pipeline.source.files(), key=lambda file: file.path)
+    except (OSError, ValueError) as error:
+        return f"The source cannot be listed from here: {error}"
+    shards = len(pipeline.new_shards(files))
+    size = sum(file.size for file in files) / 1e9
+    found = f"The source has {len(files):,} files, {size:,.1f} GB: {shards:,} shards, each a partition"
+    if shards <= MOST_PARTITIONS:
+        return f"{found}. `shards.files_per_shard` changes that, but only before they are first observed."
+    return (
+        f"{found}; beyond {MOST_PARTITIONS:,} Dagster's pages and ticks become slow: set `shards.files_per_shard` before "
+        "they are first observed."
+    )

@@ -1,6 +1,6 @@
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -54,12 +54,14 @@ class ShardIndex:
         """The index before the first listing."""
         return cls((), 0)
 
-    def updated(self, files: Sequence[FileStat], *, files_per_shard: int) -> "ShardIndex":
+    def updated(
+        self, files: Sequence[FileStat], *, group: Callable[[Sequence[FileStat]], Iterable[tuple[FileStat, ...]]]
+    ) -> "ShardIndex":
         """The index after a new listing.
 
         Args:
             files: all files of the new listing, in any order.
-            files_per_shard: how many new files make a new shard; the last one may get fewer.
+            group: joins new files, sorted by path, to new shards.
 
         Returns:
             Known files stay in their shard, with their new size and stamp. Missing files are removed, and so are
@@ -67,11 +69,8 @@ class ShardIndex:
             paths, get new shards.
 
         Raises:
-            ValueError: `files_per_shard` is not positive, or a path is repeated.
+            ValueError: a path is repeated.
         """
-        if files_per_shard < 1:
-            message = f"files_per_shard: {files_per_shard} is not a positive number of files"
-            raise ValueError(message)
         unclaimed = {file.path: file for file in files}
         if len(unclaimed) < len(files):
             message = f"{len(files) - len(unclaimed)} of {len(files)} files are repeated; list each path once"
@@ -82,11 +81,7 @@ class ShardIndex:
             for index, order in sorted(orders.items())
         }
         new = [unclaimed[path] for path in sorted(unclaimed)]
-        starts = range(0, len(new), files_per_shard)
-        added = [
-            Shard(index, tuple(new[start : start + files_per_shard]))
-            for index, start in enumerate(starts, self.next_index)
-        ]
+        added = [Shard(index, joined) for index, joined in enumerate(group(new), self.next_index)]
         return ShardIndex(
             (*(Shard(index, found) for index, found in known.items() if found), *added),
             self.next_index + len(added),

@@ -41,7 +41,7 @@ BLOCKING = {
     "rule_comparison": set[str](),
 }
 WARNING = {
-    "items": {"values_are_valid"},
+    "items": {"values_are_valid", "partitions_are_few"},
     "embeddings": {"files_are_whole", "vectors_tell_items_apart", "no_shard_excluded"},
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
@@ -130,7 +130,7 @@ def test_these_checks_are_declared_and_these_block(unmade: PipelineRuns) -> None
         assert {spec.name for spec in specs if spec.blocking} == BLOCKING[asset], asset
         assert all(spec.description for spec in specs)
     assert {check.name for check in graph.asset_check_keys if check.asset_key.path == ["toy", "shard_index"]} == {
-        "source_has_files"
+        "source_has_files",
     }
     assert set(BLOCKING) == {str(asset) for asset in unmade.builder.assets}
 

@@ -100,6 +100,7 @@ def test_every_check_is_here() -> None:
         "no_empty_clusters",
         "no_shard_excluded",
         "one_dimension",
+        "partitions_are_few",
         "sample_is_large_enough",
         "similarity_has_not_drifted",
         "skipped_share",
@@ -137,6 +138,11 @@ def test_values_of_another_type_than_declared_are_reported(tmp_path: Path) -> No
     assert list(problems) == ["s000000"]
     assert "60 values" in problems["s000000"]
     assert "'good' is not a float" in problems["s000000"]
+
+
+def test_more_partitions_than_dagster_is_quick_with_are_reported(sound: SoundStore) -> None:
+    many = sound.runs.changed(clustering={"k": list(range(2, 5_004))})
+    assert found(many, items.partitions_are_few) == {"assignments": "15,006 partitions of 3 shards"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semdedup_assets.sources.shard_index import ShardIndex
+from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat
 
 FILES = st.dictionaries(
@@ -16,10 +19,14 @@ FILES = st.dictionaries(
 LISTINGS = st.lists(st.tuples(FILES, st.integers(1, 4)), max_size=6)
 
 
+def by(files_per_shard: int) -> Callable[[Sequence[FileStat]], Iterable[tuple[FileStat, ...]]]:
+    return partial(grouped, files_per_shard=files_per_shard, one_item_each=False)
+
+
 def index_after(listings: list[tuple[list[FileStat], int]]) -> ShardIndex:
     index = ShardIndex.empty()
     for files, per_shard in listings:
-        index = index.updated(files, files_per_shard=per_shard)
+        index = index.updated(files, group=by(per_shard))
     return index
 
 
@@ -42,7 +49,7 @@ def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
     listings: list[tuple[list[FileStat], int]], files: list[FileStat], per_shard: int
 ) -> None:
     before = index_after(listings)
-    after = before.updated(files, files_per_shard=per_shard)
+    after = before.updated(files, group=by(per_shard))
     old, new = shard_of_each_file(before), shard_of_each_file(after)
     ever = {path: index for index, paths in before.homes for path in paths} | old
     assert all(new[path] == ever[path] for path in ever.keys() & new.keys())
@@ -55,10 +62,10 @@ def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
 def test_adding_files_changes_no_existing_shard(
     files: list[FileStat], added: list[FileStat], per_shard: int, later_per_shard: int
 ) -> None:
-    before = ShardIndex.empty().updated(files, files_per_shard=per_shard)
+    before = ShardIndex.empty().updated(files, group=by(per_shard))
     known = {file.path for file in files}
     more = [*files, *(file for file in added if file.path not in known)]
-    after = before.updated(more, files_per_shard=later_per_shard)
+    after = before.updated(more, group=by(later_per_shard))
     assert after.shards[: len(before.shards)] == before.shards
     fingerprints = [shard.fingerprint for shard in after.shards]
     assert fingerprints[: len(before.shards)] == [shard.fingerprint for shard in before.shards]
@@ -69,13 +76,13 @@ def test_adding_files_changes_no_existing_shard(
 def test_a_missing_or_changed_file_changes_its_own_shard_only(
     files: list[FileStat], per_shard: int, data: st.DataObject
 ) -> None:
-    before = ShardIndex.empty().updated(files, files_per_shard=per_shard)
+    before = ShardIndex.empty().updated(files, group=by(per_shard))
     victim = data.draw(st.sampled_from(files))
     others = [file for file in files if file != victim]
     touched = shard_of_each_file(before)[victim.path]
     unchanged = {shard.index: shard.fingerprint for shard in before.shards if shard.index != touched}
     for now in (others, [*others, FileStat(victim.path, victim.size, victim.stamp + "2")]):
-        after = {shard.index: shard.fingerprint for shard in before.updated(now, files_per_shard=per_shard).shards}
+        after = {shard.index: shard.fingerprint for shard in before.updated(now, group=by(per_shard)).shards}
         assert after.pop(touched, None) not in {shard.fingerprint for shard in before.shards}
         assert after == unchanged
 
@@ -86,7 +93,7 @@ def test_updating_again_in_any_order_changes_nothing(
 ) -> None:
     once = index_after([*listings, (files, per_shard)])
     shuffled = random.sample(files, len(files))
-    assert once.updated(shuffled, files_per_shard=per_shard) == once
+    assert once.updated(shuffled, group=by(per_shard)) == once
     assert index_after([*listings, (shuffled, per_shard)]) == once
 
 
@@ -100,12 +107,12 @@ def test_files_that_vanish_and_return_leave_the_index_as_if_they_had_stayed(
     before = index_after([*listings, (files, per_shard)])
     now = before
     for missing, later_per_shard in absences:
-        now = now.updated([f for n, f in enumerate(files) if n not in missing], files_per_shard=later_per_shard)
+        now = now.updated([f for n, f in enumerate(files) if n not in missing], group=by(later_per_shard))
         now = ShardIndex.from_json(now.to_json())
         listed = {shard.index: [file.path for file in shard.files] for shard in now.shards}
         whole = {shard.index: [file.path for file in shard.files] for shard in before.shards}
         assert all([path for path in whole[index] if path in paths] == paths for index, paths in listed.items())
-    assert now.updated(files, files_per_shard=per_shard) == before
+    assert now.updated(files, group=by(per_shard)) == before
 
 
 @given(FILES.filter(bool), FILES, st.integers(1, 4))
@@ -114,18 +121,18 @@ def test_a_new_file_never_gets_the_number_of_a_shard_whose_files_vanished(
 ) -> None:
     known = {file.path for file in files}
     new = [file for file in others if file.path not in known]
-    emptied = ShardIndex.empty().updated(files, files_per_shard=per_shard).updated([], files_per_shard=per_shard)
+    emptied = ShardIndex.empty().updated(files, group=by(per_shard)).updated([], group=by(per_shard))
     assert emptied.shards == ()
-    after = ShardIndex.from_json(emptied.to_json()).updated(new, files_per_shard=per_shard)
+    after = ShardIndex.from_json(emptied.to_json()).updated(new, group=by(per_shard))
     assert all(shard.index >= emptied.next_index for shard in after.shards)
-    restored = {shard.index: shard for shard in after.updated([*files, *new], files_per_shard=per_shard).shards}
-    first = ShardIndex.empty().updated(files, files_per_shard=per_shard).shards
+    restored = {shard.index: shard for shard in after.updated([*files, *new], group=by(per_shard)).shards}
+    first = ShardIndex.empty().updated(files, group=by(per_shard)).shards
     assert [restored[shard.index] for shard in first] == list(first)
 
 
 def test_an_index_without_homes_is_read() -> None:
     index = ShardIndex.from_json(b'{"shard_index":1,"next_index":3,"shards":[[1,[["a",1,"s"]]]]}')
-    assert index.updated([], files_per_shard=1).homes == ((1, ("a",)),)
+    assert index.updated([], group=by(1)).homes == ((1, ("a",)),)
 
 
 @given(LISTINGS)
@@ -136,22 +143,22 @@ def test_json_keeps_everything(listings: list[tuple[list[FileStat], int]]) -> No
 
 def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
     files = [FileStat(f"{name}.tar", 1, "s") for name in "dbace"]
-    index = ShardIndex.empty().updated(files, files_per_shard=2)
+    index = ShardIndex.empty().updated(files, group=by(2))
     assert [(shard.name, [file.path[0] for file in shard.files]) for shard in index.shards] == [
         ("s000000", ["a", "b"]),
         ("s000001", ["c", "d"]),
         ("s000002", ["e"]),
     ]
-    grown = index.updated([*files[1:], FileStat("aa.tar", 1, "s")], files_per_shard=2)
+    grown = index.updated([*files[1:], FileStat("aa.tar", 1, "s")], group=by(2))
     assert [(shard.name, [file.path for file in shard.files]) for shard in grown.shards] == [
         ("s000000", ["a.tar", "b.tar"]),
         ("s000001", ["c.tar"]),
         ("s000002", ["e.tar"]),
         ("s000003", ["aa.tar"]),
     ]
-    emptied = grown.updated([], files_per_shard=2)
+    emptied = grown.updated([], group=by(2))
     assert (emptied.shards, emptied.next_index) == ((), 4)
-    assert emptied.updated([FileStat("b.tar", 1, "s")], files_per_shard=2).shards[0].name == "s000000"
+    assert emptied.updated([FileStat("b.tar", 1, "s")], group=by(2)).shards[0].name == "s000000"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
         b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[0,["a"]]]}',
         b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[0,["b"]]]}',
         b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[1,["a"]]]}',
-        ShardIndex.empty().updated([FileStat("a", 1, "s")], files_per_shard=1).to_json()[:-1],
+        ShardIndex.empty().updated([FileStat("a", 1, "s")], group=by(1)).to_json()[:-1],
     ],
 )
 def test_content_that_is_no_shard_index_is_rejected(content: bytes) -> None:
@@ -182,18 +189,16 @@ def test_content_that_is_no_shard_index_is_rejected(content: bytes) -> None:
         ShardIndex.from_json(content)
 
 
-def test_arguments_out_of_range_are_rejected() -> None:
-    with pytest.raises(ValueError, match="files_per_shard: 0 is not a positive number"):
-        ShardIndex.empty().updated([], files_per_shard=0)
+def test_a_path_that_is_listed_twice_is_rejected() -> None:
     with pytest.raises(ValueError, match="1 of 2 files are repeated"):
-        ShardIndex.empty().updated([FileStat("a", 1, "s")] * 2, files_per_shard=1)
+        ShardIndex.empty().updated([FileStat("a", 1, "s")] * 2, group=by(1))
 
 
 def test_a_million_files_take_seconds() -> None:
     files = [FileStat(f"s3://bucket/laion/{n:07d}.tar", n, f"stamp{n}") for n in range(1_000_000)]
     start = time.perf_counter()
-    index = ShardIndex.empty().updated(files, files_per_shard=100)
-    again = ShardIndex.from_json(index.to_json()).updated(files[1:], files_per_shard=100)
+    index = ShardIndex.empty().updated(files, group=by(100))
+    again = ShardIndex.from_json(index.to_json()).updated(files[1:], group=by(100))
     assert time.perf_counter() - start < 60
     assert len(index.shards) == len(again.shards) == 10_000
     assert [one == other for one, other in zip(index.shards, again.shards, strict=True)].count(False) == 1
