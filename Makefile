@@ -14,7 +14,8 @@ EXTRAS_lint := demo,s3,dg,test,lint
 
 # What takes part in a run is measured alone: one after the other.
 BENCHMARKS := duplicate_scoring kmeans embedding scale peers dagster_at_scale
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+# One process more than two cores have, for some tests only wait for a daemon.
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui screenshots test lint format bench constraints clean

@@ -8,6 +8,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Property `OpDefinition.version` is deprecated:DeprecationWarning")
 
 
+# Files whose tests wait for a daemon or a browser, or take a minute each: begun last, they alone would run at the end.
+LONGEST = ("test_daemon.py", "test_faults.py", "test_browser.py", "test_demo.py", "test_another_project.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, where files are shared out among processes in their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """URL of an empty bucket on a real S3-compatible server, named in the configuration of fsspec."""
