@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import end_lost_runs
@@ -16,6 +17,7 @@ from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
 _VERSION = "dagster/data_version"
+_ATTEMPTS = 5
 _SHARDS = (
     "The source files, joined to shards: one partition a shard, which a file never leaves. Observing lists the files, "
     "registers new shards, and notes which shards have changed (by size and time, or ETag). To make everything, launch the "
@@ -81,11 +83,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
     """
     index = update_shard_index(builder.context(builder.assets[0]))
     shards = {shard.name: shard.fingerprint for shard in index.shards}
-    name = f"{builder.pipeline.dataset}/shard"
-    registered = set(instance.get_dynamic_partitions(name))
-    instance.add_dynamic_partitions(name, [shard for shard in shards if shard not in registered])
-    for vanished in registered - set(shards):
-        instance.delete_dynamic_partition(name, vanished)
+    _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
         builder.source_key("shards"), dg.DagsterEventType.ASSET_OBSERVATION, [_VERSION]
     )
@@ -94,6 +92,22 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
     )
+
+
+def _register(instance: dg.DagsterInstance, name: str, shards: list[str]) -> None:
+    """Make a dynamic partition of each shard, and of nothing else."""
+    for attempt in range(_ATTEMPTS):
+        registered = set(instance.get_dynamic_partitions(name))
+        try:
+            instance.add_dynamic_partitions(name, [shard for shard in shards if shard not in registered])
+        except IntegrityError:
+            # The sensor, or another refresh, has registered one of them meanwhile.
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            break
+    for vanished in registered - set(shards):
+        instance.delete_dynamic_partition(name, vanished)
 
 
 def _latest_version(key: dg.AssetKey, instance: dg.DagsterInstance) -> str | None:
