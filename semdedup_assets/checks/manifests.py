@@ -83,7 +83,8 @@ def _differing(record: ResultRecord) -> Iterator[str]:
     """The files of a manifest that are missing, or hold other bytes; only what is newer than the record is read."""
     parent = record.location.rpartition("/")[0]
     paths = {join(parent, entry.path): name for name, entry in record.files.items()}
-    committed = list_folder(parent)[f"{record.location}{RECORD}"].modified
+    own = list_folder(parent).get(f"{record.location}{RECORD}")
+    committed = None if own is None else own.modified
     listed = {
         path: file
         for folder in {path.rpartition("/")[0] for path in paths}

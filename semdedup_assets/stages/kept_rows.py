@@ -46,6 +46,11 @@ class KeptShard:
             first += int(rows)
 
     @property
+    def paths(self) -> list[str]:
+        """Of its files, in order."""
+        return [path for path, _, _ in self.of_files()]
+
+    @property
     def unnameable(self) -> dict[str, int]:
         """The files whose names are not UTF-8, each with how many items are kept of it; of those with any."""
         kept = {path: int(keep.sum()) for path, _, keep in self.of_files() if not is_utf8(path)}
@@ -58,27 +63,26 @@ class KeptRows:
 
     Attributes:
         rows: (n,) int64, in the shard, ascending.
-        paths: n paths, each of a record's file.
+        files: (n,) int64, the index of a record's file among those of `KeptShard.of_files`.
         file_rows: (n,) int64, in the record's file.
         table: n rows of the items' table: id, key and carried columns.
     """
 
     rows: np.ndarray
-    paths: list[str]
+    files: np.ndarray
     file_rows: np.ndarray
     table: "pa.Table"
 
 
 def kept_rows(kept: KeptShard) -> Iterator[KeptRows]:
     """The kept records of a shard in the source's order, a row group of its items at a time."""
-    files = list(kept.of_files())
-    starts = np.array([first for _, first, _ in files], np.int64)
+    starts = np.array([first for _, first, _ in kept.of_files()], np.int64)
     first = 0
     for table in read_arrow(items_file(kept.items)):
         rows = np.flatnonzero(kept.kept[first : first + len(table)]) + first
-        file = np.searchsorted(starts, rows, side="right") - 1
-        # Of files without a record, which begin where the next one does, the last is the one that holds the row.
-        yield KeptRows(rows, [files[index][0] for index in file], rows - starts[file], table.take(rows - first))
+        # A file without records begins where the next one does: the last of them is the one that holds the row.
+        files = np.searchsorted(starts, rows, side="right") - 1
+        yield KeptRows(rows, files, rows - starts[files], table.take(rows - first))
         first += len(table)
 
 

@@ -46,12 +46,12 @@ def kept_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
     """
     import pyarrow as pa
 
-    schema = _schema(context)
+    schema, names = _schema(context), pa.array([printable(path) for path in kept.paths], pa.string())
     for part in kept_rows(kept):
         located = {
             "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
             "row": pa.array(part.rows),
-            "file": pa.array([printable(path) for path in part.paths], pa.string()),
+            "file": names.take(pa.array(part.files)),
             "file_row": pa.array(part.file_rows),
         }
         arrays = [located[name] if name in located else part.table.column(name) for name in schema.names]
@@ -77,10 +77,11 @@ def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Co
 
 def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
     """`keep_lists/<shard>.tsv`: file, row in the file and key of each kept item, escaped by `escaped`."""
+    names = [escaped(path) for path in kept.paths]
     with result.open(f"keep_lists/{kept.shard.name}.tsv") as stream:
         for part in kept_rows(kept):
-            located = zip(part.paths, part.file_rows.tolist(), part.table.column("key").to_pylist(), strict=True)
-            lines = (f"{escaped(path)}\t{row}\t{escaped(key)}\n" for path, row, key in located)
+            columns = part.files.tolist(), part.file_rows.tolist(), part.table.column("key").to_pylist()
+            lines = (f"{names[file]}\t{row}\t{escaped(key)}\n" for file, row, key in zip(*columns, strict=True))
             stream.write("".join(lines).encode())
     return {}
 
@@ -98,8 +99,10 @@ def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
         quoting = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["filepath", "title"])
         for kept in shards:
+            paths = kept.paths
             for part in kept_rows(kept):
-                for path, caption in zip(part.paths, part.table.column("caption").to_pylist(), strict=True):
+                for file, caption in zip(part.files.tolist(), part.table.column("caption").to_pylist(), strict=True):
+                    path = paths[file]
                     if is_utf8(path):
                         cell = caption_cell(caption)
                         shortened += len(cell) >= MOST_CAPTION
@@ -173,9 +176,11 @@ def _webdataset(context: StageContext, kept: KeptShard, result: ResultWriter) ->
 
 def _items(kept: KeptShard) -> Iterator[tuple[int, str, int, str, str | None]]:
     """Row, path, row in the file, key and caption of each kept item."""
+    paths = kept.paths
     for part in kept_rows(kept):
         columns = [part.table.column(name).to_pylist() for name in ("key", "caption")]
-        yield from zip(part.rows.tolist(), part.paths, part.file_rows.tolist(), *columns, strict=True)
+        names = [paths[file] for file in part.files]
+        yield from zip(part.rows.tolist(), names, part.file_rows.tolist(), *columns, strict=True)
 
 
 def _samples(context: StageContext, kept: KeptShard) -> Iterator[Any]:

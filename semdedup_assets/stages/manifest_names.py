@@ -11,6 +11,7 @@ _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 # OpenCLIP's context is 77 tokens; the CSV reader of Python takes cells of up to 131,072 characters.
 MOST_CAPTION = 100_000
+_SPACES = re.compile("[ \t\n\r\u2028\u2029]+")
 # OpenCLIP's tokenizers remove it; pandas and spreadsheets take what begins with it for a text.
 _PROTECTION = "\u00a0"
 _FORMULA = tuple("=+-@＝＋－＠")
@@ -44,11 +45,11 @@ def _escape(found: "re.Match[str]") -> str:
 def caption_cell(caption: str | None) -> str:
     """A caption as `open_clip.csv` holds it: the same tokens to OpenCLIP, and a text to pandas and spreadsheets.
 
-    Runs of white space become one space, as OpenCLIP's tokenizers make them, and what follows the first 100,000
-    characters is cut. What would be read as a number, a truth value, a missing value or a formula gets a no-break space
+    Spaces, tabs and line breaks in sequence become one space, as OpenCLIP's tokenizers make them; they remove NUL; and
+    what follows the first 100,000 characters is cut. What would be read as a number, a truth value, a missing value or a formula gets a no-break space
     in front, which these tokenizers remove.
     """
-    text = " ".join((caption or "").replace("\0", " ").split())[:MOST_CAPTION]
+    text = _SPACES.sub(" ", (caption or "").replace("\0", "")).strip(" ")[:MOST_CAPTION]
     return f"{_PROTECTION}{text}" if _is_more_than_text(text) else text
 
 

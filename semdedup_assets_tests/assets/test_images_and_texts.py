@@ -167,7 +167,7 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
 
     csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
     assert csv.images == kept(runs)["file"].to_list()
-    assert csv.captions == [captions[path] for path in csv.images]
+    assert csv.captions == [captions[path].replace("\t", " ") for path in csv.images]
     printed = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
     assert "7 items" in printed
     assert "image (3, 224, 224)" in printed
@@ -202,3 +202,17 @@ def test_texts_to_the_lines_that_datasets_reads(instance: dg.DagsterInstance, tm
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == [raw[row] for row in rows]
     assert "3 items" in read_by("jsonl_datasets.py", manifest_folder(runs), tmp_path)
     assert "3 items" in read_by("parquet_polars.py", manifest_folder(runs), tmp_path)
+    assert "3 items" in read_by("keep_lists.py", manifest_folder(runs), tmp_path)
+
+    # What copies the source depends on its files themselves, in Dagster too.
+    parents = runs.definitions.resolve_asset_graph().get(runs.key("manifests")).parent_keys
+    assert dg.AssetKey(["toy", "shards"]) in parents
+    content = "\n".join(json.dumps({**line, "nested": None}) for line in lines)
+    (tmp_path / "source" / "0.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    runs.observe()
+    assert "manifests" in runs.stale()
+    assert runs.refresh() == {"items": ["s000000"], "embeddings": ["s000000"], "manifests": ["0.01|1"]}
+    (path,) = (manifest_folder(runs) / "jsonl").iterdir()
+    assert gzip.decompress(path.read_bytes()).decode().splitlines() == [content.splitlines()[row] for row in rows]
+    assert runs.stale() == {}
+    assert runs.refresh() == {}

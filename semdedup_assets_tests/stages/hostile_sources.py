@@ -85,7 +85,7 @@ TAR_MEMBERS = [
     "x/../../y.png",
     "__meta__/z.png",
     "__meta.png",
-    "k.seg.png",
+    "k.png",
     "dir.v1/k.png",
     "line\nbreak/k.png",
     "a.b\nc/k.png",
