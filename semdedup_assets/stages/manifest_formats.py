@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import Invalid, Record
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
-from semdedup_assets.sources.columns import item_text, json_object, lookup
+from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
 from semdedup_assets.stages.kept_rows import KeptShard, is_utf8, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
@@ -29,8 +29,8 @@ COPIES = frozenset({"jsonl", "webdataset"})
 """The formats that copy records of the source, which are read again for that."""
 
 _TAR_BUFFER = 1 << 20
-# Half a surrogate pair, as an escape or in bytes: Python's JSON reads it, and others refuse the whole file.
-_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+# How half a surrogate pair begins, as an escape or in bytes: Python's JSON reads it, and others refuse the whole file.
+_MAYBE_SURROGATE = (b"\\ud", b"\\uD", b"\xed")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Counts = dict[str, int]
@@ -123,9 +123,10 @@ def _jsonl(context: StageContext, kept: KeptShard, result: ResultWriter) -> Coun
 
     def text(line: bytes) -> list[str]:
         try:
-            return [item_text(lookup(json_object(line, name="line"), name))]
+            found = lookup(json_object(line, name="line"), name)
         except InvalidValue:
             return []
+        return [found] if isinstance(found, str) else []
 
     with (
         result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream,
@@ -145,7 +146,7 @@ def _line(line: bytes) -> bytes:
     values only and which end a line for some readers. Halves of surrogate pairs become U+FFFD.
     """
     plain = line.removeprefix(codecs.BOM_UTF8).strip().replace(b"\r", b" ")
-    if _MAYBE_SURROGATE.search(plain) is None:
+    if not any(sign in plain for sign in _MAYBE_SURROGATE):
         return plain
     document = json.dumps(json.loads(plain), ensure_ascii=False)
     return _SURROGATE.sub("\ufffd", document).encode() if _SURROGATE.search(document) else plain
