@@ -105,7 +105,7 @@ def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
                     path = paths[file]
                     if is_utf8(path):
                         cell = caption_cell(caption)
-                        shortened += len(cell) >= MOST_CAPTION
+                        shortened += len(caption or "") > MOST_CAPTION <= len(cell)
                         (quoting if "\r" in path else writer).writerow((path, cell))
                 stream.write(text.getvalue().encode())
                 text.seek(0)

@@ -161,6 +161,7 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     captions[str(other)] = captions[str(other.with_suffix(".png"))]
     unnameable = tmp_path / "source" / "sub folder" / os.fsdecode(b"not utf-8 \xff.png")
     unnameable.write_bytes(png(200))
+    unnameable.with_suffix(".txt").write_text("a caption, without which OpenCLIP passes over an image in a tar")
     runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
         manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
     )

@@ -111,6 +111,7 @@ def test_every_format_holds_what_the_masks_keep(images: tuple[StageRuns, dict[st
     assert details["unnameable"] == 2
     all_kept = dict.fromkeys(("parquet", "keep_lists", "webdataset", "samples"), details["kept"])
     assert details["rows_written"] == {**all_kept, "open_clip.csv": details["kept"] - 2}
+    assert details["changed"]["shortened_captions"] == 1
     assert counts_are_conserved(runs.context()).problems == []
     (problem,) = files_can_be_named(runs.context()).problems
     assert "2 kept items of files whose names are not UTF-8" in problem.measured
