@@ -63,8 +63,6 @@ FILES = [
     "e\u0301.png".encode(),
     b"dir.v1/x.png",
     b"dir.v1/y.tar.png",
-    b"__meta__/x.png",
-    b"__double.png",
     b"deep/" * 30 + b"x.png",
     b"n" * 120 + b".png",
     b"m" * 240 + b".png",
@@ -129,7 +127,6 @@ def write_folder(folder: Path) -> dict[str, tuple[bytes, str]]:
         caption = CAPTIONS[number % len(CAPTIONS)]
         written[path] = image(number), caption
         Path(path).write_bytes(written[path][0])
-        # Of two images of one stem, both have the later caption: the stems here differ.
         Path(path.rpartition(".")[0] + ".txt").write_bytes(caption.encode())
     return written
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from semdedup_assets.checks.manifests import counts_are_conserved, files_can_be_named
 from semdedup_assets.stages.manifest_names import caption_cell
-from semdedup_assets_tests.assets.test_images_and_texts import checkpoint
+from semdedup_assets_tests.assets.test_images_and_texts import checkpoint, read_by
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.stages.hostile_sources import (
     CAPTIONS,
@@ -265,6 +265,7 @@ def test_webdataset_reads_every_sample_of_hostile_tars(tmp_path: Path, model: Pa
     # Keys that trip nobody are left as they are.
     assert {key for _, key in samples} >= {"image", "a", "B", "k", "dir.v1/k", "é" * 60, "l" * 120}
     safe_to_unpack(folder)
+    assert f"{len(samples)} items" in read_by("open_clip_webdataset.py", folder, tmp_path)
 
 
 def test_tars_on_an_object_store_are_counted_as_they_are_written(tmp_path: Path, model: Path) -> None:
