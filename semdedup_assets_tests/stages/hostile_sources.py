@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Each image of the folder below has one of these: the last few are not used there.
 CAPTIONS = [
     "a lone\rcarriage return",
     "two\r\nlines",
@@ -70,6 +69,7 @@ FILES = [
     b"case/X.png",
     b"CASE/x.png",
     b"None.png",
+    *(f"plain {number}.png".encode() for number in range(4)),
 ]
 
 TAR_MEMBERS = [

@@ -107,7 +107,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Stage
 def test_every_format_holds_what_the_masks_keep(images: tuple[StageRuns, dict[str, tuple[bytes, str]]]) -> None:
     runs, written = images
     _, details = runs.manifest(KEPT)
-    assert details["kept"] == kept_by_masks(runs) == len(written) == len(FILES)
+    assert details["kept"] == kept_by_masks(runs) == len(written) == len(FILES) >= len(CAPTIONS)
     assert details["unnameable"] == 2
     all_kept = dict.fromkeys(("parquet", "keep_lists", "webdataset", "samples"), details["kept"])
     assert details["rows_written"] == {**all_kept, "open_clip.csv": details["kept"] - 2}
