@@ -1,18 +1,24 @@
 """What must hold of manifests."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
+
+import xxhash
 
 from semdedup_assets.checks.counting import common_version, inputs_up_to_date
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
-from semdedup_assets.storage.files import join
-from semdedup_assets.storage.results import ResultRecord
+from semdedup_assets.storage.files import ListedFile, join, list_folder, open_file, read_many
+from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged, read_record
+
+_BLOCK = 1 << 20
+_NAMED = 3
 
 
 def counts_are_conserved(context: StageContext) -> CheckResult:
-    """Every record of the source is kept, removed or skipped, and what is kept was written."""
+    """Every record of the source is kept, removed or skipped, and what is kept was written, and is there as written."""
     index, problems = context.index, []
     items, manifests = index.records("items"), index.records("manifests")
     records = sum(int(record.details["items"]) for record in items.values())
@@ -29,6 +35,7 @@ def counts_are_conserved(context: StageContext) -> CheckResult:
             folder = join(record.location, record.details["manifest"])
             remedy = f"{context.remedy('manifests', partition)} again; this one lies in {folder}"
             problems.append(Problem(str(partition), "; ".join(wrong), remedy))
+    problems += _tampered(context)
     return CheckResult(
         "manifests do not add up to their source", problems, {"manifests": len(manifests), "records": records}
     )
@@ -39,8 +46,70 @@ def _miscounts(details: dict[str, Any]) -> Iterator[str]:
     if total != details["records"]:
         yield f"kept, removed and skipped are {total:,}, records {details['records']:,}"
     for kind, rows in details["rows_written"].items():
-        if rows != details["kept"]:
-            yield f"{rows:,} rows in {kind}, {details['kept']:,} kept"
+        nameable = details["kept"] - (details["unnameable"] if kind == "open_clip.csv" else 0)
+        if rows != nameable:
+            yield f"{rows:,} rows in {kind}, {nameable:,} kept"
+
+
+def _tampered(context: StageContext) -> Iterator[Problem]:
+    """The manifests that are not what was written; where a refresh would not see that, the record is set aside."""
+    for partition in context.index.partitions("manifests") if context.shard_index.shards else ():
+        # Of the store itself: the index passes over a record whose files are not all there.
+        record = read_record(context.location("manifests", partition))
+        found = [] if record is None else list(_differing(record))
+        if record is not None and found and context.index.record("manifests", partition) is not None:
+            damaged(record.location, "; ".join(found[:_NAMED]))
+        found += _pointer_problem(context, partition, record)
+        if found:
+            more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+            yield Problem(str(partition), f"{'; '.join(found[:_NAMED])}{more}", context.remedy("manifests", partition))
+
+
+def _pointer_problem(context: StageContext, partition: Partition, record: ResultRecord | None) -> list[str]:
+    """Why a training job would be sent to another manifest than the recorded one."""
+    path = context.layout.current_manifest(partition.kept_set(context.selection))
+    (content,) = read_many([path])
+    if content is None:
+        return [] if record is None else ["current.json is missing"]
+    try:
+        folder = json.loads(content)["folder"]
+    except (ValueError, TypeError, KeyError):
+        return ["current.json is damaged"]
+    recorded = None if record is None else record.details["manifest"]
+    return [] if folder == recorded else [f"current.json names {folder}, and the record {recorded or 'is missing'}"]
+
+
+def _differing(record: ResultRecord) -> Iterator[str]:
+    """The files of a manifest that are missing, or hold other bytes; only what is newer than the record is read."""
+    parent = record.location.rpartition("/")[0]
+    paths = {join(parent, entry.path): name for name, entry in record.files.items()}
+    own = list_folder(parent).get(f"{record.location}{RECORD}")
+    committed = None if own is None else own.modified
+    listed = {
+        path: file
+        for folder in {path.rpartition("/")[0] for path in paths}
+        for path, file in list_folder(folder).items()
+    }
+    for path, name in paths.items():
+        file, found = record.file(name), listed.get(path)
+        if found is None:
+            yield f"{name} is missing"
+        elif found.size != file.entry.size:
+            yield f"{name} has {found.size:,} bytes where {file.entry.size:,} were written"
+        elif _may_be_newer(found, committed) and not _holds_what_was_written(file):
+            yield f"{name} holds other bytes than were written"
+
+
+def _may_be_newer(file: ListedFile, committed: float | None) -> bool:
+    return committed is None or file.modified is None or file.modified >= committed
+
+
+def _holds_what_was_written(file: StoredFile) -> bool:
+    whole = xxhash.xxh3_128()
+    with open_file(file.path) as stream:
+        for block in iter(lambda: stream.read(_BLOCK), b""):
+            whole.update(block)
+    return bool(whole.hexdigest() == file.entry.checksum)
 
 
 def _masked(context: StageContext, partition: Partition, manifest: ResultRecord) -> dict[str, int]:
@@ -55,10 +124,31 @@ def _masked(context: StageContext, partition: Partition, manifest: ResultRecord)
     }
 
 
+def files_can_be_named(context: StageContext) -> CheckResult:
+    """Each kept item can be named in every format of its manifest."""
+    problems = []
+    for partition, record in context.index.records("manifests").items():
+        count, formats = record.details["unnameable"], record.details["rows_written"]
+        effects = {"open_clip.csv": "open_clip.csv leaves them out", "parquet": "Parquet holds escaped names"}
+        affected = [effect for name, effect in effects.items() if name in formats]
+        if count and affected:
+            names = ", ".join(record.details["unnameable_examples"][:_NAMED])
+            measured = f"{count:,} kept items of files whose names are not UTF-8 ({names}): {'; '.join(affected)}"
+            remedy = "rename the files, or read the format `keep_lists` or `webdataset`"
+            problems.append(Problem(str(partition), measured, remedy))
+    return CheckResult("manifests cannot name some of their items' files", problems, certain=False)
+
+
 CHECKS = (
     Check(
         counts_are_conserved,
-        "Every record of the source is kept, removed or skipped, and each format holds as many rows as are kept.",
+        "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, and its "
+        "files are as they were written.",
+    ),
+    Check(
+        files_can_be_named,
+        "Every kept item lies in a file whose name can be written as UTF-8, which Parquet and CSV need.",
+        blocking=False,
     ),
     inputs_up_to_date("manifests"),
 )

@@ -20,12 +20,13 @@ from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.records import Embedded, Item
 from semdedup_assets.sources import Shard, ShardIndex, Source
+from semdedup_assets.stages.manifest_formats import COPIES
 from semdedup_assets.storage.files import filesystem, join, write_bytes
 
 _ITEMS, _FEWEST_FILES, _ITERATIONS, _TARGETS = 8192, 8, 8, 2
 _BY_CLUSTERS = ("duplicate_scores", "keep_masks", "manifests")
-# Manifests of these formats copy payloads.
-_COPYING, _COPIED_BYTES, _FEWEST_COPIED = {"jsonl", "webdataset"}, 64 << 20, 256
+# Manifests of some formats copy payloads.
+_COPIED_BYTES, _FEWEST_COPIED = 64 << 20, 256
 # Seconds of an ordinary machine: to write or read a small file, to pass an item on, to compare a pair of vectors.
 # Only their ratios count: the trial shows how much faster or slower this machine is.
 _FILE, _ITEM, _PAIR, _PAIR_ON_GPU = 5e-3, 3e-6, 1e-8, 1e-10
@@ -116,7 +117,7 @@ def by_trial(
 ) -> dict[RowKey, tuple[float, float]]:
     """Seconds and bytes of rows, by a trial run: as many times what it used as the work is larger."""
     items = min(_ITEMS, max(1, counts.items))
-    if _COPYING & set(context.pipeline.manifests):
+    if _copies(context):
         source_bytes = sum(file.size for shard in context.shards for file in shard.files)
         items = min(items, max(_FEWEST_COPIED, _COPIED_BYTES * counts.items // max(1, source_bytes)))
     found, trial = {}, trial_run(context, counts, rows, items=items)
@@ -126,6 +127,10 @@ def by_trial(
         size, seconds = used.bytes * amounts.rows / tried.rows, used.seconds * amounts.seconds / tried.seconds
         found[row.key] = max(seconds, size / _DISK_BYTES_PER_SECOND), size
     return found
+
+
+def _copies(context: StageContext) -> bool:
+    return bool(COPIES & set(context.pipeline.manifests))
 
 
 def _trial_k(row: StageRow, scale: Scale, items: int) -> str:
@@ -147,7 +152,8 @@ def trial_run(
     files, dimension = [file for shard in context.shards for file in shard.files], rows[0][1].dimension
     files = spread(files, min(items, max(_FEWEST_FILES, ceil(items * len(files) / max(1, counts.items)))))
     wanted = {(row.key[0], _trial_k(row, scale, items)) for row, scale in rows}
-    vectors, shard, found = _MadeUpVectors(_unit_vectors(items, dimension=dimension)), Shard(0, tuple(files)), {}
+    vectors = _MadeUpVectors(_unit_vectors(items, dimension=dimension), reads=_copies(context))
+    shard, found = Shard(0, tuple(files)), {}
     small = _small(context, vectors, rows=ceil(items / len(files)), ks={k for _, k in wanted} - {""})
     try:
         write_bytes(small.layout.shard_index, ShardIndex((shard,), 1).to_json())
@@ -196,15 +202,24 @@ def _shortened(source: Source, rows: int) -> Source:
         def read_items(self, path: str) -> Iterator[Item]:
             return islice(super().read_items(path), rows)
 
+        def read(self, path: str) -> Iterator[Any]:
+            return islice(super().read(path), rows)
+
     shortened: Source = Shortened.model_construct(**dict(source))
     return shortened
 
 
 @dataclass
 class _MadeUpVectors:
-    """An encoder, and its model, that hands over vectors that are there already."""
+    """An encoder, and its model, that hands over vectors that are there already.
+
+    Attributes:
+        rows: (n, d) float32.
+        reads: whether it reads the records all the same, as a manifest that copies them is held against them.
+    """
 
     rows: np.ndarray
+    reads: bool
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -214,7 +229,8 @@ class _MadeUpVectors:
         return self
 
     def embed(self, records: Iterable[Any]) -> Iterator[Embedded]:
-        del records
+        for _ in records if self.reads else ():
+            pass
         yield Embedded(np.arange(len(self.rows)), [""] * len(self.rows), self.rows, [])
 
 

@@ -1,83 +1,61 @@
 """The formats of a manifest, each for its reader."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import items_file
 from semdedup_assets.records import Invalid, Record
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
-from semdedup_assets.sources.reading import TruncatedFile
-from semdedup_assets.sources.shard_index import Shard
-from semdedup_assets.storage.results import ResultRecord, ResultWriter
-from semdedup_assets.storage.tables import TableWriter, arrow_type, read_arrow
+from semdedup_assets.sources.columns import json_object, lookup
+from semdedup_assets.sources.reading import InvalidValue, printable
+from semdedup_assets.stages.kept_rows import KeptShard, is_utf8, kept_rows
+from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
+from semdedup_assets.stages.manifest_rows import SampleCounter
+from semdedup_assets.stages.source_copies import kept_records
+from semdedup_assets.storage.results import ResultWriter
+from semdedup_assets.storage.tables import TableWriter, arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The CSV loader would read an empty title as the word "nan".
-_NO_CAPTION = " "
+COPIES = frozenset({"jsonl", "webdataset"})
+"""The formats that copy records of the source, which are read again for that."""
 
-Writer = Callable[[StageContext, "KeptShard", ResultWriter], None]
+_TAR_BUFFER = 1 << 20
+# How half a surrogate pair begins, as an escape or in bytes: Python's JSON reads it, and others refuse the whole file.
+_MAYBE_SURROGATE = (b"\\ud", b"\\uD", b"\xed")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Counts = dict[str, int]
+"""What a format changed, or counted as it was written, by name."""
+
+Writer = Callable[[StageContext, KeptShard, ResultWriter], Counts]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptShard:
-    """Which records of a shard are kept.
+def kept_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
+    """The kept items of a shard: id, shard, row, file, file_row, key and the carried columns, in the source's order.
 
-    Attributes:
-        shard: the shard.
-        items: record of its items.
-        kept: (records,) bool, by row.
-        unlisted: how many items the masks hold, and keep, of a shard whose keys and columns could not be read.
+    A file name that is not UTF-8 is escaped as in its items' keys: a string column cannot hold it.
     """
-
-    shard: Shard
-    items: ResultRecord
-    kept: np.ndarray
-    unlisted: tuple[int, int] = (0, 0)
-
-    @property
-    def files(self) -> list[tuple[str, int]]:
-        """Path and number of records of each of its files, in order."""
-        return [(str(path), int(rows)) for path, rows in self.items.details["files"]]
-
-    def of_files(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Path and (records,) bool of each file."""
-        start = 0
-        for path, rows in self.files:
-            yield path, self.kept[start : start + rows]
-            start += rows
-
-
-def kept_batches(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
-    """The kept items of a shard: id, shard, row, file, file_row, key and the carried columns, in the source's order."""
     import pyarrow as pa
 
-    starts = np.concatenate([[0], np.cumsum([rows for _, rows in kept.files])]).astype(np.int64)
-    names = pa.array([path for path, _ in kept.files], pa.string())
-    schema, first = _schema(context), 0
-    for table in read_arrow(items_file(kept.items)):
-        rows = np.flatnonzero(kept.kept[first : first + len(table)]) + first
-        chosen = table.take(rows - first)
-        file = np.searchsorted(starts, rows, side="right") - 1
+    schema, names = _schema(context), pa.array([printable(path) for path in kept.paths], pa.string())
+    for part in kept_rows(kept):
         located = {
-            "shard": pa.array([kept.shard.name] * len(rows), pa.string()),
-            "row": pa.array(rows),
-            "file": names.take(pa.array(file)),
-            "file_row": pa.array(rows - starts[file]),
+            "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
+            "row": pa.array(part.rows),
+            "file": names.take(pa.array(part.files)),
+            "file_row": pa.array(part.file_rows),
         }
-        arrays = [located[name] if name in located else chosen.column(name) for name in schema.names]
+        arrays = [located[name] if name in located else part.table.column(name) for name in schema.names]
         yield pa.table(arrays, schema=schema)
-        first += len(table)
 
 
 def _schema(context: StageContext) -> "pa.Schema":
@@ -89,98 +67,144 @@ def _schema(context: StageContext) -> "pa.Schema":
     return pa.schema([*pa.schema(located), pa.field("key", pa.string()), *carried])
 
 
-def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> None:
+def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
     """`parquet/<shard>.parquet`: identity, key and carried columns of each kept item."""
     with result.open(f"parquet/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-        for table in kept_batches(context, kept):
+        for table in kept_tables(context, kept):
             writer.write_arrow(table)
+    return {}
 
 
-def _keep_lists(context: StageContext, kept: KeptShard, result: ResultWriter) -> None:
-    """`keep_lists/<shard>.tsv`: file, row in the file and key of each kept item; tabs in keys are escaped as in JSON."""
+def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+    """`keep_lists/<shard>.tsv`: file, row in the file and key of each kept item, escaped by `escaped`."""
+    names = [escaped(path) for path in kept.paths]
     with result.open(f"keep_lists/{kept.shard.name}.tsv") as stream:
-        for batch in kept_batches(context, kept):
-            columns = [batch.column(name).to_pylist() for name in ("file", "file_row", "key")]
-            lines = (f"{file}\t{row}\t{_escaped(key)}\n" for file, row, key in zip(*columns, strict=True))
+        for part in kept_rows(kept):
+            columns = part.files.tolist(), part.file_rows.tolist(), part.table.column("key").to_pylist()
+            lines = (f"{names[file]}\t{row}\t{escaped(key)}\n" for file, row, key in zip(*columns, strict=True))
             stream.write("".join(lines).encode())
+    return {}
 
 
-def _escaped(key: str) -> str:
-    return key if key.isprintable() else json.dumps(key, ensure_ascii=False)[1:-1]
+def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
+    """`open_clip.csv`: path and caption of each kept image, separated by a tab, as OpenCLIP's CSV loader reads it.
 
-
-def write_csv(context: StageContext, shards: Sequence[KeptShard], result: ResultWriter) -> None:
-    """`open_clip.csv`: path and caption of each kept image, separated by a tab, as OpenCLIP's CSV loader reads it."""
+    Images whose file name is not UTF-8 are left out: the loader would read none of the file.
+    """
+    shortened = 0
     with result.open("open_clip.csv") as stream:
         text = io.StringIO(newline="")
         writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+        # Python before 3.11.9 and 3.12.3 leaves a lone carriage return unquoted, which ends a row for a reader.
+        quoting = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(["filepath", "title"])
         for kept in shards:
-            for batch in kept_batches(context, kept):
-                paths, captions = batch.column("file").to_pylist(), batch.column("caption").to_pylist()
-                writer.writerows((path, caption or _NO_CAPTION) for path, caption in zip(paths, captions, strict=True))
+            paths = kept.paths
+            for part in kept_rows(kept):
+                for file, caption in zip(part.files.tolist(), part.table.column("caption").to_pylist(), strict=True):
+                    path = paths[file]
+                    if is_utf8(path):
+                        cell = caption_cell(caption)
+                        shortened += len(caption or "") > MOST_CAPTION <= len(cell)
+                        (quoting if "\r" in path else writer).writerow((path, cell))
                 stream.write(text.getvalue().encode())
                 text.seek(0)
                 text.truncate()
         stream.write(text.getvalue().encode())
+    return {"shortened_captions": shortened}
 
 
-def _jsonl(context: StageContext, kept: KeptShard, result: ResultWriter) -> None:
-    """`jsonl/<shard>.jsonl.gz`: the source's own lines of the kept items, byte for byte."""
-    source = context.pipeline.source
+def _jsonl(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+    """`jsonl/<shard>.jsonl.gz`: the source's own lines of the kept items, each a line to every reader."""
+    source, repaired = context.pipeline.source, 0
     if not isinstance(source, JsonLines):
-        return
+        return {}
+    name = source.text
+
+    def text(line: bytes) -> list[str]:
+        try:
+            found = lookup(json_object(line, name="line"), name)
+        except InvalidValue:
+            return []
+        return [found] if isinstance(found, str) else []
+
     with (
         result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream,
         gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=6, mtime=0, filename="") as packed,
     ):
-        for path, keep in kept.of_files():
-            # A line in which the file is cut off is an invalid record: there is nothing to copy.
-            for line in _until_cut(source.lines(path), keep):
-                packed.write(line + b"\n")
+        for line in kept_records(kept, source.lines, text):
+            written = _line(line)
+            repaired += "\ufffd".encode() in written and "\ufffd".encode() not in line
+            packed.write(written + b"\n")
+    return {"repaired_lines": repaired}
 
 
-def _until_cut(records: Iterator[Any], keep: np.ndarray) -> Iterator[Any]:
-    """The kept ones of a file's records; where the file is cut off, those before."""
-    try:
-        yield from (record for record, wanted in zip(records, keep, strict=False) if wanted)
-    except TruncatedFile:
-        return
+def _line(line: bytes) -> bytes:
+    """A line of JSON that every reader takes for one line of JSON.
+
+    It loses a byte order mark, which readers know at a file's head only, and carriage returns, which JSON has between
+    values only and which end a line for some readers. Halves of surrogate pairs become U+FFFD.
+    """
+    plain = line.removeprefix(codecs.BOM_UTF8).strip().replace(b"\r", b" ")
+    if not any(sign in plain for sign in _MAYBE_SURROGATE):
+        return plain
+    document = json.dumps(json.loads(plain), ensure_ascii=False)
+    return _SURROGATE.sub("\ufffd", document).encode() if _SURROGATE.search(document) else plain
 
 
-def _webdataset(context: StageContext, kept: KeptShard, result: ResultWriter) -> None:
-    """`webdataset/<shard>.tar`: the kept samples, with all files they have in the source."""
+def _webdataset(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+    """`webdataset/<shard>.tar`: the kept samples, with all files they have in the source.
+
+    `samples/<shard>.tsv` beside it: key in the tar, file, row in the file and key in the source of each sample.
+    """
+    keys = SampleKeys()
     with (
+        result.open(f"samples/{kept.shard.name}.tsv") as listed,
         result.open(f"webdataset/{kept.shard.name}.tar") as stream,
-        tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
-        for path, keep in kept.of_files():
-            for key, members in _until_cut(_samples(context, path), keep):
-                for suffix, content in members.items():
+        counter = SampleCounter(stream)
+        with tarfile.open(fileobj=counter, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_TAR_BUFFER) as tar:
+            for (row, path, file_row, name, caption), record in zip(_items(kept), _samples(context, kept), strict=True):
+                key = keys.add(name, row)
+                members = _members(record, path, caption)
+                for suffix, content in zip(sample_suffixes(list(members)), members.values(), strict=True):
                     member = tarfile.TarInfo(f"{key}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+                listed.write(f"{escaped(key)}\t{escaped(path)}\t{file_row}\t{escaped(name)}\n".encode())
+    return {"renamed_samples": keys.renamed, "samples_sent": counter.samples}
 
 
-def _samples(context: StageContext, path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _items(kept: KeptShard) -> Iterator[tuple[int, str, int, str, str | None]]:
+    """Row, path, row in the file, key and caption of each kept item."""
+    paths = kept.paths
+    for part in kept_rows(kept):
+        columns = [part.table.column(name).to_pylist() for name in ("key", "caption")]
+        names = [paths[file] for file in part.files]
+        yield from zip(part.rows.tolist(), names, part.file_rows.tolist(), *columns, strict=True)
+
+
+def _samples(context: StageContext, kept: KeptShard) -> Iterator[Any]:
+    """What the source has of each kept item: an image, or all files of a sample by their suffixes."""
     source = context.pipeline.source
     if isinstance(source, WebDataset):
-        return source.samples(path)
+        # Which of a sample's images is embedded is the source's to know: it is among them.
+        return (members for _, members in kept_records(kept, source.samples, lambda sample: sample[1].values()))
     if isinstance(source, Folder):
-        captions = (item.columns.get("caption") for item in source.read_items(path))
-        return (_as_sample(record, path, caption) for record, caption in zip(source.read(path), captions, strict=True))
+        return kept_records(kept, source.read, _image)
     return iter(())
 
 
-def _as_sample(record: Record | Invalid, path: str, caption: object) -> tuple[str, dict[str, bytes]]:
-    """A folder's image as a sample, its suffix a part of the key: `cat.png` is another item than `cat.jpg`."""
-    head, slash, name = record.key.rpartition("/")
-    # A dot would end the key.
-    key = f"{head}{slash}{name.replace('.', '_')}"
-    if isinstance(record, Invalid) or not isinstance(record.payload, bytes):
-        return key, {}
-    members = {path.rpartition(".")[2].lower(): record.payload}
-    return key, {**members, "txt": str(caption).encode()} if caption is not None else members
+def _image(record: Record | Invalid) -> Iterable[bytes]:
+    return [record.payload] if isinstance(record, Record) and isinstance(record.payload, bytes) else []
+
+
+def _members(record: dict[str, bytes] | Record, path: str, caption: str | None) -> dict[str, bytes]:
+    """The files of a sample by their suffixes; a folder's image comes with the caption that its item has."""
+    if isinstance(record, dict):
+        return record
+    members = {path.rpartition(".")[2].lower(): b"".join(_image(record))}
+    return members if caption is None else {**members, "txt": caption.encode()}
 
 
 SHARD_FORMATS: dict[str, Writer] = {
@@ -189,4 +213,4 @@ SHARD_FORMATS: dict[str, Writer] = {
     "jsonl": _jsonl,
     "webdataset": _webdataset,
 }
-"""The formats with a file for each shard, and what writes it."""
+"""The formats with files for each shard, and what writes them."""

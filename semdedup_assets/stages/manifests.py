@@ -5,31 +5,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from semdedup_assets.checks.manifests import CHECKS
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Stage
-from semdedup_assets.records import id_rows, positions_by_shard
+from semdedup_assets.kept_sets import Selection
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.items import item_columns
-from semdedup_assets.stages.keep_masks import mask_files
-from semdedup_assets.stages.manifest_formats import SHARD_FORMATS, KeptShard, write_csv
+from semdedup_assets.stages.kept_rows import KeptShard, kept_shards
+from semdedup_assets.stages.manifest_formats import COPIES, SHARD_FORMATS, Counts, write_csv
 from semdedup_assets.stages.manifest_rows import rows_written
 from semdedup_assets.storage.files import join, write_bytes
 from semdedup_assets.storage.results import (
     FolderWriter,
-    MissingResultError,
     ResultRecord,
     attempting,
     fingerprint,
     require_written,
 )
-from semdedup_assets.storage.tables import read_tables
 
 MANIFEST = "manifest.json"
 """What a manifest holds and was made from, in its folder."""
+
+_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,59 +68,32 @@ class _Worker:
         if self._gathered is None or self._gathered[0] != task.attempt:
             self._context.index.require_inputs("manifests", task.partition, task.inputs)
             with usage.phase("gather"):
-                self._gathered = task.attempt, kept_shards(self._context, task.partition)
+                copied = bool(COPIES & set(self._context.pipeline.manifests))
+                self._gathered = task.attempt, kept_shards(self._context, task.partition, copied=copied)
         kept = self._gathered[1]
         context, location = self._context, self._context.location("manifests", task.partition)
+        found: Counts = {}
         with attempting(FolderWriter(location, task.attempt)) as writer:
             if task.shard is None:
                 with usage.phase("write csv"):
-                    write_csv(context, list(kept.values()), writer)
+                    found |= write_csv(list(kept.values()), writer)
             else:
                 for name in (name for name in context.pipeline.manifests if name in SHARD_FORMATS):
                     with usage.phase(f"write {name}"):
-                        SHARD_FORMATS[name](context, kept[task.shard], writer)
-        shard = kept[task.shard].kept if task.shard is not None else np.zeros(0, dtype=bool)
-        unlisted = kept[task.shard].unlisted if task.shard is not None else (0, 0)
-        with usage.phase("count"):
-            rows = rows_written(join(location, task.attempt), writer.files)
-        counts = {"kept": int(shard.sum()), "records": len(shard), "unlisted": unlisted, "rows_written": rows}
-        return PartOfResult(task.inputs, writer.files, {**counts, "attempt": task.attempt, "usage": used_for(None)})
+                        found |= SHARD_FORMATS[name](context, kept[task.shard], writer)
+            with usage.phase("count"):
+                sent = found.pop("samples_sent", 0)
+                rows = rows_written(join(location, task.attempt), writer.files, samples_sent=sent)
+        details = {"rows_written": rows, "changed": found, **_counts(None if task.shard is None else kept[task.shard])}
+        return PartOfResult(task.inputs, writer.files, {**details, "attempt": task.attempt, "usage": used_for(None)})
 
 
-def kept_shards(context: StageContext, partition: Partition) -> dict[str, KeptShard]:
-    """What is kept of each shard, by its name; one byte an item.
-
-    Args:
-        context: of the pipeline and the selection.
-        partition: a kept set.
-
-    Raises:
-        MissingResultError: masks or items are missing, or the masks are of other items than the source has now.
-    """
-    items = {each.required_shard: record for each, record in context.index.require_all("items").items()}
-    shards = context.shards
-    bits = {shard.index: np.zeros(int(items[shard.name].details["items"]), dtype=bool) for shard in shards}
-    unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
-    masks = context.index.require("keep_masks", partition)
-    for part in (part for file in mask_files(masks) for part in read_tables(file, ["id", "kept"])):
-        rows = id_rows(part["id"])
-        for shard, positions in positions_by_shard(part["id"]):
-            kept = rows[positions[part["kept"][positions]]]
-            if shard in unlisted:
-                unlisted[shard] += [len(positions), len(kept)]
-            elif len(kept):
-                if shard not in bits or int(kept.max()) >= len(bits[shard]):
-                    message = (
-                        f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what "
-                        "follows"
-                    )
-                    raise MissingResultError(message)
-                bits[shard][kept] = True
-    of_shard = {shard: (int(found), int(kept)) for shard, (found, kept) in unlisted.items()}
-    return {
-        shard.name: KeptShard(shard, items[shard.name], bits[shard.index], of_shard.get(shard.index, (0, 0)))
-        for shard in shards
-    }
+def _counts(kept: KeptShard | None) -> dict[str, Any]:
+    """What a task adds to the manifest's counts: the one of what is one file for all shards adds nothing."""
+    if kept is None:
+        return {"kept": 0, "records": 0, "unlisted": (0, 0), "unnameable": {}}
+    counts = {"kept": int(kept.kept.sum()), "records": len(kept.kept)}
+    return {**counts, "unlisted": kept.unlisted, "unnameable": kept.unnameable}
 
 
 def _finish(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
@@ -128,14 +101,12 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
     kept_set = partition.kept_set(context.selection)
     masks = context.index.require("keep_masks", partition).details
     writer = FolderWriter(context.location("manifests", partition), attempt)
-    rows: dict[str, int] = {}
     for part in parts:
         writer.files |= part.files
-        for kind, count in part.details["rows_written"].items():
-            rows[kind] = rows.get(kind, 0) + count
     records = sum(part.details["records"] for part in parts)
     kept = sum(part.details["kept"] for part in parts)
     unlisted, unlisted_kept = (sum(part.details["unlisted"][index] for part in parts) for index in range(2))
+    unnameable = {path: items for part in parts for path, items in part.details["unnameable"].items()}
     items = int(masks["items"]) - unlisted
     details = {
         "manifest": attempt,
@@ -146,7 +117,11 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         # Embedded and selected, but their keys could not be read, so that no format can name them.
         "unlisted": unlisted,
         "unlisted_kept": unlisted_kept,
-        "rows_written": rows,
+        # Of files whose names are not UTF-8: Parquet holds an escaped name, and `open_clip.csv` none of them.
+        "unnameable": sum(unnameable.values()),
+        "unnameable_examples": [printable(path) for path in list(unnameable)[:_LISTED]],
+        "changed": _added(parts, "changed"),
+        "rows_written": _added(parts, "rows_written"),
         "made_with": _made_with(context, partition, epsilon=float(masks["epsilon"])),
     }
     writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
@@ -156,6 +131,15 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
     pointer = {"folder": attempt, "version": attempt, "epsilon": str(partition.target), "k": str(partition.clustering)}
     write_bytes(context.layout.current_manifest(kept_set), json.dumps(pointer, indent=1).encode())
     return context.commit("manifests", writer, inputs=inputs, keep_earlier=True)
+
+
+def _added(parts: Sequence[PartOfResult], name: str) -> dict[str, int]:
+    """Counts of all parts together, by what is counted."""
+    found: dict[str, int] = {}
+    for part in parts:
+        for kind, count in part.details[name].items():
+            found[kind] = found.get(kind, 0) + count
+    return found
 
 
 def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -> dict[str, Any]:
@@ -185,6 +169,11 @@ def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -
     }
 
 
+def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
+    """What copies the source's records changes with all that its files hold, also where items and masks do not."""
+    return ("shards",) if COPIES & set(pipeline.manifests) else ()
+
+
 STAGE = Stage(
     name="manifests",
     step="5-train",
@@ -192,9 +181,11 @@ STAGE = Stage(
     "changed: a new one lies beside the old, and `current.json` says which is current.",
     dimensions=("epsilon", "k"),
     inputs=("keep_masks", "items"),
+    optional_inputs=_optional_inputs,
     settings=lambda context: {"formats": sorted(context.pipeline.manifests)},
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "manifests"),
     worker=_Worker,
+    version=2,
     tasks=_tasks,
     finish=_finish,
     kinds=frozenset({"parquet"}),

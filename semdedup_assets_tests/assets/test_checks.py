@@ -46,6 +46,7 @@ WARNING = {
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
+    "manifests": {"files_can_be_named"},
 }
 UP_TO_DATE = {
     "assignments",

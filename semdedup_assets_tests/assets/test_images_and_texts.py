@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from semdedup_assets.kept_sets import KeptSet
+from semdedup_assets.sources import JsonLines
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.toy_source import vectors_settings
 
@@ -158,23 +159,28 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     other = tmp_path / "source" / "sub folder" / "5.jpg"
     other.write_bytes(png(100))
     captions[str(other)] = captions[str(other.with_suffix(".png"))]
+    unnameable = tmp_path / "source" / "sub folder" / os.fsdecode(b"not utf-8 \xff.png")
+    unnameable.write_bytes(png(200))
+    unnameable.with_suffix(".txt").write_text("a caption, without which OpenCLIP passes over an image in a tar")
     runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
         manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
     )
     runs.refresh()
-    assert len(kept(runs)) == 7
+    assert len(kept(runs)) == 8
     from open_clip_train.data import CsvDataset
 
     csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
-    assert csv.images == kept(runs)["file"].to_list()
-    assert csv.captions == [captions[path] for path in csv.images]
+    assert csv.images == [path for path in kept(runs)["file"] if "not utf-8" not in path]
+    assert csv.captions == [captions[path].replace("\t", " ") for path in csv.images]
     printed = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
     assert "7 items" in printed
     assert "image (3, 224, 224)" in printed
-    assert "7 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+    assert "8 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
 
 
-def test_texts_to_the_lines_that_datasets_reads(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_texts_to_the_lines_that_datasets_reads(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [
         {"text": text, "url": f"https://example.org/{number}", "nested": {"number": number}}
         for number, text in enumerate(
@@ -202,3 +208,35 @@ def test_texts_to_the_lines_that_datasets_reads(instance: dg.DagsterInstance, tm
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == [raw[row] for row in rows]
     assert "3 items" in read_by("jsonl_datasets.py", manifest_folder(runs), tmp_path)
     assert "3 items" in read_by("parquet_polars.py", manifest_folder(runs), tmp_path)
+    assert "3 items" in read_by("keep_lists.py", manifest_folder(runs), tmp_path)
+
+    # What copies the source depends on its files themselves, in Dagster too.
+    parents = runs.definitions.resolve_asset_graph().get(runs.key("manifests")).parent_keys
+    assert dg.AssetKey(["toy", "shards"]) in parents
+    content = "\n".join(json.dumps({**line, "nested": None}) for line in lines)
+    (tmp_path / "source" / "0.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    runs.observe()
+    assert "manifests" in runs.stale()
+    assert runs.refresh() == {"items": ["s000000"], "embeddings": ["s000000"], "manifests": ["0.01|1"]}
+    (path,) = (manifest_folder(runs) / "jsonl").iterdir()
+    assert gzip.decompress(path.read_bytes()).decode().splitlines() == [content.splitlines()[row] for row in rows]
+    assert runs.stale() == {}
+    assert runs.refresh() == {}
+
+    # A refresh that finds the file changed under its hands observes it again, and makes what follows.
+    usual, changed = JsonLines.lines, list[str]()
+
+    def changing(self: JsonLines, path: str) -> Iterator[bytes]:
+        found = list(usual(self, path))
+        if not changed:
+            changed.append(content.replace("null", "1"))
+            Path(path).write_bytes(gzip.compress(changed[0].encode()))
+        return iter(found)
+
+    monkeypatch.setattr(JsonLines, "lines", changing)
+    further = runs.changed(epsilons=["0.02"])
+    made = further.refresh()
+    assert made["keep_masks"] == made["manifests"] == ["0.02|1"]
+    assert made["items"] == made["embeddings"] == ["s000000"]
+    (path,) = (manifest_folder(further) / "jsonl").iterdir()
+    assert gzip.decompress(path.read_bytes()).decode().splitlines() == [changed[0].splitlines()[row] for row in rows]

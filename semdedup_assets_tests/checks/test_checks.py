@@ -92,6 +92,7 @@ def test_every_check_is_here() -> None:
         "every_item_masked_once",
         "every_item_scored_once",
         "files_are_whole",
+        "files_can_be_named",
         "ids_are_unique",
         "inputs_up_to_date",
         "items_and_vectors_agree",
@@ -422,6 +423,14 @@ def test_a_manifest_that_does_not_add_up_is_reported(runs: StageRuns) -> None:
     record = runs.record("manifests", "0.05|40")
     change_details(record, skipped=1)
     assert found(runs, manifests.counts_are_conserved) == {"0.05|40": "kept, removed and skipped are 181, records 180"}
+
+
+def test_files_that_a_format_cannot_name_are_reported(runs: StageRuns) -> None:
+    record = runs.record("manifests", "0.05|40")
+    change_details(record, unnameable=3, unnameable_examples=["not \\udcff.npy"])
+    assert found(runs, manifests.files_can_be_named) == {
+        "0.05|40": "3 kept items of files whose names are not UTF-8 (not \\udcff.npy): Parquet holds escaped names"
+    }
 
 
 # Inputs

@@ -1,0 +1,150 @@
+"""Which records of each shard a kept set keeps, in the order of the source."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.item_lookup import items_file
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.shard_reader import SourceChangedError
+from semdedup_assets.records import id_rows, positions_by_shard
+from semdedup_assets.sources.shard_index import Shard
+from semdedup_assets.stages.keep_masks import mask_files
+from semdedup_assets.storage.results import MissingResultError, ResultRecord
+from semdedup_assets.storage.tables import read_arrow, read_tables
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class KeptShard:
+    """Which records of a shard are kept.
+
+    Attributes:
+        shard: the shard.
+        items: record of its items.
+        embeddings: record of its embeddings, which were made from the same state of the source.
+        kept: (records,) bool, by row.
+        unlisted: how many items the masks hold, and keep, of a shard whose keys and columns could not be read.
+    """
+
+    shard: Shard
+    items: ResultRecord
+    embeddings: ResultRecord
+    kept: np.ndarray
+    unlisted: tuple[int, int] = (0, 0)
+
+    def of_files(self) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Path, row of its first record and (records,) bool of each file, in order."""
+        first = 0
+        for path, rows in self.items.details["files"]:
+            yield str(path), first, self.kept[first : first + int(rows)]
+            first += int(rows)
+
+    @property
+    def paths(self) -> list[str]:
+        """Of its files, in order."""
+        return [path for path, _, _ in self.of_files()]
+
+    @property
+    def unnameable(self) -> dict[str, int]:
+        """The files whose names are not UTF-8, each with how many items are kept of it; of those with any."""
+        kept = {path: int(keep.sum()) for path, _, keep in self.of_files() if not is_utf8(path)}
+        return {path: items for path, items in kept.items() if items}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Consecutive kept records of a shard.
+
+    Attributes:
+        rows: (n,) int64, in the shard, ascending.
+        files: (n,) int64, the index of a record's file among those of `KeptShard.of_files`.
+        file_rows: (n,) int64, in the record's file.
+        table: n rows of the items' table: id, key and carried columns.
+    """
+
+    rows: np.ndarray
+    files: np.ndarray
+    file_rows: np.ndarray
+    table: "pa.Table"
+
+
+def kept_rows(kept: KeptShard) -> Iterator[KeptRows]:
+    """The kept records of a shard in the source's order, a row group of its items at a time."""
+    starts = np.array([first for _, first, _ in kept.of_files()], np.int64)
+    first = 0
+    for table in read_arrow(items_file(kept.items)):
+        rows = np.flatnonzero(kept.kept[first : first + len(table)]) + first
+        # A file without records begins where the next one does: the last of them is the one that holds the row.
+        files = np.searchsorted(starts, rows, side="right") - 1
+        yield KeptRows(rows, files, rows - starts[files], table.take(rows - first))
+        first += len(table)
+
+
+def kept_shards(context: StageContext, partition: Partition, *, copied: bool) -> dict[str, KeptShard]:
+    """What is kept of each shard, by its name; one byte an item.
+
+    Args:
+        context: of the pipeline and the selection.
+        partition: a kept set.
+        copied: whether the source's files are read again, so that they must be what items and vectors were made from.
+
+    Raises:
+        MissingResultError: masks, items or embeddings are missing, or the masks are of other items than the source has
+            now.
+        SourceChangedError: a shard's items, its vectors and its files are not of one state of the source.
+    """
+    shards = context.shards
+    items, embeddings = _by_shard(context, "items"), _by_shard(context, "embeddings")
+    for shard in shards:
+        _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=copied)
+    bits = {shard.index: np.zeros(int(items[shard.name].details["items"]), dtype=bool) for shard in shards}
+    unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
+    masks = context.index.require("keep_masks", partition)
+    for part in (part for file in mask_files(masks) for part in read_tables(file, ["id", "kept"])):
+        rows = id_rows(part["id"])
+        for shard_index, positions in positions_by_shard(part["id"]):
+            kept = rows[positions[part["kept"][positions]]]
+            if shard_index in unlisted:
+                unlisted[shard_index] += [len(positions), len(kept)]
+            elif len(kept):
+                if shard_index not in bits or int(kept.max()) >= len(bits[shard_index]):
+                    message = (
+                        f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what "
+                        "follows"
+                    )
+                    raise MissingResultError(message)
+                bits[shard_index][kept] = True
+    counts = {index: (int(found), int(kept)) for index, (found, kept) in unlisted.items()}
+    return {
+        shard.name: KeptShard(
+            shard, items[shard.name], embeddings[shard.name], bits[shard.index], counts.get(shard.index, (0, 0))
+        )
+        for shard in shards
+    }
+
+
+def _by_shard(context: StageContext, stage: str) -> dict[str, ResultRecord]:
+    return {each.required_shard: record for each, record in context.index.require_all(stage).items()}
+
+
+def _require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:
+    """See that a shard's items and vectors go back to the same files; and, where these are copied, to today's."""
+    states = {record.inputs["shards"] for record in records} | ({shard.fingerprint} if copied else set())
+    if len(states) > 1:
+        message = (
+            f"{context.pipeline.dataset}, shard {shard.name}: its files changed between the reading of its keys, of its "
+            f"vectors and now; observe the shards, then {context.remedy('items', shard.name)}, the same of embeddings, "
+            "and what follows"
+        )
+        raise SourceChangedError(message)
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a file's name can be written as UTF-8; locally, any bytes can be a name."""
+    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)

@@ -1,0 +1,68 @@
+"""Read kept records of a source again, and see that they are the ones that were embedded."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from semdedup_assets.execution.shard_reader import SourceChangedError, require_unchanged
+from semdedup_assets.records import content_hash
+from semdedup_assets.sources.reading import TruncatedFile, printable
+from semdedup_assets.stages.embeddings import content_hashes
+from semdedup_assets.stages.kept_rows import KeptShard
+
+T = TypeVar("T")
+
+
+def kept_records(
+    kept: KeptShard, read: Callable[[str], Iterator[T]], contents: Callable[[T], Iterable[bytes | str]]
+) -> Iterator[T]:
+    """The kept records of a shard, as the source has them; files of which nothing is kept are not opened.
+
+    Args:
+        kept: which.
+        read: of the source: every record of a file, in its order.
+        contents: what a record holds; what was embedded is among it.
+
+    Raises:
+        SourceChangedError: a file, or what a record holds, is not what was embedded; names file and record.
+    """
+    hashes = content_hashes(kept.embeddings)
+    if kept.kept.any() and len(hashes) != len(kept.kept):
+        message = (
+            f"shard {kept.shard.name}: {len(kept.kept):,} records have keys, {len(hashes):,} were embedded; observe the "
+            "shards, and materialise its items and embeddings again"
+        )
+        raise SourceChangedError(message)
+    files = {file.path: file for file in kept.shard.files}
+    for path, first, keep in kept.of_files():
+        if keep.any():
+            for row, record in _rows_of_file(path, read, keep):
+                expected = int(hashes[first + row])
+                if all(content_hash(content) != expected for content in contents(record)):
+                    raise _changed(path, f"record {row} (counted from 0) is not the one that was embedded")
+                yield record
+            # Afterwards: a file that was changed before or while it was read shows it now.
+            require_unchanged(files[path])
+
+
+def _rows_of_file(path: str, read: Callable[[str], Iterator[T]], keep: np.ndarray) -> Iterator[tuple[int, T]]:
+    """The kept records of a file, each with its row; nothing is read behind the last of them."""
+    rows, found = int(np.flatnonzero(keep)[-1]) + 1, 0
+    try:
+        for row, record in enumerate(islice(read(path), rows)):
+            found += 1
+            if keep[row]:
+                yield row, record
+    except (TruncatedFile, FileNotFoundError) as error:
+        raise _changed(path, str(error)) from error
+    if found < rows:
+        raise _changed(path, f"it has {found:,} records, and record {rows - 1:,} (counted from 0) was embedded")
+
+
+def _changed(path: str, what: str) -> SourceChangedError:
+    return SourceChangedError(
+        f"{printable(path)}: changed since it was embedded: {what}; observe the shards, and materialise again what is "
+        "stale; where the file shows no change, materialise its shard's embeddings with `again`"
+    )
