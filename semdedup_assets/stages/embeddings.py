@@ -10,7 +10,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import Column, Stage, Worker
-from semdedup_assets.records import Skipped, VectorBatch, item_ids
+from semdedup_assets.records import Invalid, Skipped, VectorBatch, item_ids
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.storage.results import ResultRecord, ResultWriter
 from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
@@ -53,17 +53,19 @@ class _ShardRecords:
 
     Attributes:
         count: how many there were so far.
+        expected_missing: how many of them have no payload by the source's own account.
     """
 
     def __init__(self, context: StageContext, shard: Shard) -> None:
         self._source = context.pipeline.source
         self._files = [file.path for file in shard.files]
-        self.count = 0
+        self.count = self.expected_missing = 0
 
     def __iter__(self) -> Iterator[Any]:
         for path in self._files:
             for record in self._source.read(path):
                 self.count += len(record.keys) if isinstance(record, VectorBatch) else 1
+                self.expected_missing += isinstance(record, Invalid) and record.expected
                 yield record
 
 
@@ -96,6 +98,7 @@ def _write(
         "items": items,
         "records": records.count if records is not None else 0,
         "skipped": len(skipped),
+        "expected_missing": records.expected_missing if records is not None else 0,
         "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
         "dimension": writer.dimension,
         "not_finite": writer.audit.not_finite,
