@@ -401,7 +401,9 @@ def _unpacked(chunks: Iterator[bytes], new_frame: Callable[[], _Unpacker], damag
         EOFError: it is cut off in the middle of a frame, or damaged.
     """
     frame = new_frame()
-    for rest in chunks:
+    for chunk in chunks:
+        # Some writers pad their last block with zeros.
+        rest = chunk.lstrip(b"\0") if frame.eof else chunk
         while rest:
             if frame.eof:
                 frame = new_frame()
@@ -409,7 +411,6 @@ def _unpacked(chunks: Iterator[bytes], new_frame: Callable[[], _Unpacker], damag
                 yield from frame.pieces(rest)
             except damage as error:
                 raise EOFError(str(error)) from error
-            # Some writers pad their last block with zeros.
             rest = frame.unused_data.lstrip(b"\0") if frame.eof else b""
     if not frame.eof:
         message = "the compressed data end before their end marker"

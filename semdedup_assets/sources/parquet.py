@@ -223,7 +223,7 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
         try:
             with opened(f"{folder}/{relative}" if folder else relative) as stream:
                 content = stream.read((self.max_item_mib << 20) + 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # also of a name that no file can have
             message = f"null image whose file {relative!r} cannot be opened in the table's folder {folder}; {remedy}"
             raise InvalidValue(message) from error
         check_item_size(len(content), most_mib=self.max_item_mib)

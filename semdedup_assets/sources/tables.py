@@ -140,7 +140,8 @@ def _rest_of_group(
 def _batch_rows(group: "pq.RowGroupMetaData", leaves: list[int]) -> int:
     """Rows of a row group's batches: fewer the larger its cells are on average, and may be at most; 0 without rows."""
     chunks = [group.column(at) for at in leaves]
-    size = sum(chunk.total_uncompressed_size for chunk in chunks)
+    # Repeated numbers are stored once; four bytes each are a lower bound of what they take here.
+    size = sum(max(chunk.total_uncompressed_size, 4 * chunk.num_values) for chunk in chunks)
     varying = any(chunk.physical_type == "BYTE_ARRAY" for chunk in chunks)
     by_mean = (_BATCH_BYTES if varying else _FIXED_BATCH_BYTES) * group.num_rows // max(1, size)
     by_worst = _WORST_BATCH_BYTES // max(1, *map(_repeatable_bytes, chunks))
@@ -316,7 +317,7 @@ def _damage_named(path: str, location: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, OSError) as error:
         # Arrow reports damaged data as an OSError without a number; one with a number comes from the store.
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -133,7 +133,7 @@ def test_a_line_longer_than_any_buffer_stays_whole(tmp_path: Path) -> None:
 
 def test_frames_one_after_the_other_and_trailing_zeros_are_one_file(tmp_path: Path) -> None:
     parts = [json_lines({"text": word * 50}) for word in ("one", "two", "three")]
-    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(map(gzip.compress, parts)) + bytes(700))
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(map(gzip.compress, parts)) + bytes(200_000))
     (tmp_path / "b.jsonl.zst").write_bytes(b"".join(map(PACKED[".jsonl.zst"], parts)))
     texts = [item.payload for item in read_all(JsonLines(path=str(tmp_path)))]
     assert texts == ["one" * 50, "two" * 50, "three" * 50] * 2

@@ -359,7 +359,7 @@ def test_images_that_only_have_a_path_are_read_from_the_tables_folder(tmp_path: 
     (tmp_path / "secret.png").write_bytes(image_bytes("blue"))
     (tmp_path / "data" / "large.png").write_bytes(bytes(2 << 20))
     paths = ["images/1.png", f"{tmp_path}/data/images/1.png", "../secret.png", f"{tmp_path}/secret.png"]
-    paths += ["memory://1.png", "gone.png", "large.png"]
+    paths += ["memory://1.png", "gone.png", "large.png", "nul\0.png", "images"]
     images = [{"bytes": None, "path": path} for path in paths]
     write(tmp_path / "data" / "a.parquet", pa.table({"image": pa.array(images, IMAGE)}))
     source = Parquet(path=str(tmp_path / "data"), image="image", max_item_mib=1)
@@ -371,6 +371,8 @@ def test_images_that_only_have_a_path_are_read_from_the_tables_folder(tmp_path: 
     assert [record.reason.partition(";")[0] for record in invalid[3:] if isinstance(record, Invalid)] == [
         f"null image whose file 'gone.png' cannot be opened in the table's folder {tmp_path}/data",
         "1,048,577 bytes, more than `max_item_mib: 1` allows",
+        f"null image whose file 'nul\\x00.png' cannot be opened in the table's folder {tmp_path}/data",
+        f"null image whose file 'images' cannot be opened in the table's folder {tmp_path}/data",
     ]
 
 

@@ -475,3 +475,12 @@ def test_a_vector_that_is_too_large_makes_only_itself_invalid(tmp_path: Path) ->
     assert [item for item in read_all(Vectors(path=str(tmp_path), max_item_mib=1)) if isinstance(item, Invalid)] == [
         Invalid("a.parquet:1", "more numbers than `max_item_mib` allows")
     ]
+
+
+def test_equal_numbers_are_stored_once_and_yet_read_in_small_batches(tmp_path: Path) -> None:
+    row = pa.array([[1.0] * 100_000], pa.list_(pa.float32()))
+    path = write(tmp_path / "a.parquet", {"embedding": pa.concat_arrays([row] * 400)})
+    assert path.stat().st_size < 1_000_000
+    batches = [item for item in Vectors(path=str(path)).read(str(path)) if isinstance(item, VectorBatch)]
+    assert sum(len(batch.keys) for batch in batches) == 400
+    assert max(batch.vectors.nbytes for batch in batches) < 20_000_000
