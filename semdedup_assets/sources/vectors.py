@@ -48,8 +48,8 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["vectors"] = "vectors"
     path: str = Field(
         min_length=1,
-        description="A Parquet, .npy or .npz file (with one array in it), a folder of these (all below it are taken), "
-        "a glob, or an fsspec URL of any of these.",
+        description="A Parquet or .npy file, or an .npz file with one array in it; a folder of these (all below it are "
+        "taken), a glob, or an fsspec URL of any of these.",
     )
     vector: str = Field(
         "embedding",
