@@ -10,8 +10,8 @@ import xxhash
 Content = Literal["image", "text", "vector"]
 """The payload of a record: an encoded image (bytes), a text (str) or a ready embedding (float array)."""
 
-ColumnType = Literal["string", "int", "float", "bool"]
-"""Type of a column that is carried along from the source into the manifests."""
+ColumnType = Literal["string", "int", "uint", "float", "bool"]
+"""Type of a column that is carried along from the source into the manifests; `int` is int64, `uint` is uint64."""
 
 ColumnValue = str | int | float | bool | None
 
@@ -31,10 +31,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """One item that cannot be embedded: it is counted, listed with its reason, and skipped."""
+    """One item that cannot be embedded: it is counted, listed with its reason, and skipped.
+
+    Attributes:
+        key: the item's own name.
+        reason: why it cannot be embedded.
+        expected: whether the source itself states that the item has no payload, so that it is no fault of its files.
+    """
 
     key: str
     reason: str
+    expected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,12 +239,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         if selection.column is None:
             return None
         kind = self.source.column_types.get(selection.column)
-        if kind in ("int", "float"):
+        numbers = ("int", "uint", "float")
+        if kind in numbers:
             return None
-        numeric = sorted(column for column, of in self.source.column_types.items() if of in ("int", "float"))
+        numeric = sorted(column for column, of in self.source.column_types.items() if of in numbers)
         found = f"is carried as a {kind}" if kind else "is not carried"
         return (
-            f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int or float "
+            f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int, uint or float "
             f"(now: {numeric})"
         )
 

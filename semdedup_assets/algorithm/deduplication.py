@@ -225,7 +225,7 @@ def semdedup(
         vectors: (n, d) floats; need not be of unit norm.
         k: clusters; None: a suggestion for n.
         keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar,
-            `random`; or (n,) integers or floats, smallest first, NaN last; integers keep their exact order.
+            `random`; or (n,) integers, floats or `datetime64`, smallest first, NaN last; integers keep their exact order.
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.

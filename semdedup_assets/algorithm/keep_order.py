@@ -14,17 +14,19 @@ def check_keep(keep: KeepStrategy | np.ndarray, *, items: int) -> None:
     """Check that a strategy is known, or that there is one number per item.
 
     Raises:
-        ValueError: an unknown strategy, numbers of another length or of a type that has no order; names what was given
-            and what is possible.
+        ValueError: an unknown strategy, numbers of another length or of a type that has no order, or no array; names
+            what was given and what is possible.
     """
+    if not isinstance(keep, str | np.ndarray):
+        # A list that mixes signed and unsigned integers becomes floats: only the caller can know which type is right.
+        message = f"keep: {type(keep).__name__} is no NumPy array; give np.asarray(keep, np.int64), or the type it has"
+        raise ValueError(message)
     if isinstance(keep, np.ndarray):
         if keep.shape != (items,):
             message = f"keep: {keep.shape} numbers for {items} items; give one number per item"
             raise ValueError(message)
-        if keep.dtype.kind not in "biuf":
-            message = (
-                f"keep: values of type {keep.dtype} are not numbers; give integers or floats, such as times as int64"
-            )
+        if keep.dtype.kind not in "biufmM":
+            message = f"keep: values of type {keep.dtype} are not numbers; give integers, floats or times"
             raise ValueError(message)
     elif keep not in get_args(KeepStrategy):
         message = f"keep: {keep!r} is not one of 'hard', 'easy', 'random', nor an array with a number per item"
@@ -44,8 +46,8 @@ def keep_priority(
     Integers are never converted to floats, so that times in nanoseconds keep their exact order.
 
     Args:
-        keep: the strategy, or (n,) integers or floats of the caller's own, smallest first. NaN, and the masked entries
-            of a masked array, come last in either direction.
+        keep: the strategy, or (n,) integers, floats or times of the caller's own, smallest first. NaN, NaT and the
+            masked entries of a masked array come last in either direction.
         centroid_similarity: (n,) float64, cosine similarity to the assigned centroid.
         ids: (n,) uint64.
         seed: of `random`.
@@ -72,6 +74,8 @@ def _number_priority(keep: np.ndarray, *, descending: bool) -> np.ndarray:
     """(n,): the caller's numbers in the wanted direction, those that are missing last."""
     values: np.ndarray = np.ma.getdata(keep)
     missing = np.ma.getmaskarray(keep)
+    if values.dtype.kind in "mM":
+        missing, values = missing | np.isnat(values), values.astype(np.int64)
     if values.dtype.kind == "f":
         directed = np.negative(values) if descending else values
         return np.where(missing, np.asarray(np.nan, values.dtype), directed)

@@ -85,18 +85,24 @@ def ids_are_unique(context: StageContext) -> CheckResult:
 
 
 def skipped_share(context: StageContext) -> CheckResult:
-    """No more than a settable share of any shard's items is invalid."""
+    """No more than a settable share of any shard's items is invalid.
+
+    Items of which the source itself says that it has no payload, such as images that img2dataset could not download, are
+    no fault of the files: they are skipped and listed, but do not count here.
+    """
     limit, problems, shares = context.pipeline.max_skipped, [], dict[str, float]()
     records = current_records(context, "embeddings")
     for shard, record in records.items():
-        share = record.details["skipped"] / max(1, record.details["records"])
+        expected = int(record.details.get("expected_missing", 0))
+        share = (record.details["skipped"] - expected) / max(1, record.details["records"] - expected)
         if share > limit:
             shares[str(shard)] = share
             measured = f"{share:.2%}: {record.details['skipped_examples'][:3]}"
             problems.append(Problem(str(shard), measured, "mend the files, or raise `max_skipped`"))
     skipped = sum(int(record.details["skipped"]) for record in records.values())
     worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[: 10 * MOST_NAMED])
-    measured_all = {"limit": limit, "skipped": skipped, "shards_above": worst}
+    missing = sum(int(record.details.get("expected_missing", 0)) for record in records.values())
+    measured_all = {"limit": limit, "skipped": skipped, "expected_missing": missing, "shards_above": worst}
     return CheckResult(f"shards have more than {limit:.2%} invalid items", problems, measured_all)
 
 

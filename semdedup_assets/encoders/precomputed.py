@@ -1,6 +1,8 @@
 """Ready embeddings, checked and normalised."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from semdedup_assets.encoders.unit_norm import check_unit_rows, normalise_rows
 from semdedup_assets.records import Content, Embedded, Invalid, Skipped, VectorBatch
 
 _CHUNK_ROWS = 16_384
+_DECIDING_ROWS = 8192  # whose usual length is that of a shard
 
 
 class Precomputed(BaseModel, frozen=True, extra="forbid"):
@@ -24,7 +27,8 @@ class Precomputed(BaseModel, frozen=True, extra="forbid"):
     dimension: int | None = Field(
         None,
         ge=1,
-        description="Numbers of a vector; others are listed as invalid. Empty: that of the first in each shard.",
+        description="Numbers of a vector; others are listed as invalid. Empty: as many as most of the first 8192 in each "
+        "shard have.",
     )
 
     @property
@@ -55,7 +59,7 @@ class VectorCheck:
     """Checks ready embeddings, and normalises them.
 
     Attributes:
-        dimension: length of a vector: the setting; where that is empty, None until the first batch was embedded.
+        dimension: length of a vector: the setting; where that is empty, None until the first batch is embedded.
     """
 
     dimension: int | None
@@ -69,23 +73,25 @@ class VectorCheck:
         """Unit vectors in the source's order, in batches of at most 16,384 rows.
 
         Args:
-            records: batches of ready embeddings, and invalid items. Without a `dimension` setting, the first
-                batch of each call sets it.
+            records: batches of ready embeddings, and invalid items. Without a `dimension` setting, it is the length
+                that most of the first 8192 vectors of each call have, so that a damaged first one decides nothing.
 
         Yields:
             A batch per chunk of an incoming batch; rows that are not finite, zero, of another length or (with
             `normalise: false`) of another norm are in its `skipped`. Invalid items come with the next batch.
         """
-        dimension = self.dimension = self._settings.dimension
+        first, others = _first_rows(records)
+        dimension = self.dimension = self._settings.dimension or _usual_length(first)
         row = 0
         waiting: list[Skipped] = []
-        for item in records:
+        for item in chain(first, others):
             if isinstance(item, Invalid):
                 waiting.append(Skipped(row, item.key, item.reason))
                 row += 1
                 continue
             for chunk in _chunks(item):
-                dimension = self.dimension = dimension or chunk.vectors.shape[1]
+                if dimension is None:
+                    dimension = self.dimension = chunk.vectors.shape[1]
                 yield self._embedded(chunk, first_row=row, waiting=waiting, dimension=dimension)
                 row, waiting = row + len(chunk.keys), []
         if waiting:
@@ -102,6 +108,26 @@ class VectorCheck:
         valid = np.delete(np.arange(len(batch.keys), dtype=np.int64), list(unit.invalid))
         vectors = unit.vectors[valid] if invalid else unit.vectors
         return Embedded(first_row + valid, [batch.keys[at] for at in valid], vectors, waiting + invalid)
+
+
+def _first_rows(
+    records: Iterable[VectorBatch | Invalid],
+) -> tuple[list[VectorBatch | Invalid], Iterator[VectorBatch | Invalid]]:
+    """Some thousand rows at the start of a stream, and what follows."""
+    stream, first, rows = iter(records), list[VectorBatch | Invalid](), 0
+    while rows < _DECIDING_ROWS and (item := next(stream, None)) is not None:
+        first.append(item)
+        rows += len(item.keys) if isinstance(item, VectorBatch) else 1
+    return first, stream
+
+
+def _usual_length(records: list[VectorBatch | Invalid]) -> int | None:
+    """How many numbers most vectors have; None where there is none."""
+    lengths = Counter[int]()
+    for item in records:
+        if isinstance(item, VectorBatch):
+            lengths[item.vectors.shape[1]] += len(item.keys)
+    return max(lengths, key=lengths.__getitem__, default=None)
 
 
 def _chunks(batch: VectorBatch) -> Iterator[VectorBatch]:

@@ -3,18 +3,18 @@
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import Invalid, Record, VectorBatch
 from semdedup_assets.sources import Folder, TruncatedFile
 from semdedup_assets.sources.parquet import PARQUET
 from semdedup_assets.sources.reading import file_name
-from semdedup_assets.sources.tables import parquet_file
+from semdedup_assets.sources.tables import parquet_table
+from semdedup_assets.sources.vectors import ARRAYS, array_rows
 from semdedup_assets.storage.files import FileStat, open_file
 
 # What is read of one file, and of how many; of images in folders, each of which is a file, of more.
@@ -107,12 +107,14 @@ def _head(context: StageContext, file: FileStat) -> FileHead:
             path = str(Path(folder) / file_name(path))
             with open_file(file.path) as stream:
                 Path(path).write_bytes(stream.read(_HEAD_BYTES))
-        for index, record in enumerate(context.pipeline.source.read(path)):
-            if stated is not None and (size >= _HEAD_BYTES or index >= _HEAD_RECORDS):
-                break
-            if not isinstance(record, Invalid):
-                size += record.vectors.nbytes if isinstance(record, VectorBatch) else len(record.payload)
-                records.append(record)
+        # What is cut off ends with an error after the records before.
+        with suppress(TruncatedFile):
+            for index, record in enumerate(context.pipeline.source.read(path)):
+                if stated is not None and (size >= _HEAD_BYTES or index >= _HEAD_RECORDS):
+                    break
+                if not isinstance(record, Invalid):
+                    size += record.vectors.nbytes if isinstance(record, VectorBatch) else len(record.payload)
+                    records.append(record)
     count = row_count(records)
     items = float(count if stated is None else stated) if whole else count * file.size / _HEAD_BYTES
     return FileHead(file, items, whole, (time.perf_counter() - started) / max(1, count), records[:_HEAD_RECORDS])
@@ -124,13 +126,10 @@ def _stated_items(context: StageContext, path: str) -> int | None:
         return 1
     try:
         if path.lower().endswith(PARQUET):
-            with parquet_file(path) as table:
-                return int(table.metadata.num_rows)
-        if path.lower().endswith(".npy"):
-            with open_file(path) as stream:
-                first = np.lib.format.read_magic(stream) == (1, 0)
-                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                return int(read(stream)[0][0])
-    except (TruncatedFile, ValueError, EOFError, IndexError):
+            with parquet_table(path) as table:
+                return table.rows
+        if path.lower().endswith(ARRAYS):
+            return array_rows(path)
+    except ValueError:
         return 0  # Damaged: reading it says what is wrong, or lists it as invalid.
     return None

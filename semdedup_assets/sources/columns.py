@@ -2,10 +2,12 @@
 
 import json as json_format
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
@@ -17,10 +19,23 @@ TEXT_IS_CARRIED = "column 'text' always holds the item's text; remove it from `c
 Columns = Annotated[
     dict[str, ColumnType],
     Field(
-        description="Columns carried along into the manifests, by name and type (`string`, `int`, `float` or `bool`); "
-        "a dotted name reaches into nested fields. A value that does not fit its type becomes null and is listed.",
+        description="Columns carried along into the manifests, by name and type (`string`, `int`, `uint` for unsigned "
+        "64-bit numbers such as hashes, `float` or `bool`); a dotted name reaches into nested fields. A value that does "
+        "not fit its type becomes null and is listed; NaN is null.",
     ),
 ]
+
+ItemMib = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="MiB of an item's payload, or of a line or cell, decompressed; larger ones are invalid items, so "
+        "that none takes all memory.",
+    ),
+]
+
+MAX_ITEM_MIB = 256
+"""What `max_item_mib` is by default: far above any picture or book, far below a machine's memory."""
 
 
 def _without_text(columns: dict[str, ColumnType]) -> dict[str, ColumnType]:
@@ -32,7 +47,21 @@ def _without_text(columns: dict[str, ColumnType]) -> dict[str, ColumnType]:
 
 TextColumns = Annotated[Columns, AfterValidator(_without_text)]
 
-_NAMES: dict[ColumnType, str] = {"string": "a string", "int": "an int", "float": "a float", "bool": "a bool"}
+_NAMES: dict[ColumnType, str] = {
+    "string": "a string",
+    "int": "an int",
+    "uint": "a uint",
+    "float": "a float",
+    "bool": "a bool",
+}
+_EXACT = 1 << 53  # Floats represent every integer up to here, and beyond only some.
+_NAMES_LISTED = 10_000
+
+
+class NotUtf8(bytes):
+    """The bytes of a string that is not UTF-8, where the file says that it is one."""
+
+    __slots__ = ()
 
 
 def lookup(row: Mapping[str, object], name: str) -> object:
@@ -46,19 +75,35 @@ def lookup(row: Mapping[str, object], name: str) -> object:
 
 
 def column_value(value: object, *, name: str, kind: ColumnType) -> ColumnValue:
-    """A value as its column's type.
+    """A value as its column's type; NaN is a gap, and reads as None.
 
-    Whole floats fit `int` and ints fit `float`, for tables with gaps store the one as the other.
+    Whole floats fit `int` and ints fit `float`, for tables with gaps store the one as the other; but only where no
+    digit can be lost.
 
     Raises:
         InvalidValue: it does not fit, or its file is damaged; names column, value and type.
     """
     _check_readable(value, name=f"column {name!r}: ")
-    fitted = None if value is None else _FIT[kind](value)
-    if value is not None and fitted is None:
-        message = f"column {name!r}: {reprlib.repr(value)} is not {_NAMES[kind]}"
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    fitted = _FIT[kind](value)
+    if fitted is None:
+        message = f"column {name!r}: {reprlib.repr(value)} is not {_NAMES[kind]}{_remedy(value, kind)}"
         raise InvalidValue(message)
     return fitted
+
+
+def _remedy(value: object, kind: ColumnType) -> str:
+    """What to declare or store instead, where a number does not fit only because of its size or how it is stored."""
+    if kind in ("string", "bool"):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) > _EXACT:
+        return "; floats are not exact beyond 2**53, so store the column as integers"
+    whole = _whole(value)
+    if whole is None:
+        return ""
+    fitting: tuple[ColumnType, ...] = ("int", "uint")
+    return next((f"; declare the column as `{each}`" for each in fitting if _FIT[each](whole) is not None), "")
 
 
 def _as_string(value: object) -> str | None:
@@ -69,25 +114,44 @@ def _as_bool(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _as_int(value: object) -> int | None:
-    whole = int(value) if isinstance(value, float) and value.is_integer() else value
-    if isinstance(whole, bool) or not isinstance(whole, int):
+def _whole(value: object) -> int | None:
+    """A whole number, however it is stored; None for others, and for floats so large that digits may be lost."""
+    if isinstance(value, bool):
         return None
-    return whole if -(2**63) <= whole < 2**63 else None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= _EXACT else None
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else None
+    return None
+
+
+def _as_int(value: object) -> int | None:
+    whole = _whole(value)
+    return whole if whole is not None and -(2**63) <= whole < 2**63 else None
+
+
+def _as_uint(value: object) -> int | None:
+    whole = _whole(value)
+    return whole if whole is not None and 0 <= whole < 2**64 else None
 
 
 def _as_float(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         return None
+    # An integer that is rounded would order wrongly, and nobody would see it.
+    return None if isinstance(value, int) and number != value else number
 
 
 _FIT: dict[ColumnType, Callable[[object], ColumnValue]] = {
     "string": _as_string,
     "int": _as_int,
+    "uint": _as_uint,
     "float": _as_float,
     "bool": _as_bool,
 }
@@ -167,8 +231,8 @@ class ItemFields:
 
 
 def _check_readable(value: object, *, name: str = "") -> None:
-    """Raise for a cell that could not be read: it holds the damage as its value."""
-    if isinstance(value, TruncatedFile):
+    """Raise for a cell that could not be read: it holds the reason as its value."""
+    if isinstance(value, TruncatedFile | InvalidValue):
         message = f"{name}{value}"
         raise InvalidValue(message)
 
@@ -196,17 +260,30 @@ def item_text(value: object) -> str:
 
 
 def item_key(value: object, *, name: str) -> str:
-    """The key of an item: a string, or a whole number as its digits.
+    """The key of an item: a string, a whole or decimal number as its digits, a UUID, or bytes in hexadecimal digits.
 
     Raises:
-        InvalidValue: there is none, or it is neither.
+        InvalidValue: there is none, or it is none of these.
     """
     _check_readable(value, name=f"key {name!r}: ")
-    key = str(value) if isinstance(value, int) and not isinstance(value, bool) else _as_string(value)
+    if isinstance(value, NotUtf8):
+        return decoded(value, name=f"key {name!r}")
+    key = _as_key(value)
     if key is None:
-        message = f"key {name!r}: {reprlib.repr(value)} is neither a string nor a whole number"
+        message = f"key {name!r}: {reprlib.repr(value)} is neither a string nor a whole number, a UUID or bytes"
         raise InvalidValue(message)
     return key
+
+
+def _as_key(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return format(value, "f")
+    whole = _whole(value)
+    return str(whole) if whole is not None else _as_string(value)
 
 
 def item_image(content: object) -> bytes:
@@ -223,6 +300,21 @@ def item_image(content: object) -> bytes:
         message = "empty image: 0 bytes"
         raise InvalidValue(message)
     return content
+
+
+def check_item_size(size: int, *, most_mib: int) -> None:
+    """Check how many bytes an item has, before it is read or used.
+
+    Raises:
+        InvalidValue: more than are allowed; names the setting.
+    """
+    if size > most_mib << 20:
+        raise InvalidValue(too_large(f"{size:,} bytes", most_mib))
+
+
+def too_large(found: str, most_mib: int) -> str:
+    """Why something is not read, and the setting that allows it."""
+    return f"{found}, more than `max_item_mib: {most_mib}` allows"
 
 
 def decoded(content: bytes, *, name: str) -> str:
@@ -282,3 +374,23 @@ def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, 
             fields = {**fields, "caption": None}
             invalid.append(str(error))
     return fields, invalid
+
+
+def field_names(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """Names that occur in some rows, at most 10,000 of them; dotted where they lie in nested objects."""
+    names = (name for row in rows for name in _nested_names(row))
+    distinct: dict[str, None] = {}
+    for name in names:
+        distinct[name] = None
+        if len(distinct) == _NAMES_LISTED:
+            break
+    return list(distinct)
+
+
+def _nested_names(row: Mapping[str, object]) -> Iterator[str]:
+    todo: list[tuple[str, object]] = [(name, row[name]) for name in reversed(list(row))]
+    while todo:
+        name, value = todo.pop()
+        yield name
+        if isinstance(value, Mapping):
+            todo.extend((f"{name}.{inner}", value[inner]) for inner in reversed(list(value)))

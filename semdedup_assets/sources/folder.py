@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
-from semdedup_assets.sources.columns import Columns, ItemFields, item_image, sidecar_fields
+from semdedup_assets.sources.columns import Columns, ItemFields, field_names, item_image, sidecar_fields
 from semdedup_assets.sources.reading import (
     InvalidValue,
     file_name,
@@ -86,6 +86,19 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             yield Record(key, item_image(content))
         except InvalidValue as error:
             yield Invalid(key, str(error))
+
+    def field_names(self, path: str, limit: int = 1000) -> list[str]:
+        """Names in the JSON beside an image, dotted where they are nested, and `caption` where there is a text.
+
+        Args:
+            path: an image.
+            limit: not used here, for a file is one item.
+
+        Raises:
+            OSError: one of the files cannot be opened; names it.
+        """
+        del limit
+        return field_names([sidecar_fields(txt=_beside(path, ".txt"), json=_beside(path, ".json"))[0]])
 
     def read_items(self, path: str) -> Iterator[Item]:
         """Key, caption and columns of the one image of a file; reads only the text and JSON beside it.

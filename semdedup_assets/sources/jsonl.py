@@ -1,19 +1,46 @@
+import codecs
+import json
 import reprlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import IO, Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
-from semdedup_assets.sources.columns import ItemFields, TextColumns, item_text, json_object, lookup
+from semdedup_assets.sources.columns import (
+    MAX_ITEM_MIB,
+    ItemFields,
+    ItemMib,
+    TextColumns,
+    field_names,
+    item_text,
+    json_object,
+    lookup,
+    too_large,
+)
+from semdedup_assets.sources.foreign import HEAD, foreign
 from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, opened, path_problem, source_files
 from semdedup_assets.storage.files import FileStat
 
 _SUFFIXES = tuple(f".{name}{packed}" for name in ("jsonl", "json", "ndjson") for packed in ("", ".gz", ".zst"))
 _CHUNK = 1 << 16
 _GZIP = 16 + zlib.MAX_WBITS  # how zlib is asked for gzip's header and checksum
+_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_UNPACKED = 1 << 20
+# Zstandard unpacks all of what it is given at once, up to 32 KiB from each byte: 8 MiB from a piece.
+_ZSTD_PIECE = 1 << 8
+# The longest marks first, for UTF-32's begins with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"{\0", "utf-16-le"),
+    (b"\0{", "utf-16-be"),
+)
 
 
 class JsonLines(BaseModel, frozen=True, extra="forbid"):
@@ -22,7 +49,7 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["jsonl"] = "jsonl"
     path: str = Field(
         min_length=1,
-        description="A file of JSON lines (plain, .gz or .zst by its suffix), a folder of them (all below it are "
+        description="A file of JSON lines (plain, .gz or .zst), a folder of them (all below it are "
         "taken), a glob, or an fsspec URL of any of these.",
     )
     text: str = Field("text", min_length=1, description="Name of the text in each object; dotted where it is nested.")
@@ -30,6 +57,7 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
         None, description="Name of the item's key in each object; empty: file name and line number, counted from 0."
     )
     columns: TextColumns = {}
+    max_item_mib: ItemMib = MAX_ITEM_MIB
 
     @property
     def content(self) -> Content:
@@ -43,11 +71,11 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
 
     def payload_settings(self) -> dict[str, Any]:
         """The settings that can change which payloads are read."""
-        return self.model_dump(include={"kind", "text"})
+        return self.model_dump(include={"kind", "text", "max_item_mib"})
 
     def item_settings(self) -> dict[str, Any]:
         """The settings that can change keys and columns."""
-        return self.model_dump(include={"kind", "text", "key", "columns"})
+        return self.model_dump(include={"kind", "text", "key", "columns", "max_item_mib"})
 
     def problems(self) -> list[str]:
         """What is wrong with the path as a setting; begins with the setting's name."""
@@ -62,10 +90,26 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
         """
         return source_files(self.path, _SUFFIXES)
 
-    def read(self, path: str) -> Iterator[Record | Invalid]:
-        """Every line of a file, in its order; at the end one `Invalid` for the whole file where it is cut off.
+    def field_names(self, path: str, limit: int = 1000) -> list[str]:
+        """Names in the objects of a file's first lines; dotted where they are nested.
+
+        Args:
+            path: a file of JSON lines.
+            limit: lines that are read.
 
         Raises:
+            TruncatedFile: the file is cut off or damaged within these lines; names it.
+            OSError: the file cannot be opened; names it.
+        """
+        found = islice(self._objects(path), limit)
+        return field_names(each.row for each in found if isinstance(each, _Object))
+
+    def read(self, path: str) -> Iterator[Record | Invalid]:
+        """Every line of a file, in its order.
+
+        Raises:
+            TruncatedFile: the file is cut off or damaged, or holds no JSON lines at all: after the lines before;
+                names it, what it is or where it ends, and the lines that were read.
             OSError: the file cannot be opened; names it.
         """
         fields = self._item_fields
@@ -73,9 +117,10 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
             yield found if isinstance(found, Invalid) else self._record(found, fields)
 
     def read_items(self, path: str) -> Iterator[Item]:
-        """Key and columns of every line of a file, and of the whole file where it is cut off.
+        """Key and columns of every line of a file.
 
         Raises:
+            TruncatedFile: as from `read`, after as many lines.
             OSError: the file cannot be opened; names it.
         """
         fields = self._item_fields
@@ -86,35 +131,44 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
                 yield fields.item(found.row, fallback=found.name)
 
     def lines(self, path: str) -> Iterator[bytes]:
-        """Every line of a file as it is, decompressed, without its newline.
+        """Every line of a file, decompressed and in UTF-8, without byte order mark and newline.
+
+        A line of more than `max_item_mib` is empty here, and an invalid item to `read`.
 
         Raises:
-            TruncatedFile: compressed data are cut off or damaged; names the file and the line. The
-                line in which that happens is excluded.
+            TruncatedFile: as from `read`; the line in which the file is cut off is excluded.
             OSError: the file cannot be opened; names it.
         """
-        count = 0
-        with opened(path) as stream:
-            try:
-                for line in _split(_content(stream, path)):
-                    yield line
-                    count += 1
-            except EOFError as error:
-                message = f"{path}: cut off or damaged in line {count} (counted from 0): {error}"
-                raise TruncatedFile(message) from error
+        return (b"" if isinstance(line, _TooLong) else line for line in self._lines(path))
 
     @property
     def _item_fields(self) -> ItemFields:
         return ItemFields(self.key, self.columns, automatic=("url",), text=self.text)
 
+    def _lines(self, path: str) -> "Iterator[bytes | _TooLong]":
+        count = 0
+        with opened(path) as stream:
+            try:
+                for line in _split(_in_utf8(_named(_content(stream, path))), most=self.max_item_mib << 20):
+                    # Every part of a joined file may begin with a mark.
+                    yield line.removeprefix(codecs.BOM_UTF8) if isinstance(line, bytes) else line
+                    count += 1
+            except EOFError as error:
+                message = f"{path}: cut off or damaged in line {count} (counted from 0): {error}"
+                raise TruncatedFile(message) from error
+            except _OtherContentError as error:
+                message = f"{path}: no JSON lines: {error}"
+                raise TruncatedFile(message) from error
+
     def _objects(self, path: str) -> "Iterator[_Object | Invalid]":
-        """The object of every line, an `Invalid` where it has none, and one for a file that is cut off."""
+        """The object of every line, an `Invalid` where it has none."""
         name = file_name(path)
-        try:
-            for number, line in enumerate(self.lines(path)):
-                yield _parsed(line, name=f"{name}:{number}", location=f"line {number} (counted from 0)")
-        except TruncatedFile as cut:
-            yield Invalid(name, str(cut))
+        for number, line in enumerate(self._lines(path)):
+            location = f"line {number} (counted from 0)"
+            if isinstance(line, _TooLong):
+                yield Invalid(f"{name}:{number}", f"{location}: {too_large(f'{line.size:,} bytes', self.max_item_mib)}")
+            else:
+                yield _parsed(line, name=f"{name}:{number}", location=location)
 
     def _record(self, found: "_Object", fields: ItemFields) -> Record | Invalid:
         key = fields.key_of(found.row, fallback=found.name)
@@ -157,61 +211,206 @@ def _text(found: _Object, name: str) -> str:
     raise InvalidValue(message)
 
 
-def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines, without their newlines, of a stream of any chunks."""
+@dataclass(frozen=True, slots=True)
+class _TooLong:
+    """A line that is longer than allowed, of `size` bytes, of which none is held."""
+
+    size: int
+
+
+class _OtherContentError(ValueError):
+    """A file holds something else than JSON lines."""
+
+
+def _split(chunks: Iterator[bytes], *, most: int) -> Iterator[bytes | _TooLong]:
+    """Lines, without their newlines, of a stream of any chunks.
+
+    Args:
+        chunks: of the stream.
+        most: bytes of a line that are held; what is longer is passed over.
+
+    Raises:
+        EOFError: the last line has no newline, and is no whole JSON.
+    """
     parts: list[bytes] = []  # of the line that is not yet complete
+    size = 0
     for chunk in chunks:
         first, *others = chunk.split(b"\n")
-        parts.append(first)
+        size += len(first)
+        if size <= most:
+            parts.append(first)
+        else:
+            parts.clear()
         if others:
-            yield b"".join(parts)
-            yield from others[:-1]
-            parts = [others[-1]]
-    if any(parts):
-        yield b"".join(parts)
+            yield b"".join(parts) if size <= most else _TooLong(size)
+            yield from (line if len(line) <= most else _TooLong(len(line)) for line in others[:-1])
+            parts, size = [others[-1]], len(others[-1])
+    if size > most:
+        yield _TooLong(size)
+    elif size:
+        yield _last_line(b"".join(parts))
 
 
-class _Decompressor(Protocol):
+def _last_line(line: bytes) -> bytes:
+    """The line that no newline ends.
+
+    Raises:
+        EOFError: it is no JSON, so that its end is missing, and maybe more lines.
+    """
+    if line.strip() and not _is_json(line):
+        message = "the last line has no newline, and is no whole JSON"
+        raise EOFError(message)
+    return line
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _named(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same content, unless its beginning shows that it is no JSON lines.
+
+    Raises:
+        _OtherContentError: says what it is, and the remedy.
+    """
+    head = b""
+    while len(head) < _CHUNK and (chunk := next(chunks, None)) is not None:
+        head += chunk
+    what = foreign(head[:HEAD]) or _json_document(head)
+    if what:
+        raise _OtherContentError(what)
+    return chain([head], chunks)
+
+
+def _json_document(head: bytes) -> str | None:
+    """What a file is that holds one JSON document over many lines, by its beginning."""
+    first_line, newline, others = head.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    # An array in a line of its own, with more lines below, is that line's fault alone.
+    if first_line.startswith(b"[") and not (_is_json(first_line) and others.strip()):
+        return "this is a JSON array; write one object a line: `jq -c '.[]' array.json > lines.jsonl`"
+    if newline and first_line.strip() == b"{":
+        return "this is a JSON object over several lines; write one object a line: `jq -c . objects.json > lines.jsonl`"
+    return None
+
+
+def _in_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same content in UTF-8, where its beginning shows that it is UTF-16 or UTF-32.
+
+    Raises:
+        EOFError: it is cut off within a character, or damaged.
+    """
+    head = next(chunks, b"")
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        return chain([head], chunks)
+    return _recoded(chain([head], chunks), codecs.getincrementaldecoder(encoding)())
+
+
+def _recoded(chunks: Iterator[bytes], decoder: codecs.IncrementalDecoder) -> Iterator[bytes]:
+    try:
+        for chunk in chunks:
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise EOFError(str(error)) from error
+
+
+class _Unpacker(Protocol):
+    """Unpacks one frame of a compressed stream, a bounded amount at once."""
+
     @property
     def eof(self) -> bool: ...
 
     @property
     def unused_data(self) -> bytes: ...
 
-    def decompress(self, data: bytes, /) -> bytes: ...
+    def pieces(self, data: bytes, /) -> Iterator[bytes]: ...
+
+
+class _Gzip:
+    """One member of a gzip file."""
+
+    def __init__(self) -> None:
+        self._frame = zlib.decompressobj(_GZIP)
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """What some data unpack to, at most 1 MiB at once."""
+        while data:
+            yield self._frame.decompress(data, _UNPACKED)
+            data = self._frame.unconsumed_tail
+
+
+class _Zstandard:
+    """One frame of a Zstandard file."""
+
+    def __init__(self) -> None:
+        import zstandard
+
+        # Windows as large as `zstd --long=31` writes.
+        self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        self._rest = b""
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data + self._rest
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """What some data unpack to, that of 256 bytes at once."""
+        for start in range(0, len(data), _ZSTD_PIECE):
+            if self._frame.eof:
+                self._rest = data[start:]
+                return
+            yield self._frame.decompress(data[start : start + _ZSTD_PIECE])
 
 
 def _content(stream: IO[bytes], path: str) -> Iterator[bytes]:
     """The decompressed content of a file in chunks."""
-    if path.endswith(".gz"):
-        return _decompressed(stream, lambda: zlib.decompressobj(_GZIP), zlib.error)
-    if path.endswith(".zst"):
+    head = stream.read(_CHUNK)
+    chunks = chain([head] if head else [], iter(lambda: stream.read(_CHUNK), b""))
+    name = path.lower()
+    # The content decides, and the suffix where it does not: a file that does not begin as it should is damaged.
+    if head.startswith(_GZIP_MAGIC) or (name.endswith(".gz") and not foreign(head[:HEAD])):
+        return _unpacked(chunks, _Gzip, zlib.error)
+    if head.startswith(_ZSTD_MAGIC) or (name.endswith(".zst") and not foreign(head[:HEAD])):
         import zstandard
 
-        # Windows as large as `zstd --long=31` writes.
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        return _decompressed(stream, reader.decompressobj, zstandard.ZstdError)
-    return iter(lambda: stream.read(_CHUNK), b"")
+        return _unpacked(chunks, _Zstandard, zstandard.ZstdError)
+    return chunks
 
 
-def _decompressed(
-    stream: IO[bytes], new_frame: Callable[[], _Decompressor], damage: type[Exception]
-) -> Iterator[bytes]:
+def _unpacked(chunks: Iterator[bytes], new_frame: Callable[[], _Unpacker], damage: type[Exception]) -> Iterator[bytes]:
     """The content of a compressed stream of one or more frames.
 
     Raises:
         EOFError: it is cut off in the middle of a frame, or damaged.
     """
     frame = new_frame()
-    while rest := stream.read(_CHUNK):
+    for chunk in chunks:
+        # Some writers pad their last block with zeros.
+        rest = chunk.lstrip(b"\0") if frame.eof else chunk
         while rest:
             if frame.eof:
                 frame = new_frame()
             try:
-                yield frame.decompress(rest)
+                yield from frame.pieces(rest)
             except damage as error:
                 raise EOFError(str(error)) from error
-            # Some writers pad their last block with zeros.
             rest = frame.unused_data.lstrip(b"\0") if frame.eof else b""
     if not frame.eof:
         message = "the compressed data end before their end marker"

@@ -1,22 +1,40 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
-from semdedup_assets.sources.columns import TEXT_IS_CARRIED, Columns, ItemFields, item_image, item_text
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, path_problem, source_files
-from semdedup_assets.sources.tables import FieldPath, field_path, field_paths, field_type, parquet_file, table_rows
+from semdedup_assets.sources.columns import (
+    MAX_ITEM_MIB,
+    TEXT_IS_CARRIED,
+    Columns,
+    ItemFields,
+    ItemMib,
+    check_item_size,
+    item_image,
+    item_text,
+)
+from semdedup_assets.sources.reading import InvalidValue, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.tables import (
+    FieldPath,
+    ParquetTable,
+    check_key_type,
+    column_names,
+    field_path,
+    field_paths,
+    field_type,
+    parquet_table,
+    table_rows,
+)
 from semdedup_assets.storage.files import FileStat
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 PARQUET = (".parquet", ".pq")
-_ROWS = {"image": 64, "text": 4096}
 _AUTOMATIC = ("caption", "url")  # of images
-_PAYLOAD = ":payload"  # beside key and columns, whose names are free
+# Beside key and columns, whose names are free.
+_PAYLOAD, _PATH, _STATUS, _ERROR = ":payload", ":path", ":status", ":error"
 
 
 class Parquet(BaseModel, frozen=True, extra="forbid"):
@@ -31,8 +49,8 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
     image: str | None = Field(
         None,
         min_length=1,
-        description="Column of encoded images: bytes, or Hugging Face's struct of `bytes` and `path`; dotted where "
-        "it is nested. Either this or `text`.",
+        description="Column of encoded images: bytes, or Hugging Face's struct of `bytes` and `path` (of a file beside "
+        "the Parquet file, where the bytes are null); dotted where it is nested. Either this or `text`.",
     )
     text: str | None = Field(
         None, min_length=1, description="Column of texts; dotted where it is nested. Either this or `image`."
@@ -40,9 +58,11 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
     key: str | None = Field(
         None,
         min_length=1,
-        description="Column of the items' keys, strings or whole numbers; empty: file name and row, counted from 0.",
+        description="Column of the items' keys: strings, whole or decimal numbers, UUIDs or bytes; empty: file name and "
+        "row, counted from 0.",
     )
     columns: Columns = {}
+    max_item_mib: ItemMib = MAX_ITEM_MIB
 
     @model_validator(mode="after")
     def _one_payload(self) -> "Parquet":
@@ -65,11 +85,11 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
 
     def payload_settings(self) -> dict[str, Any]:
         """The settings that can change which payloads are read."""
-        return self.model_dump(include={"kind", "image", "text"})
+        return self.model_dump(include={"kind", "image", "text", "max_item_mib"})
 
     def item_settings(self) -> dict[str, Any]:
         """The settings that can change keys and columns."""
-        return self.model_dump(include={"kind", "text", "key", "columns"})
+        return self.model_dump(include={"kind", "text", "key", "columns", "max_item_mib"})
 
     def problems(self) -> list[str]:
         """What is wrong with the path as a setting; begins with the setting's name."""
@@ -84,38 +104,48 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
         """
         return source_files(self.path, PARQUET)
 
+    def field_names(self, path: str, limit: int = 1000) -> list[str]:
+        """Columns of a file, and fields of its structs by dotted names.
+
+        Args:
+            path: a Parquet file.
+            limit: not used here, for a table lists its columns without its rows.
+
+        Raises:
+            TruncatedFile: the file's footer cannot be read; names it.
+            OSError: the file cannot be opened; names it.
+        """
+        del limit
+        with parquet_table(path) as table:
+            return column_names(table.schema)
+
     def read(self, path: str) -> Iterator[Record | Invalid]:
-        """Every row of a file, in its order; one `Invalid` for the whole file where its footer is damaged.
+        """Every row of a file, in its order.
 
         Raises:
             ValueError: the payload's column is missing or holds neither images nor texts; before any row.
+            TruncatedFile: the file's footer cannot be read, so that its rows are not known; names it.
             OSError: the file cannot be opened; names it.
         """
         fields = self._item_fields
-        try:
-            with parquet_file(path) as table:
-                payload = {_PAYLOAD: self._payload_field(table.schema_arrow, path)}
-                payloads = table_rows(table, payload, path=path, batch_rows=_ROWS[self.content])
-                for row, (found, keys) in enumerate(zip(payloads, self._keys(table, path), strict=True)):
-                    yield self._record(found[_PAYLOAD], fields.key_of(keys, fallback=f"{file_name(path)}:{row}"))
-        except TruncatedFile as cut:
-            yield Invalid(file_name(path), str(cut))
+        with parquet_table(path) as table:
+            payloads = table_rows(table, self._payload_fields(table.schema, path), most_mib=self.max_item_mib)
+            for row, (found, keys) in enumerate(zip(payloads, self._keys(table), strict=True)):
+                yield self._record(found, fields.key_of(keys, fallback=f"{file_name(path)}:{row}"), path)
 
     def read_items(self, path: str) -> Iterator[Item]:
         """Key and columns of every row of a file; reads no image.
 
         Raises:
-            ValueError: a column is missing; before any row.
+            ValueError: a column is missing, or no key can be made of the key's column; before any row.
+            TruncatedFile: the file's footer cannot be read, so that its rows are not known; names it.
             OSError: the file cannot be opened; names it.
         """
         fields = self._item_fields
-        try:
-            with parquet_file(path) as table:
-                rows = table_rows(table, self._carried_fields(table.schema_arrow, path), path=path)
-                for row, found in enumerate(rows):
-                    yield fields.item(found, fallback=f"{file_name(path)}:{row}")
-        except TruncatedFile as cut:
-            yield fields.without_values(Invalid(file_name(path), str(cut)))
+        with parquet_table(path) as table:
+            carried = self._carried_fields(table.schema, path)
+            for row, found in enumerate(table_rows(table, carried, most_mib=self.max_item_mib)):
+                yield fields.item(found, fallback=f"{file_name(path)}:{row}")
 
     @property
     def _item_fields(self) -> ItemFields:
@@ -123,20 +153,32 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             return ItemFields(self.key, self.columns, automatic=_AUTOMATIC)
         return ItemFields(self.key, self.columns, text=_PAYLOAD)
 
-    def _keys(self, table: "pq.ParquetFile", path: str) -> Iterator[dict[str, Any]]:
+    def _keys(self, table: ParquetTable) -> Iterator[dict[str, Any]]:
         """Every row's key field, or nothing where there is none: only `read_items` reports that."""
         try:
-            fields = field_paths(table.schema_arrow, [self.key] if self.key else [], path=path)
+            fields = _key_field(table.schema, self.key, table.path)
         except ValueError:
             fields = {}
-        return table_rows(table, fields, path=path)
+        return table_rows(table, fields, most_mib=self.max_item_mib)
 
     def _carried_fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
         """Where key and columns lie: declared ones, those automatic ones that exist, and the text."""
         automatic = _AUTOMATIC if self.image else ()
         fields: dict[str, FieldPath] = {name: (name,) for name in automatic if name in schema.names}
-        fields |= field_paths(schema, [*([self.key] if self.key else []), *self.columns], path=path)
+        fields |= field_paths(schema, self.columns, path=path) | _key_field(schema, self.key, path)
         return fields if self.image else {**fields, _PAYLOAD: self._payload_field(schema, path)}
+
+    def _payload_fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
+        """Where the payloads lie, and of images what explains a missing one: their path, img2dataset's status."""
+        payload = self._payload_field(schema, path)
+        fields = {_PAYLOAD: payload}
+        if self.image is None:
+            return fields
+        if payload[-1] == "bytes" and _is_text(schema, (*payload[:-1], "path")):
+            fields[_PATH] = (*payload[:-1], "path")
+        if _is_text(schema, ("status",)) and _is_text(schema, ("error_message",)):
+            fields |= {_STATUS: ("status",), _ERROR: ("error_message",)}
+        return fields
 
     def _payload_field(self, schema: "pa.Schema", path: str) -> FieldPath:
         import pyarrow as pa
@@ -152,11 +194,71 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(message)
         return field
 
-    def _record(self, payload: object, key: str) -> Record | Invalid:
+    def _record(self, found: Mapping[str, Any], key: str, path: str) -> Record | Invalid:
+        payload = found[_PAYLOAD]
         try:
-            return Record(key, item_image(payload) if self.image else item_text(payload))
+            if self.image is None:
+                return Record(key, item_text(payload))
+            if payload is None and (failed := _failed(found)) is not None:
+                return Invalid(key, failed, expected=True)
+            if payload is None and isinstance(found.get(_PATH), str):
+                payload = self._image_file(path, found[_PATH])
+            return Record(key, item_image(payload))
         except InvalidValue as error:
             return Invalid(key, str(error))
+
+    def _image_file(self, table_path: str, name: str) -> bytes:
+        """The content of an image that a Parquet file only names.
+
+        Raises:
+            InvalidValue: it does not lie below the Parquet file's folder, or cannot be read; names it and the remedy.
+        """
+        folder = table_path.rpartition("/")[0]
+        relative = name.removeprefix(f"{folder}/")
+        remedy = "put it there, or write the table with the images' bytes in it"
+        # A table from elsewhere must not choose which of this machine's files are read.
+        if relative.startswith("/") or "://" in relative or "::" in relative or ".." in relative.split("/"):
+            message = f"null image whose path {name!r} does not lie below the table's folder {folder}; {remedy}"
+            raise InvalidValue(message)
+        try:
+            with opened(f"{folder}/{relative}" if folder else relative) as stream:
+                content = stream.read((self.max_item_mib << 20) + 1)
+        except (OSError, ValueError) as error:  # also of a name that no file can have
+            message = f"null image whose file {relative!r} cannot be opened in the table's folder {folder}; {remedy}"
+            raise InvalidValue(message) from error
+        check_item_size(len(content), most_mib=self.max_item_mib)
+        return content
+
+
+def _failed(found: Mapping[str, Any]) -> str | None:
+    """Why img2dataset has no image in a row, None where it does not say so."""
+    status, error = found.get(_STATUS), found.get(_ERROR)
+    if not isinstance(status, str) or status == "success":
+        return None
+    return f"img2dataset: {status} ({error})" if isinstance(error, str) and error else f"img2dataset: {status}"
+
+
+def _key_field(schema: "pa.Schema", name: str | None, path: str) -> dict[str, FieldPath]:
+    """Where the key lies, by its name.
+
+    Raises:
+        ValueError: it is not there, or no key can be made of it.
+    """
+    if name is None:
+        return {}
+    field = field_path(schema, name, path=path)
+    check_key_type(schema, field, path=path)
+    return {name: field}
+
+
+def _is_text(schema: "pa.Schema", field: FieldPath) -> bool:
+    import pyarrow as pa
+
+    try:
+        kind = field_type(schema, field)
+    except KeyError:
+        return False
+    return _holds(kind, texts=True) and not pa.types.is_binary(kind)
 
 
 def _holds(kind: "pa.DataType", *, texts: bool) -> bool:

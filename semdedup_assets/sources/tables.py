@@ -3,10 +3,13 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from semdedup_assets.sources.reading import TruncatedFile, opened
+from semdedup_assets.sources.columns import NotUtf8, check_item_size
+from semdedup_assets.sources.foreign import HEAD, foreign
+from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -14,46 +17,86 @@ if TYPE_CHECKING:
 
 _SHOWN = 30
 _PAGE_BUFFER = 1 << 20
-_ROWS = 4096
+_MOST_ROWS = 4096
+# Bytes of a batch, by a column's mean: of cells that may differ in size much less, for large ones may come together.
+_BATCH_BYTES, _FIXED_BATCH_BYTES, _WORST_BATCH_BYTES = 1 << 20, 16 << 20, 64 << 20
+_SMALLER = 8  # how many times fewer rows are tried where a batch is more than Arrow can hold
 
 FieldPath = tuple[str, ...]
 """A column's name, or the names that lead to a field of a struct."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParquetTable:
+    """An open Parquet file.
+
+    Attributes:
+        path: the file's path, for messages.
+        file: the file.
+        stream: what it is read from.
+    """
+
+    path: str
+    file: "pq.ParquetFile"
+    stream: IO[bytes]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the footer counts."""
+        return int(self.file.metadata.num_rows)
+
+    @property
+    def schema(self) -> "pa.Schema":
+        """Names and types of the columns."""
+        return self.file.schema_arrow
+
+    def reopened(self) -> "pq.ParquetFile":
+        """The file once more: Arrow reads all columns of one `ParquetFile` in batches of the size last asked for."""
+        return _parquet_file(self.stream, self.file.metadata)
+
+
 @contextmanager
-def parquet_file(path: str) -> Iterator["pq.ParquetFile"]:
+def parquet_table(path: str) -> Iterator[ParquetTable]:
     """Open a Parquet file.
 
     Raises:
-        TruncatedFile: its footer cannot be read; names the file.
+        TruncatedFile: its footer cannot be read; names the file, and what it is instead where that is known.
         OSError: it cannot be opened; names it.
     """
+    with opened(path) as stream:
+        try:
+            with _damage_named(path, "its footer"):
+                file = _parquet_file(stream, None)
+        except TruncatedFile as damage:
+            raise _named(damage, stream, path) from damage
+        yield ParquetTable(path, file, stream)
+
+
+def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None") -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
-    with opened(path) as stream:
-        with _damage_named(path, "its footer"):
-            # Without the buffer a whole row group's column would be in memory at once.
-            table = pq.ParquetFile(stream, buffer_size=_PAGE_BUFFER, pre_buffer=False, page_checksum_verification=True)
-        with table:
-            yield table
+    # Without the buffer a whole row group's column would be in memory at once.
+    return pq.ParquetFile(
+        stream, metadata=metadata, buffer_size=_PAGE_BUFFER, pre_buffer=False, page_checksum_verification=True
+    )
 
 
-def batches(table: "pq.ParquetFile", field: FieldPath, *, rows: int, path: str) -> Iterator["pa.Array"]:
-    """Consecutive values of one column; nothing else is read.
+def _named(damage: TruncatedFile, stream: IO[bytes], path: str) -> TruncatedFile:
+    """The damage at a file's footer, or what the file is instead of a Parquet file."""
+    stream.seek(0)
+    what = foreign(stream.read(HEAD), own=b"PAR1")
+    return damage if what is None else TruncatedFile(f"{path}: not Parquet: {what}")
 
-    Args:
-        table: an open file.
-        field: the column.
-        rows: most values in one batch.
-        path: the file's path, for messages.
+
+def batches(table: ParquetTable, field: FieldPath) -> "Iterator[pa.Array]":
+    """Consecutive values of one column, some MiB and at most 4096 of them a batch; nothing else is read.
 
     Raises:
         TruncatedFile: the column is damaged from some row on; names both.
     """
-    stream = table.iter_batches(batch_size=rows, columns=[".".join(field)])
-    row = 0
+    stream, row = _record_batches(table.reopened(), ".".join(field)), 0
     while True:
-        with _damage_named(path, f"row {row} (counted from 0) or soon after"):
+        with _damage_named(table.path, f"row {row} (counted from 0) or soon after"):
             batch = next(stream, None)
         if batch is None:
             return
@@ -61,31 +104,83 @@ def batches(table: "pq.ParquetFile", field: FieldPath, *, rows: int, path: str) 
         row += batch.num_rows
 
 
-def table_rows(
-    table: "pq.ParquetFile", fields: Mapping[str, FieldPath], *, path: str, batch_rows: int = _ROWS
-) -> Iterator[dict[str, Any]]:
+def _record_batches(file: "pq.ParquetFile", name: str) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    leaves = [at for at, path in enumerate(_leaf_paths(file)) if path == name or path.startswith(f"{name}.")]
+    for group in range(file.num_row_groups):
+        rows, done = _batch_rows(file.metadata.row_group(group), leaves), 0
+        while rows:
+            try:
+                for batch in _rest_of_group(file, name, group, rows=rows, first=done):
+                    yield batch
+                    done += batch.num_rows
+                rows = 0
+            except (pa.ArrowNotImplementedError, pa.ArrowCapacityError):
+                # More than 2 GiB of a nested column do not fit one array.
+                if rows == 1:
+                    raise
+                rows = max(1, rows // _SMALLER)
+
+
+def _leaf_paths(file: "pq.ParquetFile") -> list[str]:
+    return [file.schema.column(at).path for at in range(len(file.schema))]
+
+
+def _rest_of_group(
+    file: "pq.ParquetFile", name: str, group: int, *, rows: int, first: int
+) -> "Iterator[pa.RecordBatch]":
+    """The rows of a row group from one on, in batches."""
+    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[name]):
+        if first < batch.num_rows:
+            yield batch.slice(first)
+        first = max(0, first - batch.num_rows)
+
+
+def _batch_rows(group: "pq.RowGroupMetaData", leaves: list[int]) -> int:
+    """Rows of a row group's batches: fewer the larger its cells are on average, and may be at most; 0 without rows."""
+    chunks = [group.column(at) for at in leaves]
+    # Repeated numbers are stored once; four bytes each are a lower bound of what they take here.
+    size = sum(max(chunk.total_uncompressed_size, 4 * chunk.num_values) for chunk in chunks)
+    varying = any(chunk.physical_type == "BYTE_ARRAY" for chunk in chunks)
+    by_mean = (_BATCH_BYTES if varying else _FIXED_BATCH_BYTES) * group.num_rows // max(1, size)
+    by_worst = _WORST_BATCH_BYTES // max(1, *map(_repeatable_bytes, chunks))
+    return min(int(group.num_rows), max(1, min(_MOST_ROWS, int(by_mean), int(by_worst))))
+
+
+def _repeatable_bytes(chunk: "pq.ColumnChunkMetaData") -> int:
+    """About how many bytes a single cell may stand for many times: those of the column's dictionary."""
+    if chunk.physical_type != "BYTE_ARRAY" or not any("DICTIONARY" in encoding for encoding in chunk.encodings):
+        return 0
+    size, packed = int(chunk.total_uncompressed_size), max(1, int(chunk.total_compressed_size))
+    if not chunk.has_dictionary_page or not chunk.dictionary_page_offset:
+        return size
+    # Only its packed size is known; twice, for it may be packed better than what follows.
+    return min(size, 2 * size * int(chunk.data_page_offset - chunk.dictionary_page_offset) // packed)
+
+
+def table_rows(table: ParquetTable, fields: Mapping[str, FieldPath], *, most_mib: int) -> Iterator[dict[str, Any]]:
     """Every row that the file's footer counts, whatever is damaged and whichever columns are read.
 
     Args:
         table: an open file.
         fields: the columns to read by the name they get; nothing else is read.
-        path: the file's path, for messages.
-        batch_rows: rows that are in memory together.
+        most_mib: MiB of a cell's strings or bytes; in place of a larger one stands an `InvalidValue`.
 
     Yields:
         Values by name; from the row where a column is damaged on, a `TruncatedFile` in place of its values.
     """
     # Each column is a stream of its own, so that damage in one cannot shift or hide the rows of another.
-    columns = [_values_or_damage(table, field, rows=batch_rows, path=path) for field in fields.values()]
-    for _ in range(table.metadata.num_rows):
+    columns = [_values_or_damage(table, field, most_mib) for field in fields.values()]
+    for _ in range(table.rows):
         yield {name: next(column) for name, column in zip(fields, columns, strict=True)}
 
 
-def _values_or_damage(table: "pq.ParquetFile", field: FieldPath, *, rows: int, path: str) -> Iterator[Any]:
+def _values_or_damage(table: ParquetTable, field: FieldPath, most_mib: int) -> Iterator[Any]:
     try:
-        for batch in batches(table, field, rows=rows, path=path):
-            yield from values(batch)
-        yield from repeat(TruncatedFile(f"{path}: column {'.'.join(field)!r} ends before its last row"))
+        for batch in batches(table, field):
+            yield from values(batch, most_mib=most_mib)
+        yield from repeat(TruncatedFile(f"{table.path}: column {'.'.join(field)!r} ends before its last row"))
     except TruncatedFile as damage:
         yield from repeat(damage)
 
@@ -117,6 +212,11 @@ def field_path(schema: "pa.Schema", name: str, *, path: str) -> FieldPath:
     return found
 
 
+def column_names(schema: "pa.Schema") -> list[str]:
+    """Every column, and every field of every struct by its dotted name."""
+    return [".".join(field) for field in _field_paths(schema)]
+
+
 def field_type(schema: "pa.Schema", field: FieldPath) -> "pa.DataType":
     """The type of a field, that of its values where it is dictionary-encoded."""
     import pyarrow as pa
@@ -127,19 +227,66 @@ def field_type(schema: "pa.Schema", field: FieldPath) -> "pa.DataType":
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def values(array: "pa.Array") -> list[Any]:
-    """The values of a column as Python's own; strings that are not UTF-8 as bytes."""
+def check_key_type(schema: "pa.Schema", field: FieldPath, *, path: str) -> None:
+    """Check that a column can hold keys, before any row is read.
+
+    Raises:
+        ValueError: it holds what no key can be made of, such as lists; names the file, the column and the remedy.
+    """
+    import pyarrow as pa
+
+    kind = field_type(schema, field)
+    stored = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    exact = pa.types.is_integer(stored) or pa.types.is_decimal(stored) or pa.types.is_floating(stored)
+    named = _has_bytes(stored) or pa.types.is_string_view(stored) or pa.types.is_binary_view(stored)
+    if not (exact or named or pa.types.is_fixed_size_binary(stored) or pa.types.is_null(stored)):
+        message = (
+            f"{path}: column {'.'.join(field)!r} holds {kind}, of which no key can be made; set `key` to a column of "
+            "strings, whole numbers, UUIDs or bytes"
+        )
+        raise ValueError(message)
+
+
+def values(array: "pa.Array", *, most_mib: int) -> list[Any]:
+    """The values of a column as Python's own.
+
+    Dates, times and durations are integers, in the column's own unit. Strings that are not UTF-8 are `NotUtf8`; what is
+    larger than allowed, or has no Python value, is an `InvalidValue` with the reason.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if _has_bytes(kind) and (pc.max(pc.binary_length(array)).as_py() or 0) > most_mib << 20:
+        return [_value(scalar, most_mib) for scalar in array]
+    if pa.types.is_date32(kind) or pa.types.is_time32(kind):
+        array = array.view(pa.int32())
+    elif pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        array = array.view(pa.int64())
     try:
         return list(array.to_pylist())
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in array]
+    except ValueError:  # of a single value, such as a string that is not UTF-8
+        return [_value(scalar, most_mib) for scalar in array]
 
 
-def _value(scalar: Any) -> Any:
+def _has_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    of_kind = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(kind) for check in of_kind)
+
+
+def _value(scalar: Any, most_mib: int) -> Any:
     try:
+        if _has_bytes(scalar.type) and scalar.is_valid:
+            check_item_size(scalar.as_buffer().size, most_mib=most_mib)
         return scalar.as_py()
-    except UnicodeDecodeError:
-        return scalar.as_buffer().to_pybytes()
+    except InvalidValue as error:
+        return error
+    except UnicodeDecodeError as error:
+        return NotUtf8(scalar.as_buffer().to_pybytes()) if _has_bytes(scalar.type) else InvalidValue(str(error))
+    except ValueError as error:
+        return InvalidValue(str(error))
 
 
 def _field(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
@@ -170,7 +317,7 @@ def _damage_named(path: str, location: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, OSError) as error:
         # Arrow reports damaged data as an OSError without a number; one with a number comes from the store.
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -1,24 +1,42 @@
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, VectorBatch
-from semdedup_assets.sources.columns import Columns, ItemFields
+from semdedup_assets.sources.columns import MAX_ITEM_MIB, Columns, ItemFields, ItemMib, check_item_size
+from semdedup_assets.sources.foreign import HEAD, foreign
+from semdedup_assets.sources.pairing import paired
 from semdedup_assets.sources.parquet import PARQUET
-from semdedup_assets.sources.reading import TruncatedFile, file_name, opened, path_problem, source_files
-from semdedup_assets.sources.tables import batches, field_path, field_paths, field_type, parquet_file, table_rows
+from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.tables import (
+    ParquetTable,
+    batches,
+    check_key_type,
+    column_names,
+    field_path,
+    field_paths,
+    field_type,
+    parquet_table,
+    table_rows,
+)
 from semdedup_assets.storage.files import FileStat
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-_ROWS = 8192
+ARRAYS = (".npy", ".npz")
+"""Suffixes of files that hold one array of vectors, without names."""
+
+_RAW = (".memmap", ".mmap", ".dat", ".bin", ".raw", ".f16", ".f32", ".fvecs")
+_ROWS, _BATCH_BYTES, _CHUNK = 8192, 64 << 20, 1 << 16
 
 _Rows = Iterator[dict[str, Any]]
 """Fields by name, row by row."""
@@ -30,8 +48,8 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["vectors"] = "vectors"
     path: str = Field(
         min_length=1,
-        description="A Parquet or .npy file, a folder of either (all below it are taken), a glob, or an fsspec URL "
-        "of any of these.",
+        description="A Parquet or .npy file, or an .npz file with one array in it; a folder of these (all below it are "
+        "taken), a glob, or an fsspec URL of any of these.",
     )
     vector: str = Field(
         "embedding",
@@ -41,15 +59,17 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
     key: str | None = Field(
         None,
         min_length=1,
-        description="Column of the items' keys, strings or whole numbers; empty: file name and row, counted from 0.",
+        description="Column of the items' keys: strings, whole or decimal numbers, UUIDs or bytes; empty: file name and "
+        "row, counted from 0.",
     )
     metadata: str | None = Field(
         None,
         min_length=1,
-        description="Parquet files with keys and columns for .npy files (path, folder or glob), as many as those, "
-        "paired with them in the order of their paths and row by row; clip-retrieval's `metadata/`.",
+        description="Parquet files with keys and columns for .npy files (path, folder or glob), one for each, paired "
+        "with them by the last number in their names and row by row; clip-retrieval's `metadata/`.",
     )
     columns: Columns = {}
+    max_item_mib: ItemMib = MAX_ITEM_MIB
 
     @property
     def content(self) -> Content:
@@ -63,11 +83,11 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
 
     def payload_settings(self) -> dict[str, Any]:
         """The settings that can change which vectors are read."""
-        return self.model_dump(include={"kind", "vector"})
+        return self.model_dump(include={"kind", "vector", "max_item_mib"})
 
     def item_settings(self) -> dict[str, Any]:
         """The settings that can change keys and columns."""
-        return self.model_dump(include={"kind", "key", "metadata", "columns"})
+        return self.model_dump(include={"kind", "key", "metadata", "columns", "max_item_mib"})
 
     def problems(self) -> list[str]:
         """What is wrong with the paths as settings; each begins with the setting's name."""
@@ -79,66 +99,80 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
 
         Raises:
             FileNotFoundError: there is none; names the path and the remedy.
-            ValueError: there are not as many metadata files; names both paths and counts.
+            ValueError: an array or its metadata have no partner, or only raw numbers are there; names them.
         """
         if self.metadata is None:
-            return source_files(self.path, (*PARQUET, ".npy"))
+            return self._listed((*PARQUET, *ARRAYS))
         return [
             replace(array, stamp=f"{array.stamp} metadata:{table.size}:{table.stamp}") for array, table in self._pairs()
         ]
 
+    def field_names(self, path: str, limit: int = 1000) -> list[str]:
+        """Columns of a file, or of the metadata paired with it, and fields of their structs by dotted names.
+
+        Args:
+            path: a file of embeddings.
+            limit: not used here, for a table lists its columns without its rows.
+
+        Raises:
+            TruncatedFile: the table's footer cannot be read; names it.
+            OSError: the file cannot be opened; names it.
+        """
+        del limit
+        if _is_array(path) and self.metadata is None:
+            return []
+        with parquet_table(self._metadata_of(path) if _is_array(path) else path) as table:
+            return column_names(table.schema)
+
     def read(self, path: str) -> Iterator[VectorBatch | Invalid]:
-        """Every row of a file, in its order, at most 8192 a batch; one `Invalid` where its head or footer is damaged.
+        """Every row of a file, in its order, at most 8192 a batch; those of a batch have as many numbers each.
 
         Raises:
             ValueError: the file does not hold what the settings say; before any row.
+            TruncatedFile: its head or footer is damaged, or it ends before its last row: after the rows that it has;
+                names it, and how many are missing where that is known.
             OSError: a file cannot be opened; names it.
         """
-        try:
-            yield from self._read_npy(path) if _is_npy(path) else self._read_parquet(path)
-        except TruncatedFile as cut:
-            yield Invalid(file_name(path), str(cut))
+        yield from self._read_array(path) if _is_array(path) else self._read_parquet(path)
 
     def read_items(self, path: str) -> Iterator[Item]:
         """Key and columns of every row of a file; reads no vector.
 
         Raises:
-            ValueError: a column is missing, or the metadata have another number of rows; before any row.
+            ValueError: a column is missing, the metadata have another number of rows, or no key can be made of the
+                key's column; before any row.
+            TruncatedFile: as from `read`, after as many rows.
             OSError: a file cannot be opened; names it.
         """
         fields = self._item_fields
-        try:
-            with ExitStack() as stack:
-                names = [*([self.key] if self.key else []), *self.columns]
-                for row, found in enumerate(self._rows(stack, names, path=path)):
-                    yield fields.item(found, fallback=f"{file_name(path)}:{row}")
-        except TruncatedFile as cut:
-            yield fields.without_values(Invalid(file_name(path), str(cut)))
+        with ExitStack() as stack:
+            for row, found in enumerate(self._rows(stack, path)):
+                yield fields.item(found, fallback=f"{file_name(path)}:{row}")
 
     def _read_parquet(self, path: str) -> Iterator[VectorBatch | Invalid]:
-        with parquet_file(path) as table:
-            field = field_path(table.schema_arrow, self.vector, path=path)
-            _check_floats(field_type(table.schema_arrow, field), location=f"{path}: column {self.vector!r}")
-            keys, width = self._keys(lambda names: _table_rows(table, names, path=path), path=path), 0
+        with parquet_table(path) as table:
+            field = field_path(table.schema, self.vector, path=path)
+            _check_floats(field_type(table.schema, field), location=f"{path}: column {self.vector!r}")
+            keys = self._keys(lambda names: self._table_rows(table, names), path=path)
             try:
-                for column in batches(table, field, rows=_ROWS, path=path):
-                    width = width or _width(column)
-                    yield from _valid_batches(list(islice(keys, len(column))), *_stacked(column, width))
+                for column in batches(table, field):
+                    yield from _vectors(column, list(islice(keys, len(column))), self.max_item_mib << 20)
             except TruncatedFile as damage:
                 yield from (Invalid(key, str(damage)) for key in keys)
 
-    def _read_npy(self, path: str) -> Iterator[VectorBatch | Invalid]:
+    def _read_array(self, path: str) -> Iterator[VectorBatch | Invalid]:
         with ExitStack() as stack:
-            stream = stack.enter_context(opened(path))
-            header, done = _npy_header(stream, path), 0
-            keys = self._keys(lambda names: self._metadata_rows(stack, names, count=header.rows, path=path), path=path)
-            for first in range(0, header.rows, _ROWS):
-                vectors = _npy_rows(stream, header, min(_ROWS, header.rows - first))
-                yield from _valid_batches(list(islice(keys, len(vectors))), vectors, {})
-                done += len(vectors)
-                if done < min(first + _ROWS, header.rows):
-                    break
-            yield from (Invalid(key, f"{path}: cut off after {done} of its {header.rows} rows") for key in keys)
+            array = stack.enter_context(_opened_array(path, self.max_item_mib))
+            keys = self._keys(lambda names: self._metadata_rows(stack, names, array=array, path=path), path=path)
+            left, damage = array.rows_there, None
+            while left and damage is None:
+                vectors, damage = array.next_rows(min(array.batch_rows, left))
+                left -= len(vectors)
+                if len(vectors):
+                    yield VectorBatch(list(islice(keys, len(vectors))), vectors)
+            # Rows of an array whose end is there are counted; those that are damaged are invalid, one by one.
+            yield from (Invalid(key, f"{path}: {damage}") for key in islice(keys, left))
+            array.check_whole()
 
     @property
     def _item_fields(self) -> ItemFields:
@@ -153,124 +187,134 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
             rows = rows_of([])
         return (fields.key_of(found, fallback=f"{file_name(path)}:{row}") for row, found in enumerate(rows))
 
-    def _rows(self, stack: ExitStack, names: list[str], *, path: str) -> _Rows:
-        """The named fields of every row of a file."""
-        if not _is_npy(path):
-            return _table_rows(stack.enter_context(parquet_file(path)), names, path=path)
-        with opened(path) as stream:
-            count = _npy_header(stream, path).rows
-        return self._metadata_rows(stack, names, count=count, path=path)
+    def _rows(self, stack: ExitStack, path: str) -> _Rows:
+        """Key and columns of every row of a file; at the end of one that is cut, `TruncatedFile`."""
+        names = [*([self.key] if self.key else []), *self.columns]
+        if not _is_array(path):
+            return self._table_rows(stack.enter_context(parquet_table(path)), names)
+        array = stack.enter_context(_opened_array(path, self.max_item_mib))
+        return _until_end(self._metadata_rows(stack, names, array=array, path=path), array)
 
-    def _metadata_rows(self, stack: ExitStack, names: list[str], *, count: int, path: str) -> _Rows:
+    def _metadata_rows(self, stack: ExitStack, names: list[str], *, array: "_Array", path: str) -> _Rows:
         """The named fields of every row of an array, from the metadata paired with it.
 
         Raises:
             ValueError: there are no metadata, a field is missing, or the metadata have another number of rows.
         """
         if not names:
-            return repeat({}, count)
+            return repeat({}, array.rows)
         table_path = self._metadata_of(path)
         try:
-            table = stack.enter_context(parquet_file(table_path))
+            table = stack.enter_context(parquet_table(table_path))
         except TruncatedFile as damage:
-            return repeat(dict.fromkeys(names, damage), count)
-        _check_row_counts(table, table_path, rows=count, path=path)
-        return _table_rows(table, names, path=table_path)
+            return repeat(dict.fromkeys(names, damage), array.rows)
+        if table.rows != array.rows:
+            message = f"{path} has {array.rows} rows but its metadata {table_path} has {table.rows}"
+            raise ValueError(message)
+        return self._table_rows(table, names)
+
+    def _table_rows(self, table: ParquetTable, names: list[str]) -> _Rows:
+        fields = field_paths(table.schema, names, path=table.path)
+        if self.key in names:
+            check_key_type(table.schema, fields[self.key], path=table.path)
+        return table_rows(table, fields, most_mib=self.max_item_mib)
 
     def _metadata_of(self, path: str) -> str:
         if self.metadata is None:
-            message = f"{path}: an .npy file has no column {self.key or next(iter(self.columns))!r}; set `metadata`"
+            message = f"{path}: an array has no column {self.key or next(iter(self.columns))!r}; set `metadata`"
             raise ValueError(message)
         tables = {array.path: table.path for array, table in self._pairs()}
         if path not in tables:
-            message = f"{path}: not among the .npy files of {self.path}, so it has no metadata there"
+            message = f"{path}: not among the arrays of {self.path}, so it has no metadata there"
             raise ValueError(message)
         return tables[path]
 
     def _pairs(self) -> list[tuple[FileStat, FileStat]]:
-        arrays, tables = source_files(self.path, (".npy",)), source_files(self.metadata or "", PARQUET)
-        if len(arrays) != len(tables):
-            message = (
-                f"{self.path} has {len(arrays)} .npy files and {self.metadata} {len(tables)} Parquet files; "
-                "each array needs its own metadata file"
-            )
-            raise ValueError(message)
-        return list(zip(arrays, tables, strict=True))
+        arrays, tables = self._listed(ARRAYS), source_files(self.metadata or "", PARQUET)
+        return paired(arrays, tables, arrays_path=self.path, tables_path=self.metadata or "")
+
+    def _listed(self, suffixes: tuple[str, ...]) -> list[FileStat]:
+        """The files of some suffixes, unless raw numbers are all that there is."""
+        try:
+            found = source_files(self.path, suffixes)
+        except FileNotFoundError:
+            try:
+                raw = source_files(self.path, _RAW)
+            except FileNotFoundError:
+                raw = []
+            if not raw:
+                raise
+            found = raw
+        if all(file.path.lower().endswith(_RAW) for file in found):
+            raise ValueError(_raw_numbers(found[0].path))
+        return found
 
 
-def _is_npy(path: str) -> bool:
-    return path.lower().endswith(".npy")
+def _raw_numbers(path: str) -> str:
+    return (
+        f"{path}: raw numbers without a header, of which neither type nor length of a vector is known; save them once "
+        "as .npy: `np.save('vectors.npy', np.memmap(path, np.float16, 'r').reshape(-1, dimension))`"
+    )
 
 
-def _table_rows(table: "pq.ParquetFile", names: list[str], *, path: str) -> _Rows:
-    return table_rows(table, field_paths(table.schema_arrow, names, path=path), path=path)
+def _is_array(path: str) -> bool:
+    return path.lower().endswith(ARRAYS)
 
 
-def _valid_batches(keys: list[str], vectors: np.ndarray, invalid: dict[int, str]) -> Iterator[VectorBatch | Invalid]:
-    """Batches of consecutive valid rows, and the invalid rows between them.
+def array_rows(path: str) -> int:
+    """How many vectors lie in an array's file.
 
-    Args:
-        keys: n names.
-        vectors: (n, d) floats.
-        invalid: by row why it cannot be used.
+    Raises:
+        ValueError: it is not one two-dimensional array of floats, or its head is damaged; names the file.
     """
-    start = 0
-    for row in [*sorted(invalid), len(vectors)]:
-        if start < row:
-            yield VectorBatch(keys[start:row], vectors[start:row])
-        if row in invalid:
-            yield Invalid(keys[row], invalid[row])
-        start = row + 1
+    with _opened_array(path, MAX_ITEM_MIB) as array:
+        return array.rows_there
 
 
-def _lists(column: "pa.Array") -> "pa.Array":
-    import pyarrow as pa
-
-    return column.storage if isinstance(column, pa.ExtensionArray) else column
-
-
-def _width(column: "pa.Array") -> int:
-    """Length of the first list that has any numbers, 0 where none has."""
-    import pyarrow.compute as pc
-
-    lengths = pc.fill_null(pc.list_value_length(_lists(column)), 0).to_numpy(zero_copy_only=False)
-    return int(lengths[np.argmax(lengths > 0)]) if len(lengths) else 0
+def _until_end(rows: _Rows, array: "_Array") -> _Rows:
+    yield from islice(rows, array.rows_there)
+    array.check_whole()
 
 
-def _stacked(column: "pa.Array", width: int) -> tuple[np.ndarray, dict[int, str]]:
-    """A column of lists as an array.
+def _vectors(column: "pa.Array", keys: list[str], most_bytes: int) -> Iterator[VectorBatch | Invalid]:
+    """A column of lists as batches of consecutive vectors of one length, and the invalid rows between them.
 
     Args:
         column: n lists of floats.
-        width: numbers that each must have.
-
-    Returns:
-        (n, width) floats as they were stored, zeros where the list is not whole;
-        by row why it is not.
+        keys: n names.
+        most_bytes: of a vector.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    lists = _lists(column)
-    lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
-    fits = (lengths == width) & (lengths > 0)
-    numbers = (lists if fits.all() else lists.filter(pa.array(fits))).flatten()
-    whole = numbers.to_numpy(zero_copy_only=False).reshape(-1, width) if width else np.zeros((0, 0), np.float32)
-    invalid = {int(row): _wrong_length(int(lengths[row]), width) for row in np.flatnonzero(~fits)}
+    lists = column.storage if isinstance(column, pa.ExtensionArray) else column
+    lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers = lists.flatten()
+    ends = np.cumsum(np.maximum(lengths, 0))
+    starts = ends - np.maximum(lengths, 0)
+    # What is consecutive and of one length is one batch; rows with a null are of none.
+    width = lengths.copy()
     if numbers.null_count:
-        gaps = numbers.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(axis=1)
-        invalid |= {int(row): "a null among the vector's numbers" for row in np.flatnonzero(fits)[gaps]}
-    if fits.all():
-        return whole, invalid
-    vectors = np.zeros((len(lists), width), whole.dtype)
-    vectors[fits] = whole
-    return vectors, invalid
+        nulls = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+        width[np.searchsorted(ends, nulls, side="right")] = -2
+    content = numbers.to_numpy(zero_copy_only=False)
+    width[width * content.itemsize > most_bytes] = -3
+    edges = np.flatnonzero(np.diff(width, prepend=np.nan, append=np.nan) != 0)
+    for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        length = int(width[first])
+        if length > 0:
+            rows = content[starts[first] : ends[stop - 1]].reshape(-1, length)
+            yield VectorBatch(keys[first:stop], rows)
+        else:
+            yield from (Invalid(key, _NO_VECTOR[length]) for key in keys[first:stop])
 
 
-def _wrong_length(length: int, width: int) -> str:
-    if length < 0:
-        return "null vector"
-    return f"{length} numbers where the first row has {width}" if width else "empty vector: 0 numbers"
+_NO_VECTOR = {
+    0: "empty vector: 0 numbers",
+    -1: "null vector",
+    -2: "a null among the vector's numbers",
+    -3: "more numbers than `max_item_mib` allows",
+}
 
 
 def _check_floats(kind: "pa.DataType", *, location: str) -> None:
@@ -284,49 +328,175 @@ def _check_floats(kind: "pa.DataType", *, location: str) -> None:
         raise ValueError(message)
 
 
-def _check_row_counts(table: "pq.ParquetFile", table_path: str, *, rows: int, path: str) -> None:
-    if table.metadata.num_rows != rows:
-        message = f"{path} has {rows} rows but its metadata {table_path} has {table.metadata.num_rows}"
-        raise ValueError(message)
-
-
 @dataclass(frozen=True, slots=True)
-class _Npy:
-    """The header of an `.npy` file: rows × width numbers of a type."""
+class _Array:
+    """An open array of vectors: rows × width numbers of a type.
 
+    Attributes:
+        path: its file.
+        stream: its numbers, from the next row on.
+        rows: as many as its header states.
+        rows_there: as many as lie in the file.
+    """
+
+    path: str
+    stream: IO[bytes]
     rows: int
+    rows_there: int
     width: int
     dtype: np.dtype[Any]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a vector."""
+        return self.width * self.dtype.itemsize
 
-def _npy_header(stream: IO[bytes], path: str) -> _Npy:
-    """Read the header of an array.
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch: 64 MiB at most, but at least one."""
+        return max(1, min(_ROWS, _BATCH_BYTES // self.row_bytes))
+
+    def next_rows(self, rows: int) -> tuple[np.ndarray, str | None]:
+        """The next rows, (m, width) in the machine's byte order; where they are fewer than asked for, why."""
+        parts, missing, damage = list[bytes](), rows * self.row_bytes, None
+        try:
+            while missing and (part := self.stream.read(min(missing, _CHUNK))):
+                parts.append(part)
+                missing -= len(part)
+        except (BadZipFile, zlib.error, EOFError) as error:
+            damage = f"cut off or damaged: {error}"
+        content = b"".join(parts)
+        whole = len(content) // self.row_bytes
+        vectors = np.frombuffer(content[: whole * self.row_bytes], self.dtype).reshape(whole, self.width)
+        reason = None if whole == rows else damage or "became shorter while it was read"
+        return vectors.astype(self.dtype.newbyteorder("="), copy=False), reason
+
+    def check_whole(self) -> None:
+        """Raise where the file ends before its last row.
+
+        Raises:
+            TruncatedFile: names the file, the rows that are there and how many are missing.
+        """
+        if self.rows_there < self.rows:
+            message = (
+                f"{self.path}: cut off after {self.rows_there:,} of its {self.rows:,} rows; "
+                f"{self.rows - self.rows_there:,} are missing"
+            )
+            raise TruncatedFile(message)
+
+
+@contextmanager
+def _opened_array(path: str, most_mib: int) -> Iterator[_Array]:
+    """Open an `.npy` file, or the one array of vectors in an `.npz` file.
 
     Raises:
-        TruncatedFile: there is none that can be read; names the file.
-        ValueError: not a two-dimensional array of floats, row after row; names the file and what it is.
+        TruncatedFile: its head, or the list of an .npz file's arrays, cannot be read; names the file.
+        ValueError: not one two-dimensional array of floats, row after row; names the file and what it is.
+    """
+    with opened(path) as stream:
+        try:
+            if path.lower().endswith(".npy"):
+                yield _array(path, stream, _size(stream, path), most_mib)
+                return
+            with ZipFile(stream) as archive:
+                name = _only_array(archive, path)
+                with archive.open(name) as member:
+                    yield _array(path, member, archive.getinfo(name).file_size, most_mib)
+        except BadZipFile as error:
+            what = _foreign_start(stream, own=b"PK")
+            message = f"{path}: {'not an .npz archive: ' + what if what else f'cut off or damaged: {error}'}"
+            raise TruncatedFile(message) from error
+
+
+def _size(stream: IO[bytes], path: str) -> int:
+    """Bytes of a file, whose stream is at its start before and after; of one that cannot be sought, by reading it."""
+    try:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+    except (OSError, ValueError):  # such as an HTTP server's that does not state it
+        with opened(path) as again:
+            return sum(map(len, iter(lambda: again.read(_CHUNK), b"")))
+    return size
+
+
+def _only_array(archive: ZipFile, path: str) -> str:
+    """The name of the only array of vectors in an archive.
+
+    Raises:
+        ValueError: there is none, or there are several; names all arrays with their types and shapes.
+    """
+    found, vectors = [], []
+    for name in archive.namelist():
+        with archive.open(name) as member:
+            try:
+                shape, _, dtype = _header(member)
+            except ValueError:
+                continue
+        found.append(f"{name.removesuffix('.npy')} ({dtype}, {shape})")
+        if len(shape) == 2 and dtype.kind == "f":
+            vectors.append(name)
+    if len(vectors) != 1:
+        message = (
+            f"{path}: holds {len(vectors)} two-dimensional arrays of floats where one is needed, among "
+            f"{', '.join(found) or 'no arrays at all'}; save the vectors alone: `np.save('vectors.npy', vectors)`"
+        )
+        raise ValueError(message)
+    return vectors[0]
+
+
+def _foreign_start(stream: IO[bytes], *, own: bytes) -> str | None:
+    try:
+        stream.seek(0)
+        return foreign(stream.read(HEAD), own=own)
+    except (OSError, ValueError):
+        return None
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape of an array, whether it lies column by column, and type of its numbers.
+
+    Raises:
+        ValueError: there is no such header.
     """
     numpy_format = np.lib.format
+    version = numpy_format.read_magic(stream)
+    read = numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
     try:
-        version = numpy_format.read_magic(stream)
-        read = numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
-        shape, by_column, dtype = read(stream)
-    except (ValueError, EOFError) as error:
-        message = f"{path}: cut off or damaged at its header: {error}"
+        return read(stream)
+    except (EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> _Array:
+    """The array that begins where a stream is.
+
+    Args:
+        path: of its file.
+        stream: at the head of the array.
+        size: bytes of the array with its header, as many as there are.
+        most_mib: MiB of a vector.
+
+    Raises:
+        TruncatedFile: there is no header that can be read; names the file.
+        ValueError: not a two-dimensional array of floats, row after row; names the file and what it is.
+    """
+    try:
+        shape, by_column, dtype = _header(stream)
+    except ValueError as error:
+        what = _foreign_start(stream, own=b"\x93NUMPY")
+        message = f"{path}: {'not an array: ' + what if what else f'cut off or damaged at its header: {error}'}"
         raise TruncatedFile(message) from error
-    if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or by_column:
+    if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or by_column or shape[1] < 1 or shape[0] < 0:
         message = (
             f"{path}: holds {dtype} of shape {shape}{' column by column' if by_column else ''}, not two dimensions "
             "of float16, float32 or float64 row by row; save `np.ascontiguousarray(vectors, np.float32)`"
         )
         raise ValueError(message)
-    return _Npy(*shape, dtype)
-
-
-def _npy_rows(stream: IO[bytes], header: _Npy, rows: int) -> np.ndarray:
-    """The next rows of an array, fewer where the file ends: (m, width), in the machine's byte order."""
-    row_bytes = header.width * header.dtype.itemsize
-    content = stream.read(rows * row_bytes)
-    whole = len(content) // row_bytes if row_bytes else rows
-    vectors = np.frombuffer(content[: whole * row_bytes], header.dtype).reshape(whole, header.width)
-    return vectors.astype(header.dtype.newbyteorder("="), copy=False)
+    rows, width = shape
+    try:
+        check_item_size(width * dtype.itemsize, most_mib=most_mib)
+    except InvalidValue as error:
+        message = f"{path}: a vector has {error}"
+        raise ValueError(message) from error
+    there = min(rows, (size - stream.tell()) // (width * dtype.itemsize))
+    return _Array(path, stream, rows, there, width, dtype)

@@ -1,12 +1,13 @@
 import re
 import tarfile
 from collections.abc import Container, Iterator
+from itertools import islice
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
-from semdedup_assets.sources.columns import Columns, ItemFields, item_image, sidecar_fields
+from semdedup_assets.sources.columns import Columns, ItemFields, field_names, item_image, sidecar_fields
 from semdedup_assets.sources.reading import (
     InvalidValue,
     TruncatedFile,
@@ -81,6 +82,20 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
                 yield _record(printable(key), members)
         except TruncatedFile as cut:
             yield Invalid(file_name(path), str(cut))
+
+    def field_names(self, path: str, limit: int = 1000) -> list[str]:
+        """Names in the JSON of a tar's first samples, dotted where they are nested, and `caption` where there is a text.
+
+        Args:
+            path: a tar.
+            limit: samples that are read.
+
+        Raises:
+            TruncatedFile: the tar is cut off or damaged within these samples; names it.
+            OSError: the tar cannot be opened; names it.
+        """
+        members = (found for _, found in islice(_samples(path, _SIDECARS), limit))
+        return field_names(sidecar_fields(txt=each.get("txt"), json=each.get("json"))[0] for each in members)
 
     def read_items(self, path: str) -> Iterator[Item]:
         """Key, caption and columns of every sample of a tar, and of the whole tar where it is cut off.

@@ -60,10 +60,12 @@ class _Hashed:
 
     Attributes:
         hashes: content hash of each record, 0 for one without content; empty for ready embeddings.
+        expected_missing: how many of them have no content by the source's own account.
     """
 
     def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
         self.hashes = array("Q")
+        self.expected_missing = 0
         self._records = records
 
     def __iter__(self) -> Iterator[Any]:
@@ -72,6 +74,7 @@ class _Hashed:
                 self.hashes.append(content_hash(record.payload))
             elif isinstance(record, Invalid):
                 self.hashes.append(0)
+                self.expected_missing += record.expected
             yield record
 
 
@@ -120,6 +123,7 @@ def _write(context: StageContext, shard: Shard, model: Any, result: ResultWriter
         "items": sum(map(len, rows)),
         "records": reader.rows,
         "skipped": len(skipped),
+        "expected_missing": records.expected_missing,
         "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
         "cut_files": reader.cut_files,
         "shared_vectors": _shared(shard, np.concatenate(rows), np.concatenate(vectors), contents),

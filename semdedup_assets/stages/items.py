@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from semdedup_assets.storage.tables import TableWriter, arrow_type, read_arrow
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 1 << 16
-"""Rows of a row group: whoever wants one item reads one group, and the same items give the same bytes."""
+_ROWS, _CHARACTERS = 1 << 16, 64 << 20
+"""Rows, and characters after which fewer suffice, of a row group: whoever wants one item reads one group, and the same
+items give the same bytes."""
 
 _LISTED = 20
 
@@ -108,7 +108,7 @@ def _batches(items: Iterable[Item], shard: int, counts: _ItemCounts) -> "Iterato
     fields = [pa.field("id", pa.uint64()), pa.field("key", pa.string())]
     schema = pa.schema([*fields, *(pa.field(name, arrow_type(kind)) for name, kind in counts.column_types.items())])
     source, first = iter(items), 0
-    while part := list(islice(source, ROWS)):
+    while part := _row_group(source):
         columns = [[item.columns.get(name) for item in part] for name in counts.column_types]
         ids = item_ids(shard, np.arange(first, first + len(part)))
         arrays = [ids, [item.key for item in part], *columns]
@@ -120,6 +120,17 @@ def _batches(items: Iterable[Item], shard: int, counts: _ItemCounts) -> "Iterato
         first += len(part)
     if first == 0:
         yield pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def _row_group(items: Iterator[Item]) -> list[Item]:
+    """The next items, so many that long texts do not fill the memory."""
+    part, characters = list[Item](), 0
+    for item in items:
+        part.append(item)
+        characters += sum(len(value) for value in item.columns.values() if isinstance(value, str))
+        if len(part) == _ROWS or characters >= _CHARACTERS:
+            break
+    return part
 
 
 def item_values(record: ResultRecord, column: str) -> "np.ndarray | np.ma.MaskedArray[Any, Any]":

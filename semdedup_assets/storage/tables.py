@@ -66,7 +66,14 @@ def arrow_type(kind: ColumnType) -> "pa.DataType":
     """How a carried column is stored."""
     import pyarrow as pa
 
-    return {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}[kind]
+    types = {
+        "string": pa.string(),
+        "int": pa.int64(),
+        "uint": pa.uint64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
+    }
+    return types[kind]
 
 
 @contextmanager

@@ -380,3 +380,16 @@ def test_integers_that_are_equal_as_floats_decide_which_item_is_kept() -> None:
     kept = np.flatnonzero(semdedup(vectors, k=2, keep=times).keep_mask(0.01))
     first = [min(np.flatnonzero(group == one), key=lambda row: times[row]) for one in range(5)]
     assert kept.tolist() == sorted(first)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        1_700_000_000_000_000_000 + np.array([2, 1, 4, 3, 0], np.int64),
+        (2**64 - np.array([2, 3, 4, 1, 5], dtype=object)).astype(np.uint64),
+        (2**62 + np.array([2, 1, 4, 3, 0])).astype("datetime64[ns]"),
+    ],
+)
+def test_of_equal_items_the_first_by_integers_that_floats_cannot_tell_apart_is_kept(keep: np.ndarray) -> None:
+    result = semdedup(np.ones((5, 3), np.float32), k=1, keep=keep)
+    assert np.flatnonzero(result.keep_mask(0.01)).tolist() == [4]

@@ -146,5 +146,16 @@ def test_masked_times_in_nanoseconds_keep_their_exact_order() -> None:
 def test_a_direction_is_for_numbers_and_numbers_must_have_an_order() -> None:
     with pytest.raises(ValueError, match="keep: 'hard' has an order of its own; descending is for numbers"):
         keep_priority("hard", centroid_similarity=SIMILARITY, ids=IDS, seed=0, descending=True)
-    with pytest.raises(ValueError, match="keep: values of type <U1 are not numbers; give integers or floats"):
+    with pytest.raises(ValueError, match="keep: values of type <U1 are not numbers; give integers, floats or times"):
         ordered_ids(np.array(list("abcde")))
+    for keep in ([1, 2, 3, 4, 5], None):
+        with pytest.raises(ValueError, match=rf"keep: {type(keep).__name__} is no NumPy array; give np\.asarray"):
+            ordered_ids(keep)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", ">M8[us]", "timedelta64[ns]"])
+def test_times_are_ordered_exactly_with_nat_last(dtype: str) -> None:
+    times = (2**62 + np.array([2, 1, 3, 0, 5])).astype(dtype)
+    times[3] = "NaT"
+    assert order_of(times, descending=False) == [1, 0, 2, 4, 3]
+    assert order_of(times, descending=True) == [4, 2, 0, 1, 3]

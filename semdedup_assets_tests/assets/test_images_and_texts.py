@@ -17,9 +17,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from semdedup_assets.checks.embeddings import skipped_share
 from semdedup_assets.kept_sets import KeptSet
 from semdedup_assets.sources import JsonLines
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import vectors_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "read_manifests"
@@ -85,6 +87,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as made:
         yield made
+
+
+def test_rows_that_img2dataset_could_not_download_block_no_run(tmp_path: Path, models: list[Path]) -> None:
+    """As img2dataset writes Parquet: a third of the rows have no image, and a status that says why."""
+    (tmp_path / "source").mkdir()
+    rows = [(f"{n:04d}", png(n), "success", None) for n in range(8)]
+    rows += [(f"{n:04d}", None, "failed_to_download", "HTTP Error 404: Not Found") for n in range(8, 12)]
+    table = pl.DataFrame(rows, schema=["key", "jpg", "status", "error_message"], orient="row")
+    table.write_parquet(tmp_path / "source" / "0.parquet")
+    settings = image_settings(tmp_path, "parquet", models[0])
+    settings["source"] |= {"image": "jpg", "key": "key"}
+    runs = StageRuns({**settings, "max_skipped": 0.0})
+    runs.run(until="embeddings")
+    record = runs.record("embeddings", "s000000")
+    assert [record.details[name] for name in ("records", "items", "skipped", "expected_missing")] == [12, 8, 4, 4]
+    assert record.details["skipped_examples"][0] == [
+        "0008",
+        "img2dataset: failed_to_download (HTTP Error 404: Not Found)",
+    ]
+    assert skipped_share(runs.context()).problems == []
 
 
 def manifest_folder(runs: PipelineRuns) -> Path:

@@ -209,6 +209,17 @@ def test_too_many_invalid_items_are_reported(runs: StageRuns, sound: SoundStore,
         assert "5.00%: [['0.npy:0', 'zero vector" in result.problems[0].measured
 
 
+def test_items_that_the_source_itself_has_no_payload_of_are_no_invalid_ones(runs: StageRuns) -> None:
+    record = runs.record("embeddings", "s000001")
+    change_details(record, records=100, skipped=41, expected_missing=40)
+    assert {name: measured.partition(":")[0] for name, measured in found(runs, embeddings.skipped_share).items()} == {
+        "s000001": "1.67%"
+    }
+    change_details(record, records=100, skipped=40, expected_missing=40)
+    assert found(runs, embeddings.skipped_share) == {}
+    assert embeddings.skipped_share(runs.context()).measured["expected_missing"] == 40
+
+
 def test_an_excluded_shard_is_reported_with_the_reason(runs: StageRuns, sound: SoundStore) -> None:
     np.save(sound.folder / "source" / "1.npy", np.zeros(3))  # One dimension: no table of vectors.
     runs.run(until="embeddings")

@@ -167,3 +167,11 @@ def test_a_name_that_is_not_utf8_gives_a_key_that_tables_can_hold(tmp_path: Path
     (record,) = read_all(Folder(path=str(tmp_path)))
     assert record.key == "caf\\udce9.png"
     assert record.key.encode()
+
+
+def test_field_names_are_those_of_the_files_beside_an_image(photos: Path) -> None:
+    (photos / "a.json").write_text(json.dumps({"size": {"w": 4}, "tags": []}))
+    (photos / "a.txt").write_text("green")
+    source = Folder(path=str(photos))
+    assert source.field_names(str(photos / "a.png")) == ["size", "size.w", "tags", "caption"]
+    assert source.field_names(str(photos / "b.JPG")) == []

@@ -1,5 +1,8 @@
 import io
 import tracemalloc
+import uuid
+from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from semdedup_assets.records import Invalid, Item, Record
-from semdedup_assets.sources import Parquet
+from semdedup_assets.sources import Parquet, TruncatedFile
 
 
 def image_bytes(color: str) -> bytes:
@@ -38,7 +41,11 @@ def test_hugging_faces_image_layout_gives_bytes(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", {"image": images, "label": [3, 4, 5]})
     expected = [
         Record("train.parquet:0", image_bytes("red")),
-        Invalid("train.parquet:1", "null image"),
+        Invalid(
+            "train.parquet:1",
+            f"null image whose file '2.png' cannot be opened in the table's folder {tmp_path}; put it there, or write "
+            "the table with the images' bytes in it",
+        ),
         Invalid("train.parquet:2", "null image"),
     ]
     for name in ("image", "image.bytes"):
@@ -126,7 +133,7 @@ def test_no_key_and_no_column_makes_a_row_invalid(tmp_path: Path) -> None:
         Item(
             "a.parquet:1",
             {"score": None, "text": "two"},
-            ("key 'id': None is neither a string nor a whole number",),
+            ("key 'id': None is neither a string nor a whole number, a UUID or bytes",),
         ),
         Item("c", {"score": None, "text": "three"}, ("column 'score': 'abc' is not a float",)),
     ]
@@ -176,14 +183,14 @@ def test_exactly_one_of_image_and_text_is_set(settings: dict[str, str]) -> None:
         Parquet(path="a", **settings)
 
 
-def test_a_cut_file_is_one_invalid_file(tmp_path: Path) -> None:
+def test_a_file_without_its_footer_is_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": ["a"] * 1000})
-    for size in (0, 3, path.stat().st_size - 5):
+    source = Parquet(path=str(tmp_path), text="text")
+    for size in (path.stat().st_size - 5, 3, 0):
         path.write_bytes(path.read_bytes()[:size])
-        (item,) = read_all(Parquet(path=str(tmp_path), text="text"))
-        assert isinstance(item, Invalid)
-        assert item.key == "a.parquet"
-        assert f"{path}: cut off or damaged at its footer" in item.reason
+        for read in (source.read, source.read_items):
+            with pytest.raises(TruncatedFile, match=f"{path}: cut off or damaged at its footer"):
+                next(read(str(path)))
 
 
 @pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip"])
@@ -275,3 +282,205 @@ def test_a_file_of_no_rows_has_no_records(tmp_path: Path) -> None:
 def test_a_missing_file_raises_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.parquet: cannot be opened"):
         list(Parquet(path=str(tmp_path), text="text").read(str(tmp_path / "missing.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("column", "keys"),
+    [
+        (pa.array([uuid.UUID(int=n).bytes for n in (1, 2)], pa.uuid()), [str(uuid.UUID(int=n)) for n in (1, 2)]),
+        (pa.array([b"\x00\xff" * 8, b"\x01" * 16], pa.binary(16)), ["00ff" * 8, "01" * 16]),
+        (pa.array([b"ab", b"\xff"]), ["6162", "ff"]),
+        (pa.array([2**64 - 1, 0], pa.uint64()), [str(2**64 - 1), "0"]),
+        (pa.array([5.0, -7.0]), ["5", "-7"]),
+        (pa.array([Decimal("12345678901234567890"), Decimal(1)]), ["12345678901234567890", "1"]),
+        (pa.array([Decimal("1.50"), Decimal("2.25")]), ["1.50", "2.25"]),
+        (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+    ],
+)
+def test_keys_of_every_type_that_names_exactly(tmp_path: Path, column: pa.Array, keys: list[str]) -> None:
+    write(tmp_path / "a.parquet", pa.table({"text": ["one", "two"], "id": column}))
+    source = Parquet(path=str(tmp_path), text="text", key="id")
+    assert [record.key for record in read_all(source)] == [item.key for item in all_items(source)] == keys
+    assert [item.invalid_values for item in all_items(source)] == [(), ()]
+
+
+def test_values_that_name_nothing_are_listed_and_their_row_is_the_key(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"text": ["one"] * 4, "id": [1.5, float("nan"), None, 3.0]})
+    source = Parquet(path=str(tmp_path), text="text", key="id")
+    assert [item.key for item in all_items(source)] == ["a.parquet:0", "a.parquet:1", "a.parquet:2", "3"]
+    assert [bool(item.invalid_values) for item in all_items(source)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ([["a"]], "list<.*>"),
+        ([{"a": 1}], "struct<.*>"),
+        ([True], "bool"),
+        (pa.array([0], pa.timestamp("s")), "timestamp"),
+    ],
+)
+def test_a_column_of_which_no_key_can_be_made_is_refused_before_any_row(tmp_path: Path, column: Any, kind: str) -> None:
+    path = write(tmp_path / "a.parquet", {"text": ["one"], "id": column})
+    source = Parquet(path=str(tmp_path), text="text", key="id")
+    with pytest.raises(
+        ValueError, match=rf"{path}: column 'id' holds {kind}.*, of which no key can be made; set `key`"
+    ):
+        next(source.read_items(str(path)))
+    assert list(source.read(str(path))) == [Record("a.parquet:0", "one")]
+
+
+def test_integers_of_64_bits_and_times_are_exact(tmp_path: Path) -> None:
+    now = 1_700_000_000_000_000_001
+    table = {
+        "text": ["one", "two", "three"],
+        "hash": pa.array([2**64 - 1, 2**64 - 2, None], pa.uint64()),
+        "time": pa.array([now, now + 1, None], pa.timestamp("ns")),
+        "nanoseconds": pa.array([now, now + 1, None]),
+        "day": pa.array([1, 2, None], pa.date32()),
+        "gaps": [1.0, float("nan"), None],
+    }
+    write(tmp_path / "a.parquet", table)
+    kinds: dict[str, Any] = {"hash": "uint", "time": "int", "nanoseconds": "int", "day": "int", "gaps": "int"}
+    items = all_items(Parquet(path=str(tmp_path), text="text", columns=kinds))
+    assert [[item.columns[name] for name in kinds] for item in items] == [
+        [2**64 - 1, now, now, 1, 1],
+        [2**64 - 2, now + 1, now + 1, 2, None],
+        [None] * 5,
+    ]
+    assert [item.invalid_values for item in items] == [(), (), ()]
+    (item, *_) = all_items(Parquet(path=str(tmp_path), text="text", columns={"hash": "int"}))
+    assert item.invalid_values == (f"column 'hash': {2**64 - 1} is not an int; declare the column as `uint`",)
+
+
+def test_images_that_only_have_a_path_are_read_from_the_tables_folder(tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "1.png").write_bytes(image_bytes("red"))
+    (tmp_path / "secret.png").write_bytes(image_bytes("blue"))
+    (tmp_path / "data" / "large.png").write_bytes(bytes(2 << 20))
+    paths = ["images/1.png", f"{tmp_path}/data/images/1.png", "../secret.png", f"{tmp_path}/secret.png"]
+    paths += ["memory://1.png", "gone.png", "large.png", "nul\0.png", "images"]
+    images = [{"bytes": None, "path": path} for path in paths]
+    write(tmp_path / "data" / "a.parquet", pa.table({"image": pa.array(images, IMAGE)}))
+    source = Parquet(path=str(tmp_path / "data"), image="image", max_item_mib=1)
+    one, other, *invalid = read_all(source)
+    assert [one, other] == [Record(f"a.parquet:{row}", image_bytes("red")) for row in range(2)]
+    for record, path in zip(invalid[:3], paths[2:], strict=False):
+        assert isinstance(record, Invalid)
+        assert record.reason.startswith(f"null image whose path '{path}' does not lie below the table's folder")
+    assert [record.reason.partition(";")[0] for record in invalid[3:] if isinstance(record, Invalid)] == [
+        f"null image whose file 'gone.png' cannot be opened in the table's folder {tmp_path}/data",
+        "1,048,577 bytes, more than `max_item_mib: 1` allows",
+        f"null image whose file 'nul\\x00.png' cannot be opened in the table's folder {tmp_path}/data",
+        f"null image whose file 'images' cannot be opened in the table's folder {tmp_path}/data",
+    ]
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def test_rows_that_img2dataset_could_not_fill_say_so_and_are_expected(tmp_path: Path) -> None:
+    table = {
+        "key": ["0", "1", "2", "3"],
+        "jpg": pa.array([image_bytes("red"), None, None, None]),
+        "status": ["success", "failed_to_download", "failed_to_resize", "success"],
+        "error_message": [None, "HTTP Error 404: Not Found", None, None],
+    }
+    write(tmp_path / "a.parquet", pa.table(table))
+    assert read_all(Parquet(path=str(tmp_path), image="jpg", key="key")) == [
+        Record("0", image_bytes("red")),
+        Invalid("1", "img2dataset: failed_to_download (HTTP Error 404: Not Found)", expected=True),
+        Invalid("2", "img2dataset: failed_to_resize", expected=True),
+        Invalid("3", "null image"),
+    ]
+    # A status column of another origin explains nothing.
+    write(tmp_path / "a.parquet", pa.table({name: table[name] for name in ("jpg", "status")}))
+    assert [record.reason for record in read_all(Parquet(path=str(tmp_path), image="jpg"))[1:]] == ["null image"] * 3  # type: ignore[union-attr]
+
+
+def test_a_cell_that_is_too_large_makes_only_its_row_invalid(tmp_path: Path) -> None:
+    texts = ["small", "a" * 3_000_000, None, "small too"]
+    write(tmp_path / "a.parquet", {"text": texts, "id": ["0", "b" * 2_000_000, "2", "3"]})
+    source = Parquet(path=str(tmp_path), text="text", key="id", columns={"id": "string"}, max_item_mib=1)
+    reason = "3,000,000 bytes, more than `max_item_mib: 1` allows"
+    assert read_all(source) == [
+        Record("0", "small"),
+        Invalid("a.parquet:1", reason),
+        Invalid("2", "null text"),
+        Record("3", "small too"),
+    ]
+    of_key = "2,000,000 bytes, more than `max_item_mib: 1` allows"
+    assert all_items(source)[1].invalid_values == (
+        f"key 'id': {of_key}",
+        f"column 'id': {of_key}",
+        f"column 'text': {reason}",
+    )
+
+
+@pytest.mark.parametrize("column", ["text", "image"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_batches_are_of_so_many_bytes_also_beside_a_column_of_small_cells(
+    tmp_path: Path, column: str, repeated: bool
+) -> None:
+    """Arrow reads all columns of an open file by the batch size last asked for; repeated cells are stored once."""
+    texts = [("x" if repeated else f"{row:03}") * (600_000 if repeated else 200_000) for row in range(400)]
+    table = {"id": [str(row) for row in range(400)]}
+    cells = pa.array(texts) if column == "text" else pa.array([{"bytes": text.encode()} for text in texts])
+    options: dict[str, Any] = {} if repeated else {"use_dictionary": False, "write_batch_size": 8}
+    write(tmp_path / "a.parquet", pa.table({**table, column: cells}), **options)
+    source = Parquet(path=str(tmp_path), key="id", **{column: column})
+    before, peak = pa.total_allocated_bytes(), 0
+    for row, record in enumerate(source.read(str(tmp_path / "a.parquet"))):
+        assert (record.key, len(record.payload)) == (str(row), 600_000)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert row == 399
+    assert peak < 150_000_000 < 400 * 600_000
+
+
+def test_a_batch_that_no_array_can_hold_is_read_in_smaller_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow puts no more than 2 GiB of a nested column into one array; here, no more than 4 MB."""
+    whole = pq.ParquetFile.iter_batches
+
+    def limited(table: pq.ParquetFile, *args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in whole(table, *args, **options):
+            if batch.nbytes > 4_000_000:
+                message = "Nested data conversions not implemented for chunked array outputs"
+                raise pa.ArrowNotImplementedError(message)
+            yield batch
+
+    sizes = [row % 50 for row in range(1, 2000)] + [1_000_000 + row for row in range(10)] + [7] * 2000
+    images = pa.array([{"bytes": bytes([1 + size % 250]) * size, "path": None} for size in sizes], IMAGE)
+    write(tmp_path / "a.parquet", pa.table({"image": images}), row_group_size=3000)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", limited)
+    records = read_all(Parquet(path=str(tmp_path), image="image"))
+    expected = images.field("bytes").to_pylist()
+    assert [getattr(record, "payload", b"") for record in records] == expected
+
+
+def test_field_names_are_the_columns_and_the_fields_of_structs(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": ["a"], "meta": [{"lang": "en", "size": {"w": 1}}]})
+    names = ["text", "meta", "meta.lang", "meta.size", "meta.size.w"]
+    assert Parquet(path=str(path), text="text").field_names(str(path)) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n",
+            "a git-lfs pointer, not the file itself",
+        ),
+        (b"<html><body>Not Found</body></html>", "a web page"),
+        (b"ARROW1\0\0" + bytes(100), "an Arrow file; write it as Parquet"),
+        (b"PK\x03\x04" + bytes(100), "a ZIP archive; unpack it"),
+    ],
+)
+def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content)
+    source = Parquet(path=str(path), text="text")
+    for read in (source.read, source.read_items):
+        with pytest.raises(TruncatedFile, match=f"{path}: not Parquet: this is {what}"):
+            next(read(str(path)))

@@ -15,15 +15,18 @@ from pydantic import TypeAdapter
 
 from semdedup_assets.records import Item, VectorBatch
 from semdedup_assets.sources import Folder, JsonLines, Parquet, Source, Vectors, WebDataset
+from semdedup_assets_tests.sources.cut_files import until_cut
 
 ANY: TypeAdapter[Source] = TypeAdapter(Source)
 COLUMNS = {"score": "int"}
 SCORES = [1, "x", None, 2.5, 3, True]
 
 
-def keys_of_read(source: Folder | WebDataset | Parquet | JsonLines | Vectors, path: str) -> list[str]:
-    items = list(source.read(path))
-    return [key for item in items for key in (item.keys if isinstance(item, VectorBatch) else [item.key])]
+def keys_of_read(
+    source: Folder | WebDataset | Parquet | JsonLines | Vectors, path: str
+) -> tuple[list[str], str | None]:
+    items, cut = until_cut(source.read(path))
+    return [key for item in items for key in (item.keys if isinstance(item, VectorBatch) else [item.key])], cut
 
 
 def lines(count: int) -> bytes:
@@ -68,6 +71,12 @@ def npy(count: int) -> bytes:
     return content.getvalue()
 
 
+def npz(count: int) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, vectors=np.ones((count, 4), np.float32))
+    return content.getvalue()
+
+
 KINDS: dict[str, tuple[str, Callable[[int], bytes], dict[str, object]]] = {
     "folder": ("a.png", lambda count: bytes(count), {"kind": "folder", "columns": COLUMNS}),
     "webdataset": ("a.tar", tar, {"kind": "webdataset", "columns": COLUMNS}),
@@ -78,6 +87,7 @@ KINDS: dict[str, tuple[str, Callable[[int], bytes], dict[str, object]]] = {
     "parquet images": ("a.parquet", parquet, {"kind": "parquet", "image": "image"}),
     "parquet vectors": ("a.parquet", parquet, {"kind": "vectors", "key": "id", "columns": COLUMNS}),
     "npy": ("a.npy", npy, {"kind": "vectors"}),
+    "npz": ("a.npz", npz, {"kind": "vectors"}),
 }
 
 
@@ -89,16 +99,17 @@ def test_items_are_those_that_are_read_however_much_of_a_file_there_is(tmp_path:
     path = tmp_path / name
     path.write_bytes(content[: int(len(content) * share)])
     source = ANY.validate_python({"path": str(tmp_path), **settings})
-    items = list(source.read_items(str(path)))
-    assert [item.key for item in items] == keys_of_read(source, str(path))
+    items, cut = until_cut(source.read_items(str(path)))
+    assert ([item.key for item in items], cut) == keys_of_read(source, str(path))
+    assert cut is None or cut.startswith(str(path))
     assert all(list(item.columns) == list(source.column_types) for item in items)
     assert all(isinstance(item, Item) for item in items)
     if share == 1:
-        assert len(items) == (1 if kind == "folder" else 40)
+        assert (len(items), cut) == (1 if kind == "folder" else 40, None)
 
 
 # A folder's file is always one item; an empty Parquet table is tested with its own kinds.
-@pytest.mark.parametrize("kind", ["webdataset", "webdataset gz", "jsonl", "jsonl gz", "npy"])
+@pytest.mark.parametrize("kind", ["webdataset", "webdataset gz", "jsonl", "jsonl gz", "npy", "npz"])
 def test_a_file_of_nothing_has_no_items(tmp_path: Path, kind: str) -> None:
     name, written, settings = KINDS[kind]
     path = tmp_path / name

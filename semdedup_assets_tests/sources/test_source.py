@@ -29,7 +29,7 @@ def test_settings_choose_the_source_by_its_kind(kind: str) -> None:
 def test_a_misspelled_setting_or_unknown_type_is_rejected(kind: str) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         KINDS[kind].model_validate({"path": "data", "text": "a", "colums": {}})
-    with pytest.raises(ValidationError, match="Input should be 'string', 'int', 'float' or 'bool'"):
+    with pytest.raises(ValidationError, match="Input should be 'string', 'int', 'uint', 'float' or 'bool'"):
         KINDS[kind].model_validate({"path": "data", "text": "a", "columns": {"n": "str"}})
 
 
@@ -46,14 +46,22 @@ CHANGES: dict[str, dict[str, object]] = {
     "metadata": "meta",
     "text": "body",
     "vector": "v",
+    "max_item_mib": 1,
 }
 PAYLOAD, ITEM = "payload", "item"
 EFFECTS = {
     "folder": {"path": [], "columns": [ITEM]},
     "webdataset": {"path": [], "columns": [ITEM]},
-    "parquet": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM]},
-    "jsonl": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM]},
-    "vectors": {"path": [], "key": [ITEM], "columns": [ITEM], "metadata": [ITEM], "vector": [PAYLOAD]},
+    "parquet": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM], "max_item_mib": [PAYLOAD, ITEM]},
+    "jsonl": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM], "max_item_mib": [PAYLOAD, ITEM]},
+    "vectors": {
+        "path": [],
+        "key": [ITEM],
+        "columns": [ITEM],
+        "metadata": [ITEM],
+        "vector": [PAYLOAD],
+        "max_item_mib": [PAYLOAD, ITEM],
+    },
 }
 
 

@@ -5,9 +5,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from semdedup_assets.records import Invalid, Item, VectorBatch
-from semdedup_assets.sources import Vectors
+from semdedup_assets.compute import Compute
+from semdedup_assets.encoders import Precomputed
+from semdedup_assets.records import Invalid, Item, Skipped, VectorBatch
+from semdedup_assets.sources import TruncatedFile, Vectors
+from semdedup_assets_tests.sources.cut_files import until_cut
 
 
 def some_vectors(n: int, d: int = 8, dtype: str = "float32") -> np.ndarray:
@@ -85,18 +90,18 @@ def test_invalid_rows_of_parquet_keep_their_row(tmp_path: Path) -> None:
         "0",
         "1",
         ["2"],
-        "3",
+        ["3"],
         "4",
         ["a.parquet:5", "6"],
     ]
     assert [item.reason for item in items if isinstance(item, Invalid)] == [
         "null vector",
-        "0 numbers where the first row has 2",
-        "3 numbers where the first row has 2",
+        "empty vector: 0 numbers",
         "a null among the vector's numbers",
     ]
     assert [item.vectors.tolist() for item in items if isinstance(item, VectorBatch)] == [
         [[1.0, 2.0]],
+        [[3.0, 4.0, 5.0]],
         [[7.0, 8.0], [9.0, 0.0]],
     ]
     found = all_items(source)
@@ -104,7 +109,7 @@ def test_invalid_rows_of_parquet_keep_their_row(tmp_path: Path) -> None:
     assert [item.columns["score"] for item in found] == [None] * 6 + [7]
     assert {row: item.invalid_values for row, item in enumerate(found) if item.invalid_values} == {
         2: ("column 'score': 0.5 is not an int",),
-        5: ("key 'id': None is neither a string nor a whole number",),
+        5: ("key 'id': None is neither a string nor a whole number, a UUID or bytes",),
     }
 
 
@@ -142,12 +147,42 @@ def test_fixed_size_lists_with_nulls_keep_the_others(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_rows_length_counts_over_batches(tmp_path: Path) -> None:
-    rows = [None] * 8192 + [[1.0, 2.0]] * 8192 + [[1.0]]
+@pytest.mark.parametrize("dimension", [None, 2])
+@pytest.mark.parametrize("odd", [0, 1, 50])
+def test_a_vector_of_another_length_makes_only_itself_invalid(tmp_path: Path, odd: int, dimension: int | None) -> None:
+    rows = [[1.0, float(row)] for row in range(51)]
+    rows[odd] = [1.0]
     write(tmp_path / "a.parquet", {"embedding": rows})
-    items = read_all(Vectors(path=str(tmp_path)))
-    assert sum(isinstance(item, Invalid) for item in items) == 8193
-    assert items[-1] == Invalid("a.parquet:16384", "1 numbers where the first row has 2")
+    model = Precomputed(dimension=dimension).load(Compute(device="cpu"))
+    embedded = list(model.embed(read_all(Vectors(path=str(tmp_path)))))
+    assert [row for part in embedded for row in part.rows] == [row for row in range(51) if row != odd]
+    assert [skipped for part in embedded for skipped in part.skipped] == [
+        Skipped(odd, f"a.parquet:{odd}", "1 numbers, expected 2")
+    ]
+
+
+@given(
+    rows=st.lists(st.none() | st.lists(st.none() | st.floats(-9, 9, width=32), max_size=3), min_size=1, max_size=12),
+    kind=st.sampled_from([pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float16())]),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_row_is_a_vector_as_it_is_stored_or_invalid(
+    rows: list[list[float | None] | None], kind: pa.DataType, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("lists") / "a.parquet"
+    column = pa.array(rows, pa.list_(pa.float64())).cast(kind)
+    pq.write_table(pa.table({"embedding": column}), path, row_group_size=5)
+    found = [
+        row
+        for item in Vectors(path=str(path)).read(str(path))
+        for row in ([item.reason] if isinstance(item, Invalid) else item.vectors.tolist())
+    ]
+    reasons = {"null vector": None, "empty vector: 0 numbers": [], "a null among the vector's numbers": ...}
+    for row, stored in zip(found, column.to_pylist(), strict=True):
+        if isinstance(row, str):
+            assert reasons[row] == (... if stored and None in stored else stored)
+        else:
+            assert row == stored
 
 
 def test_a_column_that_holds_no_floats_or_is_missing_is_reported(tmp_path: Path) -> None:
@@ -196,8 +231,8 @@ def test_changed_metadata_is_a_changed_file(clip_retrieval: Path) -> None:
 
 
 def test_arrays_without_metadata_have_their_rows_as_keys(clip_retrieval: Path) -> None:
-    for settings in ({"metadata": None}, {}):
-        source = clip_source(clip_retrieval, key=None, columns={}, **settings)
+    for changed in ({"metadata": None}, {}):
+        source = clip_source(clip_retrieval, key=None, columns={}, **changed)
         found = joined(read_all(source))
         assert all_items(source) == [Item(key, {}) for key in found.keys]
         assert [found.keys[0], found.keys[8_999], found.keys[9_000]] == [
@@ -205,7 +240,7 @@ def test_arrays_without_metadata_have_their_rows_as_keys(clip_retrieval: Path) -
             "img_emb_0.npy:8999",
             "img_emb_1.npy:0",
         ]
-    with pytest.raises(ValueError, match=r"img_emb_0\.npy: an \.npy file has no column 'image_path'; set `metadata`"):
+    with pytest.raises(ValueError, match=r"img_emb_0\.npy: an array has no column 'image_path'; set `metadata`"):
         all_items(clip_source(clip_retrieval, metadata=None))
     assert joined(read_all(clip_source(clip_retrieval, metadata=None))).keys == found.keys
 
@@ -221,7 +256,10 @@ def test_metadata_of_other_length_names_both_files_and_counts(clip_retrieval: Pa
 
 def test_a_metadata_file_too_few_names_both_and_counts(clip_retrieval: Path) -> None:
     (clip_retrieval / "metadata/metadata_0.parquet").unlink()
-    with pytest.raises(ValueError, match=r"img_emb has 2 \.npy files and .*metadata 1 Parquet files"):
+    with pytest.raises(
+        ValueError,
+        match=r"own metadata file.*: of .*img_emb 1 \(.*img_emb_0\.npy\) without a partner, of .*metadata none$",
+    ):
         clip_source(clip_retrieval).files()
 
 
@@ -235,7 +273,7 @@ def test_no_metadata_row_makes_a_vector_invalid(clip_retrieval: Path) -> None:
     items = list(source.read_items(path))
     assert batch.keys == [item.key for item in items] == ["0", "1", "img_emb_1.npy:2", "3", "4"]
     assert items[2].invalid_values == (
-        "key 'image_path': None is neither a string nor a whole number",
+        "key 'image_path': None is neither a string nor a whole number, a UUID or bytes",
         "column 'caption': 'c' is not an int",
     )
 
@@ -260,26 +298,22 @@ def test_big_endian_arrays_come_in_the_machines_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined(read_all(Vectors(path=str(tmp_path)))).vectors, some_vectors(3), strict=True)
 
 
-def test_a_cut_array_gives_its_whole_rows_and_counts_the_missing_ones(clip_retrieval: Path) -> None:
+def test_a_cut_array_gives_its_whole_rows_and_then_says_how_many_are_missing(clip_retrieval: Path) -> None:
     path = clip_retrieval / "img_emb/img_emb_0.npy"
     content = path.read_bytes()
     for source in (clip_source(clip_retrieval), clip_source(clip_retrieval, metadata=None, key=None, columns={})):
         path.write_bytes(content[: 128 + 8_500 * 16 + 7])
-        items = list(source.read(str(path)))
-        found = joined([item for item in items if isinstance(item, VectorBatch)])
+        batches, cut = until_cut(source.read(str(path)))
+        found = joined(batches)
         np.testing.assert_array_equal(found.vectors, some_vectors(9_000, dtype="float16")[:8_500])
-        missing = [item for item in items if isinstance(item, Invalid)]
-        assert keys(items) == [*found.keys, *(item.key for item in missing)]
-        assert {item.reason for item in missing} == {f"{path}: cut off after 8500 of its 9000 rows"}
-        assert [item.key for item in source.read_items(str(path))] == keys(items)
-        assert len(keys(items)) == 9_000
+        assert cut == f"{path}: cut off after 8,500 of its 9,000 rows; 500 are missing"
+        items, same = until_cut(source.read_items(str(path)))
+        assert ([item.key for item in items], same) == (found.keys, cut)
         for size in (0, 5, 100):
             path.write_bytes(content[:size])
-            (record,), (item,) = source.read(str(path)), source.read_items(str(path))
-            assert isinstance(record, Invalid)
-            assert record.key == item.key == "img_emb_0.npy"
-            assert "cut off or damaged at its header" in record.reason
-            assert item.invalid_values == (record.reason,)
+            for read, cut in (until_cut(source.read(str(path))), until_cut(source.read_items(str(path)))):
+                assert read == []
+                assert f"{path}: cut off or damaged at its header" in str(cut)
 
 
 def test_cut_metadata_make_no_vector_invalid(clip_retrieval: Path) -> None:
@@ -298,3 +332,155 @@ def test_files_of_no_rows_have_no_records(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", some_vectors(0))
     write(tmp_path / "b.parquet", {"embedding": pa.array([], pa.list_(pa.float32()))})
     assert read_all(Vectors(path=str(tmp_path))) == all_items(Vectors(path=str(tmp_path))) == []
+
+
+def saved(folder: Path, names: str, suffix: str) -> list[str]:
+    """Files of two rows, each with its own name in it."""
+    for name in names.split():
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".npy":
+            np.save(path, np.ones((2, 4), np.float32))
+        else:
+            pq.write_table(pa.table({"id": [f"{name}#0", f"{name}#1"]}), path)
+    return sorted(names.split())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "tables", "pairs"),
+    [
+        ("emb_0 emb_1 emb_2 emb_10", "meta_0 meta_1 meta_2 meta_10", "meta_0 meta_1 meta_10 meta_2"),
+        ("emb_00 emb_01 emb_10", "meta_0 meta_1 meta_10", "meta_0 meta_1 meta_10"),
+        ("emb_0 emb_9 emb_10", "meta_00 meta_09 meta_10", "meta_00 meta_10 meta_09"),
+        ("512_emb_7 512_emb_8", "v2_8 v2_7", "v2_7 v2_8"),
+        ("0 00", "0 00", "0 00"),
+        ("cats dogs", "dogs cats", "cats dogs"),
+        ("part-1-of-3 part-2-of-3", "part-1-of-3 part-2-of-3", "part-1-of-3 part-2-of-3"),
+        ("a/0 a/1 b/0", "a/m1 a/m0 b/m0", "a/m0 a/m1 b/m0"),
+        ("a/emb/0 b/emb/0", "a/meta/0 b/meta/0", "a/meta/0 b/meta/0"),
+        ("0 1", "x/0 y/1", "x/0 y/1"),
+        ("embeddings", "metadata", "metadata"),
+    ],
+)
+def test_arrays_and_tables_are_paired_by_their_names(tmp_path: Path, arrays: str, tables: str, pairs: str) -> None:
+    saved(tmp_path / "emb", arrays, ".npy")
+    saved(tmp_path / "meta", tables, ".parquet")
+    source = Vectors(path=str(tmp_path / "emb"), metadata=str(tmp_path / "meta"), key="id")
+    assert [item.key for item in all_items(source)] == [f"{name}#{row}" for name in pairs.split() for row in range(2)]
+    assert [batch.keys[0] for batch in read_all(source)] == [f"{name}#0" for name in pairs.split()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "tables", "message"),
+    [
+        (
+            "e_0 e_1 e_3",
+            "m_0 m_1 m_2",
+            r"own metadata file.*emb 1 \(.*e_3\.npy\) without a partner, of .*1 \(.*m_2\.parquet",
+        ),
+        ("e_0", "m_1", r"emb 1 \(.*e_0\.npy\) without a partner, of .*1 \(.*m_1\.parquet"),
+        ("e_1 f_1", "m_1 m_2", r"several files have the number 1.*: 3 \(.*e_1\.npy.*f_1\.npy.*m_1\.parquet\); rename"),
+        ("e_1 e_2", "m_01 m_1 m_2", r"several files have the number 1.*m_01\.parquet"),
+        ("x/e_1 y/e_1", "m_1 m_2", "several files have the number 1"),
+        ("cats dogs", "a b", "several files have no number"),
+        ("x/0 y/0", "0 1", "several files have the name '0'"),
+    ],
+)
+def test_what_has_no_partner_or_more_than_one_is_refused_before_any_row(
+    tmp_path: Path, arrays: str, tables: str, message: str
+) -> None:
+    saved(tmp_path / "emb", arrays, ".npy")
+    saved(tmp_path / "meta", tables, ".parquet")
+    source = Vectors(path=str(tmp_path / "emb"), metadata=str(tmp_path / "meta"), key="id")
+    with pytest.raises(ValueError, match=message):
+        source.files()
+    with pytest.raises(ValueError, match=message):
+        next(source.read_items(str(next((tmp_path / "emb").rglob("*.npy")))))
+
+
+def test_two_files_that_are_named_belong_together(tmp_path: Path) -> None:
+    saved(tmp_path, "vit_16_512", ".npy")
+    saved(tmp_path, "meta_v2", ".parquet")
+    source = Vectors(path=str(tmp_path / "vit_16_512.npy"), metadata=str(tmp_path / "meta_v2.parquet"), key="id")
+    assert [item.key for item in all_items(source)] == ["meta_v2#0", "meta_v2#1"]
+
+
+def test_an_archive_with_one_array_of_vectors_is_read(tmp_path: Path) -> None:
+    vectors = some_vectors(9_000, dtype="float16")
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", labels=np.arange(9_000), emb=vectors)
+        source = Vectors(path=str(tmp_path))
+        np.testing.assert_array_equal(joined(read_all(source)).vectors, vectors, strict=True)
+        assert [item.key for item in all_items(source)][8_999] == "a.npz:8999"
+        content = (tmp_path / "a.npz").read_bytes()
+        (tmp_path / "a.npz").write_bytes(content[:-30])
+        with pytest.raises(TruncatedFile, match=r"a\.npz: cut off or damaged: File is not a zip file"):
+            read_all(source)
+    np.savez(tmp_path / "a.npz", image=vectors, text=vectors, n=np.arange(3))
+    with pytest.raises(
+        ValueError, match=r"a\.npz: holds 2 two-dimensional arrays of floats where one is needed, among image"
+    ):
+        read_all(source)
+
+
+def test_damaged_rows_within_a_whole_archive_are_invalid_one_by_one(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).random((30_000, 8))
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, vectors=vectors)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 5000] = b"\xa5" * 5000
+    path.write_bytes(content)
+    items = read_all(Vectors(path=str(path)))
+    assert keys(items) == [item.key for item in all_items(Vectors(path=str(path)))]
+    assert len(keys(items)) == 30_000
+    invalid = [item for item in items if isinstance(item, Invalid)]
+    assert 0 < len(invalid) < 30_000
+    assert all(item.reason.startswith(f"{path}: cut off or damaged: ") for item in invalid)
+    found = joined([item for item in items if isinstance(item, VectorBatch)]).vectors
+    np.testing.assert_array_equal(found[:13_000], vectors[:13_000])
+
+
+@pytest.mark.parametrize("name", ["a.memmap", "a.dat", "a.bin"])
+def test_raw_numbers_are_refused_with_the_way_to_save_them(tmp_path: Path, name: str) -> None:
+    np.memmap(tmp_path / name, np.float16, "w+", shape=(5, 4))[:] = 1
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=rf"{name}: raw numbers without a header.*np\.save\('vectors\.npy'"):
+            Vectors(path=str(path)).files()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.parquet"])
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n")
+    for read in (read_all, all_items):
+        with pytest.raises(TruncatedFile, match=f"{name}: not .*: this is a git-lfs pointer.*run `git lfs pull`"):
+            read(Vectors(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("shape", [(10**15, 0), (3, 10**12), (10**18, 4)])
+def test_a_header_that_promises_what_is_not_there_costs_no_memory(tmp_path: Path, shape: tuple[int, int]) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with pytest.raises(ValueError, match=r"a\.npy: (holds|a vector has|cut off after 4 of its)"):
+        read_all(Vectors(path=str(tmp_path)))
+
+
+def test_field_names_are_those_of_the_table(clip_retrieval: Path) -> None:
+    source = clip_source(clip_retrieval)
+    assert source.field_names(source.files()[0].path) == ["image_path", "caption"]
+    assert clip_source(clip_retrieval, metadata=None).field_names(source.files()[0].path) == []
+
+
+def test_a_vector_that_is_too_large_makes_only_itself_invalid(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"embedding": [[1.0], [1.0] * 150_000, [2.0]]})
+    assert [item for item in read_all(Vectors(path=str(tmp_path), max_item_mib=1)) if isinstance(item, Invalid)] == [
+        Invalid("a.parquet:1", "more numbers than `max_item_mib` allows")
+    ]
+
+
+def test_equal_numbers_are_stored_once_and_yet_read_in_small_batches(tmp_path: Path) -> None:
+    row = pa.array([[1.0] * 100_000], pa.list_(pa.float32()))
+    path = write(tmp_path / "a.parquet", {"embedding": pa.concat_arrays([row] * 400)})
+    assert path.stat().st_size < 1_000_000
+    batches = [item for item in Vectors(path=str(path)).read(str(path)) if isinstance(item, VectorBatch)]
+    assert sum(len(batch.keys) for batch in batches) == 400
+    assert max(batch.vectors.nbytes for batch in batches) < 20_000_000

@@ -271,3 +271,10 @@ def test_reading_holds_one_sample_at_a_time(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert count == 200
     assert peak < 8_000_000 < path.stat().st_size
+
+
+def test_field_names_are_those_of_the_first_samples(tmp_path: Path) -> None:
+    path = str(write_tar(tmp_path / "a.tar", sample("0", exif={"iso": 100}) + sample("1", late=1)))
+    source = WebDataset(path=path)
+    assert source.field_names(path) == ["url", "key", "exif", "exif.iso", "caption", "late"]
+    assert "late" not in source.field_names(path, limit=1)

@@ -66,14 +66,16 @@ def test_items_have_a_row_for_each_record_also_for_those_that_cannot_be_embedded
 
 
 def test_values_that_do_not_fit_their_column_are_null_and_listed(tmp_path: Path) -> None:
-    views = [1.0, 2.5, None, float("inf")] + [3.0] * 56
+    views = [1.0, 2.5, None, float("inf"), float("nan")] + [3.0] * 55
     write_table(tmp_path, "0", near_duplicates(0), {"views": views, "title": ["a\tb\nc"] * 60})
     settings = vectors_settings(tmp_path)
     settings["source"] |= {"key": "name", "columns": {"views": "int", "title": "string"}}
     runs = StageRuns(settings)
     runs.run()
     record = runs.record("items", "s000000")
-    assert pl.read_parquet(record.file("items.parquet").path)["views"].to_list() == [1, None, None, None] + [3] * 56
+    assert (
+        pl.read_parquet(record.file("items.parquet").path)["views"].to_list() == [1, None, None, None, None] + [3] * 55
+    )
     assert record.details["invalid_values"] == 2
     assert [key for key, _ in record.details["invalid_value_examples"]] == ["0-1", "0-3"]
     folder, _ = runs.manifest(KEPT)
@@ -271,16 +273,15 @@ def test_a_shard_whose_items_cannot_be_read_takes_nothing_from_the_others(tmp_pa
         assert runs.run() == {}
 
 
-def test_a_source_of_one_file_that_is_cut_keeps_what_can_be_read(tmp_path: Path) -> None:
+def test_a_shard_whose_file_is_cut_is_excluded_and_says_what_is_missing(tmp_path: Path) -> None:
     path = write_shard(tmp_path, "0", near_duplicates(0))
     write_shard(tmp_path, "1", near_duplicates(1))
     path.write_bytes(path.read_bytes()[: 128 + 40 * 64 + 5])
     runs = StageRuns(vectors_settings(tmp_path))
     runs.run()
-    record = runs.record("embeddings", "s000000")
-    assert [record.details[name] for name in ("records", "items", "skipped")] == [60, 40, 20]
-    assert runs.record("items", "s000000").details["items"] == 60
-    assert {int(key.partition(":")[2]) for key in runs.kept_keys(KEPT) if key.startswith("0.npy")} <= set(range(40))
+    for stage in ("embeddings", "items"):
+        assert f"{path}: cut off after 40 of its 60 rows; 20 are missing" in str(runs.record(stage, "s000000").excluded)
+    assert {key.partition(":")[0] for key in runs.kept_keys(KEPT)} == {"1.npy"}
 
 
 def test_a_parquet_source_without_rows_in_a_row_group_is_read(tmp_path: Path) -> None:
@@ -293,3 +294,41 @@ def test_a_parquet_source_without_rows_in_a_row_group_is_read(tmp_path: Path) ->
     runs = StageRuns(vectors_settings(tmp_path))
     runs.run()
     assert runs.record("embeddings", "s000000").details["items"] == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "first"),
+    [
+        ("int", pa.int64(), 1_700_000_000_000_000_000),
+        ("uint", pa.uint64(), 2**64 - 60),
+        ("int", pa.timestamp("ns"), 2**62),
+    ],
+)
+def test_items_are_kept_by_integers_that_differ_by_one(
+    tmp_path: Path, kind: str, stored: pa.DataType, first: int
+) -> None:
+    """As floats, all these numbers are equal."""
+    order = np.random.default_rng(0).permutation(60)
+    numbers = [first + int(place) for place in order]
+    assert len({float(number) for number in numbers}) == 1
+    write_table(tmp_path, "0", np.ones((60, 4), np.float32), {"when": pa.array(numbers, stored)})
+    settings = vectors_settings(tmp_path)
+    settings["source"] |= {"key": "name", "columns": {"when": kind}}
+    for direction, first_row in (("ascending", np.argmin(order)), ("descending", np.argmax(order))):
+        selection = {"keep": {"column": "when", "order": direction}}
+        runs = StageRuns({**settings, "selection": selection}).changed(clustering={"k": [1]})
+        runs.run()
+        assert runs.kept_keys("0.05|1") == [f"0-{first_row}"]
+
+
+def test_long_texts_make_small_row_groups_and_change_no_item(tmp_path: Path) -> None:
+    """65,536 rows of a megabyte would fill the memory."""
+    notes = [f"{row} " + "long " * 1_000_000 for row in range(20)]
+    write_table(tmp_path, "0", near_duplicates(0)[:20], {"note": notes})
+    settings = vectors_settings(tmp_path)
+    settings["source"] |= {"key": "name", "columns": {"note": "string"}}
+    runs = StageRuns(settings)
+    runs.run(until="items")
+    table = pq.ParquetFile(runs.record("items", "s000000").file("items.parquet").path)
+    assert [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)] == [14, 6]
+    assert table.read(["note"])["note"].to_pylist() == notes
