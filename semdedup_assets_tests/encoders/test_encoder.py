@@ -5,7 +5,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders import Encoder, OpenClip, Precomputed, Transformers
+from semdedup_assets.encoders import Encoder, OpenClip, Precomputed, Timm, TorchScript, Transformers
 
 
 def test_importing_and_identifying_encoders_loads_no_model_library() -> None:
@@ -32,7 +32,7 @@ def test_the_kind_chooses_the_encoder() -> None:
         adapter.validate_python({"kind": "openclip", "pretraind": "openai"})
 
 
-@pytest.mark.parametrize("kind", [OpenClip, Transformers, Precomputed])
+@pytest.mark.parametrize("kind", [OpenClip, Timm, TorchScript, Transformers, Precomputed])
 def test_every_setting_is_described(kind: type[BaseModel]) -> None:
     assert all(field.description for name, field in kind.model_fields.items() if name != "kind")
 
