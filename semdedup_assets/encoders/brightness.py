@@ -9,6 +9,7 @@ _FLOAT_SCALES = ((0, 1), (-1, 1), *_INTEGER_SCALES)
 # A picture that spans less than this share of its scale is stretched: as it is, 32 or fewer levels would be left.
 _LEAST_SHARE = 8
 _CHUNK_VALUES = 4 << 20
+_MOST = 1e30
 
 
 def eight_bit(values: np.ndarray, *, stretch: bool = True) -> np.ndarray:
@@ -19,7 +20,8 @@ def eight_bit(values: np.ndarray, *, stretch: bool = True) -> np.ndarray:
     floats 0 to 1, -1 to 1, then as for integers. A picture that fits none (other negative numbers, more than 16 bits),
     or that spans less than an eighth of its scale, is stretched from its own least to its own greatest value. A 16-bit
     picture that reaches above 16,383 and spans 8,192 or more therefore keeps its brightness, value // 257. An 8-bit
-    picture that was widened (all values multiples of 257) is what it was before. NaN counts as the least value.
+    picture that was widened (all values multiples of 257) is what it was before. NaN counts as the least value, and so
+    do numbers beyond 1e30, which stand for none in maps.
 
     Args:
         values: (height, width, …) integers or floats.
@@ -39,7 +41,7 @@ def eight_bit(values: np.ndarray, *, stretch: bool = True) -> np.ndarray:
         start, end = _scale(low, high, _INTEGER_SCALES if whole else _FLOAT_SCALES, stretch=stretch)
     scaled = np.empty(values.shape, np.uint8)
     for part, out in zip(_parts(values), _parts(scaled), strict=True):
-        finite = part if whole else np.nan_to_num(part.astype(np.float64), nan=low, posinf=high, neginf=low)
+        finite = part if whole else _finite(part, low, high)
         level = (finite - start) * (255 / (end - start))
         # Integers are cut, as Pillow cuts 16 bits to 8; the small share undoes the product's rounding.
         out[...] = np.clip(level + 1e-6 if whole else np.rint(level), 0, 255)
@@ -64,12 +66,18 @@ def _finite_range(values: np.ndarray) -> tuple[float, float]:
         return float(values.min()), float(values.max())
     low, high = np.inf, -np.inf
     for part in _parts(values):
-        finite = part[np.isfinite(part)]
+        finite = part[np.abs(part) < _MOST]
         low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
     if low > high:
         message = "no pixel has a finite value"
         raise ValueError(message)
     return float(low), float(high)
+
+
+def _finite(part: np.ndarray, low: float, high: float) -> np.ndarray:
+    numbers = np.nan_to_num(part.astype(np.float64), nan=low, posinf=high, neginf=low)
+    numbers[(np.abs(numbers) >= _MOST) & np.isfinite(part)] = low
+    return numbers
 
 
 def _scale(low: float, high: float, scales: tuple[tuple[int, int], ...], *, stretch: bool) -> tuple[float, float]:

@@ -38,6 +38,19 @@ def local_path(name: str) -> Path | None:
     return None
 
 
+def local_model(name: str) -> Path | None:
+    """The folder that a text model's name means, None where it can only be a hub's id.
+
+    Raises:
+        ValueError: it can only be a folder, and is not there.
+    """
+    folder = local_path(name)
+    if folder is None and name.count("/") > 1:  # a hub's id has one slash at most
+        message = f"{Path(name).absolute()}: no such folder; name one, or a hub id"
+        raise ValueError(message)
+    return folder
+
+
 def _package_path(name: str) -> Path:
     package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
     spec = _package_spec(package)

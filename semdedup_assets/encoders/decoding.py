@@ -30,6 +30,7 @@ _CONTRAST, _SEEN_PERCENT = 16, 1
 # The high bytes of 16-bit colours suffice if they reach the first and span the second.
 _BRIGHT, _SPAN = 64, 32
 _STRIP_PIXELS = 4 << 20
+_SAMPLE_FORMAT, _GDAL_NODATA = 339, 42113  # tags of TIFF
 
 
 class UndecodableImageError(Exception):
@@ -117,9 +118,14 @@ def _deep_values(image: "Image.Image") -> np.ndarray | None:
     """(height, width), where the picture's values have more than 8 bits; else None."""
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return None
-    values = np.asarray(image)
-    if image.format == "TIFF" and values.dtype == np.int32 and getattr(image, "tag_v2", {}).get(339, (1,)) == (1,):
-        return values.view(np.uint32)  # Pillow has no unsigned type
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if tags and values.dtype == np.int32 and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        values = values.view(np.uint32)  # Pillow has no unsigned type
+    absent = re.match(r"\s*[-+.\deE]+", str(tags.get(_GDAL_NODATA, "")))
+    if absent:
+        # Of maps: the value of pixels that have none, often far from all others.
+        number = values.dtype.type(float(absent[0]))
+        values = np.where(values == number, np.float32("nan"), values.astype(np.float32))
     return values
 
 

@@ -12,11 +12,13 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch
-from semdedup_assets.encoders.checkpoints import content_hash, local_path, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.text import quiet_transformers, token_limit
 from semdedup_assets.encoders.text_windows import (
     DEFAULT_MAX_TOKENS,
+    MAX_TOKENS_DESCRIPTION,
+    PROMPT_DESCRIPTION,
     batches_by_length,
     cut_for,
     cut_texts,
@@ -45,17 +47,8 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) of sentence-transformers or "
         "model2vec.",
     )
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens of a text that are read, prompt included; the rest is cut. Empty: as many as the model's "
-        "configuration says, at most 2048.",
-    )
-    prompt: str | None = Field(
-        None,
-        description="Put before each text, for models trained with one, such as `passage: `. Empty: the model's "
-        'default prompt, where it has one; `""`: none.',
-    )
+    max_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS_DESCRIPTION)
+    prompt: str | None = Field(None, description=PROMPT_DESCRIPTION)
     prompt_name: str | None = Field(None, description="A prompt by its name in the model's configuration.")
     precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
 
@@ -92,14 +85,10 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
         if find_spec("sentence_transformers") is None:
             return [f"kind: sentence_transformers is not installed here; {_INSTALL}"]
         try:
-            folder = local_path(self.model)
+            folder = local_model(self.model)
         except ValueError as error:
             return [f"model: {error}"]
-        if folder is None:
-            # A hub's id has one slash at most.
-            lost = self.model.count("/") > 1
-            return [f"model: {Path(self.model).absolute()}: no such folder; name one, or a hub id"] if lost else []
-        return _missing_modules(folder)
+        return _missing_modules(folder) if folder else []
 
     def load(self, compute: Compute) -> "SentenceModel":
         """Load the model.

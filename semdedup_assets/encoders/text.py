@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_path, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.sentence_modules import (
     HubOutOfReachError,
@@ -22,7 +21,14 @@ from semdedup_assets.encoders.sentence_modules import (
     read_on_hub,
     read_sentence_modules,
 )
-from semdedup_assets.encoders.text_windows import DEFAULT_MAX_TOKENS, batches_by_length, cut_for, text_windows
+from semdedup_assets.encoders.text_windows import (
+    DEFAULT_MAX_TOKENS,
+    MAX_TOKENS_DESCRIPTION,
+    PROMPT_DESCRIPTION,
+    batches_by_length,
+    cut_for,
+    text_windows,
+)
 from semdedup_assets.records import Content, Embedded, Invalid, Record
 
 if TYPE_CHECKING:
@@ -49,17 +55,8 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         "first) for encoders, as it was trained. Empty: what the model's own modules.json says (a folder or hub id of "
         "sentence-transformers), `last_token` where there is none.",
     )
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens of a text that are read, prompt included; the rest is cut. Empty: as many as the model's "
-        "configuration says, at most 2048.",
-    )
-    prompt: str | None = Field(
-        None,
-        description="Put before each text, for models trained with one, such as `passage: `. Empty: the model's "
-        'default prompt, where it has one; `""`: none.',
-    )
+    max_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS_DESCRIPTION)
+    prompt: str | None = Field(None, description=PROMPT_DESCRIPTION)
     precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
 
     @property
@@ -105,13 +102,11 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
     def problems(self) -> list[str]:
         """What is wrong with the model, seen without loading it or asking a hub; begins with the setting's name."""
         try:
-            folder = local_path(self.model)
+            folder = local_model(self.model)
         except ValueError as error:
             return [f"model: {error}"]
         if folder is None:
-            # A hub's id has one slash at most.
-            lost = self.model.count("/") > 1
-            return [f"model: {Path(self.model).absolute()}: no such folder; name one, or a hub id"] if lost else []
+            return []
         try:
             modules = read_sentence_modules(read_in_folder(folder))
             self._check_modules(modules)

@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_MAX_TOKENS = 2048
+MAX_TOKENS_DESCRIPTION = (
+    "Tokens of a text that are read, prompt included; the rest is cut. Empty: as many as the model's configuration says, "
+    "at most 2048."
+)
+PROMPT_DESCRIPTION = (
+    "Put before each text, for models trained with one, such as `passage: `. Empty: the model's default prompt, where "
+    'it has one; `""`: none.'
+)
 Tokenize = Callable[[list[str]], "list[tuple[list[int], int | None]]"]
 """Texts to their first token ids, and the character where the last of them ends; None where that is not known."""
 

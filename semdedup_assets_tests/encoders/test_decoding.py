@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from semdedup_assets.encoders.brightness import eight_bit
 from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
@@ -107,6 +107,19 @@ def test_pixels_that_are_not_finite_do_not_hide_the_others() -> None:
     assert_shows(tiff(values[..., None].astype(np.float32)), expected)
     with pytest.raises(UndecodableImageError, match="no pixel has a finite value"):
         decoded(tiff(np.full((9, 9, 1), np.nan, np.float32)))
+
+
+def test_values_that_mean_none_in_maps_do_not_hide_the_others() -> None:
+    heights = GREY * 3.5 - 10
+    expected = GREY.copy()
+    heights[5:9], expected[5:9] = -3.4028235e38, 0
+    assert_shows(tiff(heights[..., None].astype(np.float32)), expected)
+    heights[5:9] = -9999
+    for values in (heights.astype(np.float32), (heights * 2).astype(np.int16)):
+        image, tags = Image.open(io.BytesIO(tiff(values[..., None]))), TiffImagePlugin.ImageFileDirectory_v2()
+        tags[42113], buffer = str(int(values[5, 0])), io.BytesIO()
+        image.save(buffer, "TIFF", tiffinfo=tags)
+        assert_shows(buffer.getvalue(), expected)
 
 
 def test_a_colour_that_means_transparent_works_in_16_bits() -> None:
