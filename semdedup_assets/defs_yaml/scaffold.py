@@ -71,7 +71,7 @@ class NewPipeline(BaseModel, extra="forbid"):
             return {"kind": kind, **(given or _PAPERS_WEIGHTS)}
         if kind == "torchscript":
             # Its model is a file.
-            return {"kind": kind, "path": self.model or "path/to/model.torchscript.pt"}
+            return {"kind": kind, "path": given.pop("model", "path/to/model.torchscript.pt"), **given}
         return {"kind": kind, **({"model": _MODELS[kind]} if kind in _MODELS else {}), **given}
 
 
