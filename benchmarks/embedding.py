@@ -27,7 +27,7 @@ from text_vectors import texts
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import OpenClip, Transformers
-from semdedup_assets.encoders.openclip import ImageTower
+from semdedup_assets.encoders.image_tower import ImageTower
 from semdedup_assets.encoders.precision import autocast
 from semdedup_assets.encoders.text import TextModel
 from semdedup_assets.records import Record

@@ -88,6 +88,9 @@ KINDS = [
     ("parquet", "transformers"),
     ("jsonl", "transformers"),
     ("vectors", "precomputed"),
+    ("folder", "timm"),
+    ("parquet", "torchscript"),
+    ("jsonl", "sentence_transformers"),
 ]
 
 

@@ -11,6 +11,12 @@ from semdedup_assets.defs_yaml.commented import commented_settings
 from semdedup_assets.settings import MOST_PARTITIONS, Pipeline
 
 _ENCODER_OF = {"folder": "openclip", "webdataset": "openclip", "vectors": "precomputed"}
+_OF_IMAGES = ("openclip", "timm", "torchscript")
+_MODELS = {
+    "timm": "vit_small_patch14_dinov2.lvd142m",
+    "transformers": "facebook/opt-125m",
+    "sentence_transformers": "sentence-transformers/all-MiniLM-L6-v2",
+}
 _PAPERS_WEIGHTS = {"model": "ViT-B-16", "pretrained": "laion2b_s34b_b88k"}
 _HEAD = """\
 # SemDeDup (arXiv 2303.09540) of one dataset with one embedding model.
@@ -32,9 +38,9 @@ class NewPipeline(BaseModel, extra="forbid"):
         "folder", description="Kind of the source."
     )
     path: str | None = Field(None, description="Where the source lies: a path, a glob or a URL.")
-    encoder: Literal["openclip", "transformers", "precomputed"] | None = Field(
-        None, description="Kind of the encoder; empty: the one that fits the source."
-    )
+    encoder: (
+        Literal["openclip", "timm", "torchscript", "transformers", "sentence_transformers", "precomputed"] | None
+    ) = Field(None, description="Kind of the encoder; empty: the one that fits the source.")
     model: str | None = Field(None, description="The encoder's model: a name, a hub id or a local folder.")
     pretrained: str | None = Field(None, description="Of an OpenCLIP model: the tag of its weights, or their file.")
     store: str | None = Field(None, description="Folder or URL below which all results lie.")
@@ -55,7 +61,7 @@ class NewPipeline(BaseModel, extra="forbid"):
         settings: dict[str, Any] = {"dataset": dataset, "store": self.store, "encoder": self._encoder()}
         settings["source"] = {"kind": self.source, "path": self.path or f"path/to/{dataset}"}
         if self.source == "parquet":
-            content = "image" if settings["encoder"]["kind"] == "openclip" else "text"
+            content = "image" if settings["encoder"]["kind"] in _OF_IMAGES else "text"
             settings["source"][content] = content
         return {setting: value for setting, value in settings.items() if value is not None}
 
@@ -64,7 +70,10 @@ class NewPipeline(BaseModel, extra="forbid"):
         given = {name: value for name in ("model", "pretrained") if (value := getattr(self, name)) is not None}
         if kind == "openclip":
             return {"kind": kind, **(given or _PAPERS_WEIGHTS)}
-        return {"kind": kind, **({"model": "facebook/opt-125m"} if kind == "transformers" else {}), **given}
+        if kind == "torchscript":
+            # Its model is a file.
+            return {"kind": kind, "path": given.pop("model", "path/to/model.torchscript.pt"), **given}
+        return {"kind": kind, **({"model": _MODELS[kind]} if kind in _MODELS else {}), **given}
 
 
 class PipelineScaffolder(dg.Scaffolder[NewPipeline]):

@@ -6,8 +6,13 @@ from pydantic import Field
 
 from semdedup_assets.encoders.openclip import OpenClip
 from semdedup_assets.encoders.precomputed import Precomputed
+from semdedup_assets.encoders.sentence_transformers import SentenceTransformers
 from semdedup_assets.encoders.text import Transformers
+from semdedup_assets.encoders.timm import Timm
+from semdedup_assets.encoders.torchscript import TorchScript
 
-Encoder = Annotated[OpenClip | Transformers | Precomputed, Field(discriminator="kind")]
+Encoder = Annotated[
+    OpenClip | Timm | TorchScript | Transformers | SentenceTransformers | Precomputed, Field(discriminator="kind")
+]
 
-__all__ = ["Encoder", "OpenClip", "Precomputed", "Transformers"]
+__all__ = ["Encoder", "OpenClip", "Precomputed", "SentenceTransformers", "Timm", "TorchScript", "Transformers"]

@@ -1,5 +1,6 @@
 """Where a model's files are on this machine, and what identifies their content."""
 
+import json
 import re
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec
@@ -37,6 +38,19 @@ def local_path(name: str) -> Path | None:
     return None
 
 
+def local_model(name: str) -> Path | None:
+    """The folder that a text model's name means, None where it can only be a hub's id.
+
+    Raises:
+        ValueError: it can only be a folder, and is not there.
+    """
+    folder = local_path(name)
+    if folder is None and name.count("/") > 1:  # a hub's id has one slash at most
+        message = f"{Path(name).absolute()}: no such folder; name one, or a hub id"
+        raise ValueError(message)
+    return folder
+
+
 def _package_path(name: str) -> Path:
     package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
     spec = _package_spec(package)
@@ -63,7 +77,8 @@ def content_hash(path: Path) -> str:
 
     Args:
         path: a checkpoint file, or a folder of weights, configuration and vocabulary (its own
-            `.safetensors`, `.bin`, `.pt`, `.pth`, `.npz`, `.json`, `.txt` and `.model` files).
+            `.safetensors`, `.bin`, `.pt`, `.pth`, `.npz`, `.json`, `.txt` and `.model` files, and those in
+            the folders that a modules.json of sentence-transformers names).
 
     Returns:
         32 hexadecimal digits.
@@ -72,11 +87,31 @@ def content_hash(path: Path) -> str:
     if path.is_file():
         digest.update(_file_hash(path))
         return digest.hexdigest()
-    for file in sorted(path.iterdir()):
-        if file.is_file() and file.suffix in _CONTENT_SUFFIXES:
-            digest.update(blake2b(file.name.encode()).digest())
-            digest.update(_file_hash(file))
+    for name, file in sorted(_content_files(path).items()):
+        digest.update(blake2b(name.encode()).digest())
+        digest.update(_file_hash(file))
     return digest.hexdigest()
+
+
+def _content_files(folder: Path) -> dict[str, Path]:
+    """By their name inside the folder; of other subfolders (other formats, earlier checkpoints) nothing is read."""
+    files = [*folder.iterdir()]
+    for module in _module_folders(folder):
+        files += module.rglob("*")
+    return {
+        file.relative_to(folder).as_posix(): file
+        for file in files
+        if file.is_file() and file.suffix in _CONTENT_SUFFIXES
+    }
+
+
+def _module_folders(folder: Path) -> list[Path]:
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        paths = {module["path"] for module in modules} - {"", "."}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none of sentence-transformers, or damaged: loading it says so
+    return [folder / path for path in paths if (folder / path).is_dir() and ".." not in Path(path).parts]
 
 
 def _file_hash(path: Path) -> bytes:

@@ -1,9 +1,6 @@
 """Images by the image tower of an OpenCLIP model."""
 
 import pickle
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,18 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.batching import Numbered, Window, embedded_window, prefetch, split_window, windows
 from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
-from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
-from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
-from semdedup_assets.records import Content, Embedded, Invalid, Record
+from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
+from semdedup_assets.encoders.image_tower import ImageTower
+from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, resolve_dtype
+from semdedup_assets.records import Content
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from PIL import Image
 
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
-_WINDOW_BYTES = 512 << 20
 # What OpenCLIP raises on a hub out of reach, a damaged file, or weights of another model.
 _LOADING_ERRORS = (RuntimeError, OSError, ValueError, LookupError, EOFError, AssertionError, pickle.UnpicklingError)
 
@@ -31,7 +29,8 @@ _LOADING_ERRORS = (RuntimeError, OSError, ValueError, LookupError, EOFError, Ass
 class OpenClip(BaseModel, frozen=True, extra="forbid"):
     """Images by the image tower of an OpenCLIP model (paper: ViT-B-16 with LAION or OpenAI weights).
 
-    Images are decoded and resized as OpenCLIP does for evaluation; transparent ones are put on white.
+    Images are decoded and resized as OpenCLIP does for evaluation; transparent ones are put on white, or on
+    black where they would not be seen.
     """
 
     kind: Literal["openclip"] = "openclip"
@@ -46,6 +45,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         ".safetensors). Empty where `model` is a folder or a hub id, which holds its own weights.",
     )
     precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description=MAX_PIXELS_DESCRIPTION)
 
     @model_validator(mode="after")
     def _weights_are_named_once(self) -> "OpenClip":
@@ -109,6 +109,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             "model": {"content": content_hash(folder)} if folder else self.model,
             "pretrained": {"content": content_hash(checkpoint)} if checkpoint else self.pretrained,
             "precision": self.precision,
+            "max_pixels": self.max_pixels,
         }
 
     def problems(self) -> list[str]:
@@ -148,6 +149,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             visual=_arranged(model.visual, dtype).eval().requires_grad_(requires_grad=False).to(device),
             preprocess=preprocess,
             cropped_side=_cropped_side(model.visual.preprocess_cfg),
+            max_pixels=self.max_pixels,
             dimension=int(open_clip.get_model_config(name)["embed_dim"]),
             dtype=dtype,
             compute=compute,
@@ -233,94 +235,3 @@ def _arranged(visual: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Modu
 def _cropped_side(preprocess: dict[str, Any]) -> int | None:
     size = preprocess["size"]
     return None if preprocess["resize_mode"] != "shortest" else size if isinstance(size, int) else min(size)
-
-
-@dataclass(frozen=True, slots=True)
-class _Submitted:
-    """A window whose images are being decoded."""
-
-    window: Window
-    images: "list[Future[torch.Tensor | str]]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    """A window ready for the model: (n, 3, height, width) float32."""
-
-    window: Window
-    pixels: "torch.Tensor"
-
-
-@dataclass(frozen=True)
-class ImageTower:
-    """A loaded image tower.
-
-    Attributes:
-        visual: the tower, (b, 3, height, width) to (b, dimension).
-        preprocess: an RGB image to (3, height, width) float32.
-        cropped_side: pixels to which the shortest side is resized before the rest is cut off; None where
-            the whole image is squeezed or padded.
-        dimension: length of a vector.
-        dtype: number format of the matrix products.
-        compute: device, batch size and decoding threads.
-    """
-
-    visual: "torch.nn.Module"
-    preprocess: "Callable[[Image.Image], torch.Tensor]"
-    cropped_side: int | None
-    dimension: int
-    dtype: "torch.dtype"
-    compute: Compute
-
-    def embed(self, records: Iterable[Record | Invalid]) -> Iterator[Embedded]:
-        """Embed images in the source's order; decoding runs ahead of the model in threads.
-
-        Args:
-            records: encoded images, and invalid items.
-
-        Yields:
-            A batch per window of the stream; undecodable images are in its `skipped`.
-        """
-        with ThreadPoolExecutor(self.compute.worker_count) as pool:
-            # Two stages ahead: one keeps the threads busy, one has the next batch ready in one tensor.
-            submitted = prefetch(self._submitted(records, pool), depth=2)
-            for batch in prefetch((self._decoded(window) for window in submitted), depth=1):
-                yield embedded_window(batch.window, self._outputs(batch.pixels).numpy())
-
-    def _submitted(
-        self, records: Iterable[Record | Invalid], pool: ThreadPoolExecutor
-    ) -> Generator[_Submitted, None, None]:
-        batch_size = self.compute.batch_size or (32 if self.compute.torch_device.type == "cpu" else 256)
-        for window in windows(records, size=batch_size, payload=_WINDOW_BYTES):
-            yield _Submitted(window, [pool.submit(self._pixels, item) for item in window.items])
-
-    def _pixels(self, item: Numbered) -> "torch.Tensor | str":
-        if not isinstance(item.record.payload, bytes):
-            return f"{type(item.record.payload).__name__}, not an encoded image"
-        try:
-            image = rgb_image(item.record.payload, shortest_side=self.cropped_side)
-        except UndecodableImageError as error:
-            return str(error)
-        return self.preprocess(image)
-
-    def _decoded(self, submitted: _Submitted) -> _Decoded:
-        import torch
-
-        images = [image.result() for image in submitted.images]
-        window = split_window(submitted.window, [image if isinstance(image, str) else None for image in images])
-        good = [image for image in images if not isinstance(image, str)]
-        if not good:
-            return _Decoded(window, torch.empty(0))
-        pixels = torch.empty(len(good), *good[0].shape, pin_memory=self.compute.torch_device.type == "cuda")
-        return _Decoded(window, torch.stack(good, out=pixels))
-
-    def _outputs(self, pixels: "torch.Tensor") -> "torch.Tensor":
-        import torch
-
-        if not len(pixels):
-            return torch.empty(0, self.dimension)
-        device = self.compute.torch_device
-        with torch.inference_mode(), autocast(self.dtype, device):
-            output = self.visual(pixels.to(device, non_blocking=True))
-        pooled: torch.Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also gives its tokens
-        return pooled.float().cpu()  # (b, dimension)

@@ -4,27 +4,40 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window, windows
-from semdedup_assets.encoders.checkpoints import content_hash, local_path, short_name
+from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
+from semdedup_assets.encoders.sentence_modules import (
+    HubOutOfReachError,
+    Pooling,
+    SentenceModules,
+    read_in_folder,
+    read_on_hub,
+    read_sentence_modules,
+)
+from semdedup_assets.encoders.text_windows import (
+    DEFAULT_MAX_TOKENS,
+    MAX_TOKENS_DESCRIPTION,
+    PROMPT_DESCRIPTION,
+    batches_by_length,
+    cut_for,
+    text_windows,
+)
 from semdedup_assets.records import Content, Embedded, Invalid, Record
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Pooling = Literal["last_token", "mean", "cls"]
-
-_WINDOW_TEXTS = 4096
-_WINDOW_CHARACTERS = 16 << 20
-_DEFAULT_MAX_TOKENS = 2048
+_DEFAULT_POOLING: Pooling = "last_token"
+_OTHER_KIND = "use `kind: sentence_transformers`"
+_TOKENIZED_TOGETHER = 512
 
 
 class Transformers(BaseModel, frozen=True, extra="forbid"):
@@ -36,18 +49,14 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) with config.json, weights "
         "and tokenizer.",
     )
-    pooling: Pooling = Field(
-        "last_token",
-        description="What stands for a text: `last_token` for decoders such as OPT, `mean` over all or `cls` (the "
-        "first) for encoders, as it was trained.",
-    )
-    max_tokens: int | None = Field(
+    pooling: Pooling | None = Field(
         None,
-        ge=1,
-        description="Tokens of a text that are read, prompt included; the rest is cut. Empty: as many as the model can "
-        "take, at most 2048.",
+        description="What stands for a text: `last_token` for decoders such as OPT, `mean` over all or `cls` (the "
+        "first) for encoders, as it was trained. Empty: what the model's own modules.json says (a folder or hub id of "
+        "sentence-transformers), `last_token` where there is none.",
     )
-    prompt: str = Field("", description="Put before each text, for models trained with one, such as `passage: `.")
+    max_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS_DESCRIPTION)
+    prompt: str | None = Field(None, description=PROMPT_DESCRIPTION)
     precision: Precision = Field("auto", description=PRECISION_DESCRIPTION)
 
     @property
@@ -57,51 +66,107 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def name(self) -> str:
-        """Short, path-safe name of model and pooling."""
-        return f"{short_name(self.model)}-{self.pooling}"
+        """Short, path-safe name of model and pooling; of a hub's model without one, where `pooling` is empty.
+
+        So no name depends on whether the hub can be reached.
+        """
+        pooling = self._local_pooling()
+        return f"{short_name(self.model)}-{pooling}" if pooling else short_name(self.model)
+
+    def _local_pooling(self) -> Pooling | None:
+        """The pooling, as far as it is known without the hub."""
+        if self.pooling:
+            return self.pooling
+        try:
+            folder = local_path(self.model)
+            modules = read_sentence_modules(read_in_folder(folder)) if folder else None
+        except ValueError:
+            return None  # `problems` reports it
+        if folder is None:
+            return None
+        return modules.pooling if modules else _DEFAULT_POOLING
 
     def identity(self) -> dict[str, Any]:
         """What can change the vectors; a local folder by its content, wherever it is stored.
 
-        `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine.
+        `precision: auto` is one identity, though bfloat16 and float32 differ by about 1e-4 in cosine. An empty pooling
+        of a hub's model is its own: it comes with the model's name.
 
         Raises:
             ValueError: a local folder is not there.
         """
         folder = local_path(self.model)
-        return self.model_dump() | {"model": {"content": content_hash(folder)} if folder else self.model}
+        model = {"content": content_hash(folder)} if folder else self.model
+        return self.model_dump() | {"model": model, "pooling": self._local_pooling()}
 
     def problems(self) -> list[str]:
         """What is wrong with the model, seen without loading it or asking a hub; begins with the setting's name."""
         try:
-            folder = local_path(self.model)
+            folder = local_model(self.model)
         except ValueError as error:
             return [f"model: {error}"]
         if folder is None:
-            # A hub's id has one slash at most.
-            lost = self.model.count("/") > 1
-            return [f"model: {Path(self.model).absolute()}: no such folder; name one, or a hub id"] if lost else []
-        whole = (folder / "config.json").is_file()
-        return [] if whole else [f"model: {folder.absolute()} holds no config.json; name a folder with a whole model"]
+            return []
+        try:
+            modules = read_sentence_modules(read_in_folder(folder))
+            self._check_modules(modules)
+        except ValueError as error:
+            return [str(error)]
+        config = read_in_folder(folder / (modules.subfolder if modules else ""))("config.json")
+        if config is None:
+            return [f"model: {folder.absolute()} holds no config.json; name a folder with a whole model"]
+        static = config.get("model_type") == "model2vec"
+        return [f"model: {folder.absolute()} is a static model of model2vec; {_OTHER_KIND}"] if static else []
+
+    def _check_modules(self, modules: SentenceModules | None) -> None:
+        """Refuse what would give other vectors than the model was trained to give."""
+        if modules is None:
+            return
+        unsupported = list(modules.unsupported)
+        if self.pooling is None and modules.pooling is None:
+            unsupported.append("pooling")
+        prompt = modules.prompt if self.prompt is None else self.prompt
+        if prompt and not modules.pools_prompt:
+            unsupported.append("a prompt that does not count in the mean")
+        if unsupported:
+            message = (
+                f"model: `kind: transformers` has not all that {self.model} consists of ({', '.join(unsupported)}); "
+            )
+            raise ValueError(message + _OTHER_KIND)
 
     def load(self, compute: Compute) -> "TextModel":
         """Load model and tokenizer.
 
         Raises:
-            ValueError: model or device does not exist or cannot be reached, or `max_tokens` is more than the model
-                can take; names the remedy.
+            ValueError: model or device does not exist or cannot be reached, it has modules beyond transformer and
+                pooling, or `max_tokens` is more than it can take; names the remedy.
         """
         device = compute.torch_device
-        model, tokenizer = _from_pretrained(self.model)
-        limit = _token_limit(model, tokenizer)
+        folder = local_path(self.model)
+        try:
+            modules = read_sentence_modules(read_in_folder(folder) if folder else read_on_hub(self.model))
+            is_known = True
+        except HubOutOfReachError:
+            modules, is_known = None, False
+        self._check_modules(modules)
+        model, tokenizer = _from_pretrained(self.model, modules.subfolder if modules else "")
+        if not is_known and self.pooling is None:
+            message = (
+                f"pooling: whether {self.model} says how it pools cannot be seen, for the hub is out of reach and its "
+                "modules.json is not in the cache; set `pooling`, as the model was trained"
+            )
+            raise ValueError(message)
+        limit = token_limit(model, tokenizer)
         if self.max_tokens is not None and limit is not None and self.max_tokens > limit:
             message = f"max_tokens: {self.max_tokens} is more than {self.model} can take; at most {limit}"
             raise ValueError(message)
+        own = [known for known in (limit, modules.max_tokens if modules else None) if known]
         return TextModel(
             model=model.train(mode=False).requires_grad_(requires_grad=False).to(device),
             tokenizer=tokenizer,
-            max_tokens=self.max_tokens or min(limit or _DEFAULT_MAX_TOKENS, _DEFAULT_MAX_TOKENS),
-            settings=self,
+            max_tokens=self.max_tokens or min([*own, DEFAULT_MAX_TOKENS]),
+            pooling=self.pooling or (modules.pooling if modules else None) or _DEFAULT_POOLING,
+            prompt=(modules.prompt if modules else "") if self.prompt is None else self.prompt,
             dtype=resolve_dtype(self.precision, device),
             compute=compute,
         )
@@ -122,16 +187,16 @@ _USUAL = (
 )
 
 
-def _from_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _from_pretrained(name: str, subfolder: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     source = str(local_path(name) or name)
     try:
-        with _quiet_transformers():
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+        with quiet_transformers():
+            model = AutoModel.from_pretrained(source, subfolder=subfolder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         near = ", ".join(get_close_matches(name, _USUAL, n=3, cutoff=0.3)) or ", ".join(_USUAL[:3])
@@ -147,7 +212,8 @@ def _from_pretrained(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 @contextmanager
-def _quiet_transformers() -> Generator[None, None, None]:
+def quiet_transformers() -> Generator[None, None, None]:
+    """Without warnings and bars while a model is loaded."""
     from transformers.utils import logging as untyped_logging
 
     logging: Any = untyped_logging
@@ -162,7 +228,8 @@ def _quiet_transformers() -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-def _token_limit(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+def token_limit(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Tokens that a model can take, special ones included; None where it does not say."""
     import torch
 
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
@@ -191,7 +258,8 @@ class TextModel:
         model: token ids to hidden states of the last layer.
         tokenizer: text to token ids.
         max_tokens: tokens of a text that are read; the rest is cut.
-        settings: pooling and prompt.
+        pooling: what stands for a text.
+        prompt: put before each text.
         dtype: number format of the matrix products.
         compute: device and batch size.
     """
@@ -199,7 +267,8 @@ class TextModel:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
-    settings: Transformers
+    pooling: Pooling
+    prompt: str
     dtype: "torch.dtype"
     compute: Compute
 
@@ -223,25 +292,24 @@ class TextModel:
             yield embedded_window(tokenized.window, self._outputs(tokenized.token_ids))
 
     def _tokenized(self, records: Iterable[Record | Invalid]) -> Generator[_Tokenized, None, None]:
-        for raw in windows(records, size=_WINDOW_TEXTS, payload=_WINDOW_CHARACTERS):
-            window = split_window(raw, [_invalid_reason(item.record.payload) for item in raw.items])
-            texts = [item.record.payload for item in window.items if isinstance(item.record.payload, str)]
-            token_ids = self._token_ids([self.settings.prompt + text for text in texts])
+        for window, texts in text_windows(records):
+            token_ids = self._token_ids([self.prompt + text for text in texts])
             reasons = [None if ids else "the tokenizer finds no token in this text" for ids in token_ids]
             yield _Tokenized(split_window(window, reasons), [ids for ids in token_ids if ids])
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=False)
-        token_ids: list[list[int]] = encoded["input_ids"]
+        token_ids: list[list[int]] = []
+        for start in range(0, len(texts), _TOKENIZED_TOGETHER):
+            heads = cut_for(self.tokenizer, texts[start : start + _TOKENIZED_TOGETHER], self.max_tokens)
+            encoded = self.tokenizer(heads, truncation=True, max_length=self.max_tokens, padding=False)
+            token_ids += encoded["input_ids"]
         return token_ids
 
     def _outputs(self, token_ids: list[list[int]]) -> np.ndarray:
         outputs = np.empty((len(token_ids), self.dimension), np.float32)
         on_cpu = self.compute.torch_device.type == "cpu"
         size = self.compute.batch_size or (256 if on_cpu else 1024)
-        for batch in _batches_by_length(token_ids, tokens=4096 if on_cpu else 32_768, size=size):
+        for batch in batches_by_length([len(ids) for ids in token_ids], tokens=4096 if on_cpu else 32_768, size=size):
             outputs[batch] = self._pooled([token_ids[at] for at in batch]).numpy()
         return outputs
 
@@ -252,7 +320,7 @@ class TextModel:
         ids, mask = (part.to(device) for part in self._padded(token_ids))
         with torch.inference_mode(), autocast(self.dtype, device):
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (b, t, d)
-        return pool(hidden.float(), mask, self.settings.pooling).cpu()
+        return pool(hidden.float(), mask, self.pooling).cpu()
 
     def _padded(self, token_ids: list[list[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
         """Token ids and attention mask, (b, t) int64 each.
@@ -293,34 +361,3 @@ def pool(hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> "tor
     last = (positions * mask).argmax(1)
     chosen = last if pooling == "last_token" else mask.argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
-
-
-def _invalid_reason(payload: object) -> str | None:
-    if not isinstance(payload, str):
-        return f"{type(payload).__name__}, not a text"
-    if not payload.strip():
-        return "empty text"
-    try:
-        payload.encode()
-    except UnicodeEncodeError as error:
-        return f"not valid Unicode: lone surrogate at character {error.start}"
-    return None
-
-
-def _batches_by_length(token_ids: list[list[int]], *, tokens: int, size: int) -> Iterator[list[int]]:
-    """Positions of texts of similar length, the longest first.
-
-    Args:
-        token_ids: token ids of each text.
-        tokens: tokens of a batch at most, padding counted; a longer text is a batch of its own.
-        size: texts of a batch at most.
-    """
-    batch: list[int] = []
-    for at in sorted(range(len(token_ids)), key=lambda at: -len(token_ids[at])):
-        longest = len(token_ids[batch[0]]) if batch else 0
-        if batch and (len(batch) == size or (len(batch) + 1) * longest > tokens):
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch

