@@ -1,9 +1,16 @@
 """What must hold of keys and carried columns."""
 
+from collections import Counter
+from difflib import get_close_matches
+
 from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
 from semdedup_assets.settings import MOST_PARTITIONS
+
+_NAMED = 10
+_CORRECT = "correct its name, or remove it from `source.columns`"
 
 
 def values_are_valid(context: StageContext) -> CheckResult:
@@ -43,7 +50,38 @@ def partitions_are_few(context: StageContext) -> CheckResult:
     return CheckResult(f"assets have more than {MOST_PARTITIONS:,} partitions", problems, measured)
 
 
+def columns_are_there(context: StageContext) -> CheckResult:
+    """Every declared column has a value in some item."""
+    source = context.pipeline.source
+    records = {each: record for each, record in current_records(context, "items").items() if not record.excluded}
+    present: Counter[str] = Counter()
+    for record in records.values():
+        present.update(record.details.get("present", {}))
+    items = sum(int(record.details["items"]) for record in records.values())
+    absent = [name for name in source.columns if not present[name]] if items else []
+    problems = [_absent(context, name, next(iter(records))) for name in absent]
+    return CheckResult("columns are in no item", problems, {"items": items, "absent": absent})
+
+
+def _absent(context: StageContext, name: str, shard: Partition) -> Problem:
+    path = context.shard(shard.required_shard).files[0].path
+    try:
+        names = context.pipeline.source.field_names(path)
+    except (OSError, ValueError) as error:
+        return Problem(f"column {name!r}", f"no item has it; {error}", _CORRECT)
+    if name in names:
+        measured = "it is null in every item"
+    else:
+        near = get_close_matches(name, names, n=3) or names[:_NAMED]
+        measured = f"no item has it; {path} has {', '.join(near) or 'no fields'}"
+    return Problem(f"column {name!r}", measured, _CORRECT)
+
+
 CHECKS = (
+    Check(
+        columns_are_there,
+        "Every column of `source.columns` has a value in some item: a name that is misspelt would read as null.",
+    ),
     Check(
         partitions_are_few,
         f"No asset has more than {MOST_PARTITIONS:,} partitions: assignments have one for each shard and k.",

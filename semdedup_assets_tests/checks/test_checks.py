@@ -1,5 +1,6 @@
 """Every check passes on a sound store, and fails on one that is really wrong."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_an_empty_store_has_nothing_wrong(tmp_path: Path, stage: str, check: Any
 def test_every_check_is_here() -> None:
     """A check that is added must get a test of its fault below."""
     assert sorted({check.name for _, check in CHECKS}) == [
+        "columns_are_there",
         "counts_are_conserved",
         "every_cluster_keeps_one",
         "every_item_in_one_cluster",
@@ -139,6 +141,27 @@ def test_values_of_another_type_than_declared_are_reported(tmp_path: Path) -> No
     assert list(problems) == ["s000000"]
     assert "60 values" in problems["s000000"]
     assert "'good' is not a float" in problems["s000000"]
+
+
+def text_settings(folder: Path, columns: dict[str, str]) -> dict[str, Any]:
+    """Of a pipeline on JSON lines; only its items are made."""
+    lines = [{"text": f"text {row}", "meta": {"score": float(row)}, "language": None} for row in range(5)]
+    (folder / "source").mkdir()
+    (folder / "source" / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"kind": "jsonl", "path": str(folder / "source"), "columns": columns}
+    return vectors_settings(folder, source=source, encoder={"kind": "transformers", "model": "unused"})
+
+
+def test_a_column_that_no_item_has_is_reported_with_near_names(tmp_path: Path) -> None:
+    runs = StageRuns(text_settings(tmp_path, {"meta.score": "float", "meta.scores": "float", "language": "string"}))
+    runs.run(until="items")
+    assert found(runs, items.columns_are_there) == {
+        "column 'meta.scores'": f"no item has it; {tmp_path}/source/0.jsonl has meta.score",
+        "column 'language'": "it is null in every item",
+    }
+    (tmp_path / "source" / "1.jsonl").write_text('{"text": "a", "language": "en", "meta": {"scores": 1}}\n')
+    runs.run(until="items")
+    assert found(runs, items.columns_are_there) == {}
 
 
 def test_more_partitions_than_dagster_is_quick_with_are_reported(sound: SoundStore) -> None:
