@@ -277,13 +277,21 @@ def _named(chunks: Iterator[bytes]) -> Iterator[bytes]:
     Raises:
         _OtherContentError: says what it is, and the remedy.
     """
-    head = b""
-    while len(head) < _CHUNK and (chunk := next(chunks, None)) is not None:
-        head += chunk
+    head, rest = b"", chunks
+    try:
+        while len(head) < _CHUNK and (chunk := next(chunks, None)) is not None:
+            head += chunk
+    except EOFError as error:
+        rest = _ending_with(error)  # What comes before it is read all the same.
     what = foreign(head[:HEAD]) or _json_document(head)
     if what:
         raise _OtherContentError(what)
-    return chain([head], chunks)
+    return chain([head], rest)
+
+
+def _ending_with(error: EOFError) -> Iterator[bytes]:
+    yield b""
+    raise error
 
 
 def _json_document(head: bytes) -> str | None:

@@ -1,0 +1,131 @@
+"""What is noted of a source's content beside its vectors, and files that end early."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semdedup_assets.checks.embeddings import files_are_whole, no_shard_excluded, vectors_tell_items_apart
+from semdedup_assets.records import content_hash
+from semdedup_assets.stages.embeddings import content_hashes
+from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline
+from semdedup_assets_tests.toy_source import vectors_settings
+
+ENCODER = Path(__file__).parents[2] / "examples" / "docstrings" / "encoder"
+
+
+def text_pipeline(folder: Path, shards: list[list[str | None]], **changes: Any) -> StageRuns:
+    """Texts by the demo's static encoder, a file of JSON lines each; None is a line without a text."""
+    (folder / "source").mkdir(parents=True, exist_ok=True)
+    for number, texts in enumerate(shards):
+        lines = [{} if text is None else {"text": text} for text in texts]
+        with gzip.open(folder / "source" / f"{number}.jsonl.gz", "wt") as stream:
+            stream.writelines(json.dumps(line) + "\n" for line in lines)
+    source = {"kind": "jsonl", "path": str(folder / "source")}
+    encoder = {"kind": "sentence_transformers", "model": str(ENCODER)}
+    settings = vectors_settings(
+        folder, source=source, encoder=encoder, clustering={"k": [1], "buckets": 1}, max_skipped=1
+    )
+    return StageRuns({**settings, **changes})
+
+
+def test_the_content_of_every_record_has_a_hash_beside_its_vector(tmp_path: Path) -> None:
+    runs = text_pipeline(tmp_path, [["Return the maximum.", None, "Compute the sum.", ""]])
+    runs.run(until="embeddings")
+    record = runs.record("embeddings", "s000000")
+    assert content_hashes(record).tolist() == [
+        content_hash("Return the maximum."),
+        0,
+        content_hash("Compute the sum."),
+        0,
+    ]
+
+
+def test_other_content_of_equal_vectors_leaves_the_version_as_it_is(tmp_path: Path) -> None:
+    runs = text_pipeline(tmp_path, [["Return the maximum."]])
+    runs.run(until="embeddings")
+    before = runs.record("embeddings", "s000000")
+    text_pipeline(tmp_path, [["return the   MAXIMUM."]])
+    assert runs.run(until="embeddings")["embeddings"] == ["s000000"]
+    after = runs.record("embeddings", "s000000")
+    assert after.version == before.version
+    assert content_hashes(after).tolist() != content_hashes(before).tolist()
+
+
+def test_many_different_items_of_one_vector_are_warned_of_and_copies_are_not(tmp_path: Path) -> None:
+    """The encoder does not see letter case: these texts differ to a reader, and not to it."""
+    words = "return the maximum"
+    alike = [words[:n].upper() + words[n:] for n in range(6)]
+    copies = ["Compute the sum of an array."] * 20
+    others = [f"Number {n} of some texts" for n in range(30)]
+    runs = text_pipeline(tmp_path, [alike[:3] + copies, alike[3:] + alike[:2] + others])
+    runs.run(until="embeddings")
+    result = vectors_tell_items_apart(runs.context())
+    (problem,) = result.problems
+    assert problem.measured == "8 items of 6 different contents have one vector"
+    assert problem.partition == "0.jsonl.gz:0 and others"
+    assert result.measured["largest"] == 6
+    four = text_pipeline(tmp_path / "four", [alike[:4] + copies])
+    four.run(until="embeddings")
+    assert vectors_tell_items_apart(four.context()).problems == []
+
+
+def cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_a_file_that_ends_early_excludes_its_shard_or_is_accepted_and_reported(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [
+        [f"{shard} {row} {' '.join(map(str, rng.integers(0, 999, 8)))}" for row in range(400)] for shard in range(3)
+    ]
+    runs = text_pipeline(tmp_path, [list(each) for each in texts])
+    path = tmp_path / "source" / "1.jsonl.gz"
+    cut(path, 0.5)
+    runs.run()
+    for stage in ("items", "embeddings"):
+        (reason,) = runs.context().index.excluded(stage).values()
+        assert f"{path}" in reason
+        assert "`cut_files: accept`" in reason
+    assert len(no_shard_excluded(runs.context()).problems) == 1
+    assert {key.partition(".")[0] for key in runs.kept_keys("0.05|1")} == {"0", "2"}
+    assert runs.run() == {}
+
+    accepting = runs.changed(cut_files="accept")
+    accepting.make("items", "s000001")
+    accepting.make("embeddings", "s000001")
+    accepting.run()
+    records = [accepting.record(stage, "s000001") for stage in ("items", "embeddings")]
+    read = records[0].details["items"]
+    assert 100 < read < 300
+    assert records[1].details["records"] == read
+    assert all(record.details["cut_files"][0][0] == str(path) for record in records)
+    (problem,) = files_are_whole(accepting.context()).problems
+    assert problem.partition == "s000001"
+    assert str(path) in problem.measured
+    assert {key.partition(".")[0] for key in accepting.kept_keys("0.05|1")} == {"0", "1", "2"}
+    assert accepting.run() == {}
+
+    # Where that is no longer wanted, what was accepted is stale.
+    assert runs.stale("items") == runs.stale("embeddings") == ["s000001"]
+    runs.run()
+    assert list(map(str, runs.context().index.excluded("embeddings"))) == ["s000001"]
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_an_array_that_ends_early_is_no_row_of_invalid_items(tmp_path: Path, accept: bool) -> None:
+    runs = small_pipeline(tmp_path, cut_files="accept" if accept else "exclude")
+    cut(tmp_path / "source" / "1.npy", 0.5)
+    runs.run(until="embeddings")
+    record = runs.record("embeddings", "s000001")
+    assert record.details["skipped"] == 0
+    if accept:
+        assert 20 < record.details["items"] < 40
+        assert "its 60 rows" in record.details["cut_files"][0][1]
+        assert runs.record("items", "s000001").details["items"] == record.details["items"]
+    else:
+        assert "its 60 rows" in str(record.excluded)
