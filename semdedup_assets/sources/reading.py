@@ -2,29 +2,66 @@
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 from fsspec import available_protocols
 from fsspec.registry import registry
 from fsspec.utils import get_protocol
+from pydantic import Field
 
 from semdedup_assets.storage.files import FileStat, filesystem, list_files, open_file
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+    ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi",
+)  # fmt: skip
+"""Suffixes of images in lower case, for folders and tars alike, the one that a sample of several images takes first."""
+
+MAX_ITEM_MIB = 256
+ItemBytes = Annotated[
+    int,
+    Field(
+        gt=0,
+        description="Most mebibytes of one item: what is larger is invalid, and is never read into memory.",
+    ),
+]
+"""The setting `max_item_mib` of every source; its default is `MAX_ITEM_MIB`."""
+
+_MESSAGE = 500  # characters
 
 _MAGIC = re.compile(r"[*?[]")
 _LISTED = 1000  # names that are compared with a missing one
 
 
 class TruncatedFile(ValueError):
-    """A file ends, or becomes unreadable, before its last item; the items before are valid."""
+    """A file ends, or becomes unreadable, before its last item.
+
+    `read` and `read_items` raise it after the items before, of which both yield the same number; the message names the
+    file, what is cut off and how many items came before.
+    """
 
 
 class InvalidValue(ValueError):
     """A key, a column or a payload cannot be used; the message is the reason that is listed beside the item's key."""
+
+
+def shortened(message: str) -> str:
+    """A message of at most 500 characters: its head, and how much more there is."""
+    if len(message) <= _MESSAGE:
+        return message
+    head = message[: _MESSAGE - 40]
+    return f"{head} … and {len(message) - len(head):,} more characters"
+
+
+def some(names: Sequence[str], *, most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = ", ".join(names[:most])
+    return f"{listed} and {len(names) - most:,} more" if len(names) > most else listed
 
 
 def file_name(path: str) -> str:
