@@ -1,7 +1,8 @@
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 from semdedup_assets.storage.files import FileStat
@@ -40,10 +41,13 @@ class ShardIndex:
     Attributes:
         shards: by ascending index.
         next_index: index of the next new shard, greater than any that was ever given.
+        homes: by ascending index the paths of all files that a shard ever had, in their order, for each shard of which
+            some file is missing. A file that returns gets its old rows back, and its items their ids.
     """
 
     shards: tuple[Shard, ...]
     next_index: int
+    homes: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @classmethod
     def empty(cls) -> "ShardIndex":
@@ -59,7 +63,8 @@ class ShardIndex:
 
         Returns:
             Known files stay in their shard, with their new size and stamp. Missing files are removed, and so are
-            shards without any file. New files, in the order of their paths, get new shards.
+            shards without any file; where one returns, it is again where it was. New files, in the order of their
+            paths, get new shards.
 
         Raises:
             ValueError: `files_per_shard` is not positive, or a path is repeated.
@@ -71,19 +76,29 @@ class ShardIndex:
         if len(unclaimed) < len(files):
             message = f"{len(files) - len(unclaimed)} of {len(files)} files are repeated; list each path once"
             raise ValueError(message)
-        known = [Shard(shard.index, tuple(_claimed(shard, unclaimed))) for shard in self.shards]
+        orders = {shard.index: tuple(file.path for file in shard.files) for shard in self.shards} | dict(self.homes)
+        known = {
+            index: tuple(unclaimed.pop(path) for path in order if path in unclaimed)
+            for index, order in sorted(orders.items())
+        }
         new = [unclaimed[path] for path in sorted(unclaimed)]
         starts = range(0, len(new), files_per_shard)
         added = [
             Shard(index, tuple(new[start : start + files_per_shard]))
             for index, start in enumerate(starts, self.next_index)
         ]
-        return ShardIndex((*(shard for shard in known if shard.files), *added), self.next_index + len(added))
+        return ShardIndex(
+            (*(Shard(index, found) for index, found in known.items() if found), *added),
+            self.next_index + len(added),
+            tuple((index, orders[index]) for index, found in known.items() if len(found) < len(orders[index])),
+        )
 
     def to_json(self) -> bytes:
-        """The index as compact JSON: `[index, [[path, size, stamp], …]]` a shard."""
+        """The index as compact JSON: `[index, [[path, size, stamp], …]]` a shard, `[index, [path, …]]` a home."""
         shards = [[shard.index, _rows(shard.files)] for shard in self.shards]
-        document = {"shard_index": _FORMAT, "next_index": self.next_index, "shards": shards}
+        document: dict[str, Any] = {"shard_index": _FORMAT, "next_index": self.next_index, "shards": shards}
+        if self.homes:
+            document["homes"] = self.homes
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
@@ -100,12 +115,6 @@ class ShardIndex:
             raise ValueError(message) from error
 
 
-def _claimed(shard: Shard, unclaimed: dict[str, FileStat]) -> Iterator[FileStat]:
-    """A shard's files in the new listing; removes them from those without a shard."""
-    found = (unclaimed.pop(file.path, None) for file in shard.files)
-    return (file for file in found if file is not None)
-
-
 def _rows(files: Sequence[FileStat]) -> list[tuple[str, int, str]]:
     return [(file.path, file.size, file.stamp) for file in files]
 
@@ -115,22 +124,50 @@ def _from_document(document: Any) -> ShardIndex:
         message = f"format {document['shard_index']!r} instead of {_FORMAT}"
         raise ValueError(message)
     shards = tuple(Shard(index, tuple(FileStat(*row) for row in files)) for index, files in document["shards"])
-    index = ShardIndex(shards, document["next_index"])
+    homes = tuple((index, tuple(paths)) for index, paths in document.get("homes", []))
+    index = ShardIndex(shards, document["next_index"], homes)
     _check(index)
     return index
 
 
 def _check(index: ShardIndex) -> None:
     """Raise unless the shards' indices ascend below the next one, and each file is in one shard."""
-    indices = [shard.index for shard in index.shards]
     files = [file for shard in index.shards for file in shard.files]
     typed = all(
         isinstance(file.path, str) and isinstance(file.size, int) and isinstance(file.stamp, str) for file in files
     )
-    ascending = all(one < other for one, other in zip([-1, *indices], [*indices, index.next_index], strict=True))
+    ascending = all(
+        _is_ascending([-1, *numbers, index.next_index])
+        for numbers in ([shard.index for shard in index.shards], [number for number, _ in index.homes])
+    )
     if not (typed and ascending and all(shard.files for shard in index.shards)):
         message = "its shards are not well-formed"
         raise ValueError(message)
-    if len({file.path for file in files}) < len(files):
+    homes = dict(index.homes)
+    listed = {shard.index: [file.path for file in shard.files] for shard in index.shards}
+    if not all(_is_part(listed.get(number, []), of=paths) for number, paths in homes.items()):
+        message = "a shard has other files than its home"
+        raise ValueError(message)
+    _check_unique({**listed, **homes})
+
+
+def _is_ascending(numbers: Sequence[int]) -> bool:
+    return all(one < other for one, other in pairwise(numbers))
+
+
+def _is_part(paths: Sequence[str], *, of: Iterable[str]) -> bool:
+    """Whether some paths, in their order, are among others, and not all of those."""
+    rest, missing = iter(paths), 0
+    wanted = next(rest, None)
+    for path in of:
+        if path == wanted:
+            wanted = next(rest, None)
+        else:
+            missing += 1
+    return wanted is None and missing > 0
+
+
+def _check_unique(paths: Mapping[int, Sequence[str]]) -> None:
+    if len(set(chain.from_iterable(paths.values()))) < sum(map(len, paths.values())):
         message = "a file is in two shards"
         raise ValueError(message)

@@ -44,8 +44,9 @@ def test_no_file_ever_changes_its_shard_and_no_number_is_given_twice(
     before = index_after(listings)
     after = before.updated(files, files_per_shard=per_shard)
     old, new = shard_of_each_file(before), shard_of_each_file(after)
-    assert all(new[path] == old[path] for path in old.keys() & new.keys())
-    assert all(new[path] >= before.next_index for path in new.keys() - old.keys())
+    ever = {path: index for index, paths in before.homes for path in paths} | old
+    assert all(new[path] == ever[path] for path in ever.keys() & new.keys())
+    assert all(new[path] >= before.next_index for path in new.keys() - ever.keys())
     assert [shard.index for shard in after.shards] == sorted({*new.values()})
     assert max([before.next_index - 1, *new.values()]) == after.next_index - 1
 
@@ -89,6 +90,44 @@ def test_updating_again_in_any_order_changes_nothing(
     assert index_after([*listings, (shuffled, per_shard)]) == once
 
 
+@given(LISTINGS, FILES, st.integers(1, 4), st.lists(st.tuples(st.sets(st.integers(0, 11)), st.integers(1, 4))))
+def test_files_that_vanish_and_return_leave_the_index_as_if_they_had_stayed(
+    listings: list[tuple[list[FileStat], int]],
+    files: list[FileStat],
+    per_shard: int,
+    absences: list[tuple[set[int], int]],
+) -> None:
+    before = index_after([*listings, (files, per_shard)])
+    now = before
+    for missing, later_per_shard in absences:
+        now = now.updated([f for n, f in enumerate(files) if n not in missing], files_per_shard=later_per_shard)
+        now = ShardIndex.from_json(now.to_json())
+        listed = {shard.index: [file.path for file in shard.files] for shard in now.shards}
+        whole = {shard.index: [file.path for file in shard.files] for shard in before.shards}
+        assert all([path for path in whole[index] if path in paths] == paths for index, paths in listed.items())
+    assert now.updated(files, files_per_shard=per_shard) == before
+
+
+@given(FILES.filter(bool), FILES, st.integers(1, 4))
+def test_a_new_file_never_gets_the_number_of_a_shard_whose_files_vanished(
+    files: list[FileStat], others: list[FileStat], per_shard: int
+) -> None:
+    known = {file.path for file in files}
+    new = [file for file in others if file.path not in known]
+    emptied = ShardIndex.empty().updated(files, files_per_shard=per_shard).updated([], files_per_shard=per_shard)
+    assert emptied.shards == ()
+    after = ShardIndex.from_json(emptied.to_json()).updated(new, files_per_shard=per_shard)
+    assert all(shard.index >= emptied.next_index for shard in after.shards)
+    restored = {shard.index: shard for shard in after.updated([*files, *new], files_per_shard=per_shard).shards}
+    first = ShardIndex.empty().updated(files, files_per_shard=per_shard).shards
+    assert [restored[shard.index] for shard in first] == list(first)
+
+
+def test_an_index_without_homes_is_read() -> None:
+    index = ShardIndex.from_json(b'{"shard_index":1,"next_index":3,"shards":[[1,[["a",1,"s"]]]]}')
+    assert index.updated([], files_per_shard=1).homes == ((1, ("a",)),)
+
+
 @given(LISTINGS)
 def test_json_keeps_everything(listings: list[tuple[list[FileStat], int]]) -> None:
     index = index_after(listings)
@@ -112,6 +151,7 @@ def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
     ]
     emptied = grown.updated([], files_per_shard=2)
     assert (emptied.shards, emptied.next_index) == ((), 4)
+    assert emptied.updated([FileStat("b.tar", 1, "s")], files_per_shard=2).shards[0].name == "s000000"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +169,11 @@ def test_new_files_make_new_shards_in_the_order_of_their_paths() -> None:
         b'{"shard_index":1,"next_index":2,"shards":[[1,[["a",1,"s"]]],[0,[["b",1,"s"]]]]}',
         b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]],[1,[["a",1,"s"]]]]}',
         b'{"shard_index":1,"next_index":"2","shards":[]}',
+        b'{"shard_index":1,"next_index":2,"shards":[],"homes":[[2,["a"]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[],"homes":[[1,["a"]],[0,["b"]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[0,["a"]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[0,["b"]]]}',
+        b'{"shard_index":1,"next_index":2,"shards":[[0,[["a",1,"s"]]]],"homes":[[1,["a"]]]}',
         ShardIndex.empty().updated([FileStat("a", 1, "s")], files_per_shard=1).to_json()[:-1],
     ],
 )
