@@ -2,6 +2,7 @@
 
 import json as json_format
 import reprlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile
+from semdedup_assets.sources.reading import IS_LFS_POINTER, LFS_POINTER, InvalidValue, TruncatedFile
 
 TEXT_IS_CARRIED = "column 'text' always holds the item's text; remove it from `columns`"
 
@@ -222,6 +223,9 @@ def item_image(content: object) -> bytes:
     if not content:
         message = "empty image: 0 bytes"
         raise InvalidValue(message)
+    if content.startswith(LFS_POINTER):
+        message = IS_LFS_POINTER
+        raise InvalidValue(message)
     return content
 
 
@@ -277,7 +281,7 @@ def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, 
             invalid.append(str(error))
     if txt is not None:
         try:
-            fields = {**fields, "caption": decoded(txt, name="txt").rstrip("\r\n")}
+            fields = {**fields, "caption": decoded(txt.removeprefix(BOM_UTF8), name="txt").rstrip("\r\n")}
         except InvalidValue as error:
             fields = {**fields, "caption": None}
             invalid.append(str(error))
