@@ -140,15 +140,16 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
     def _listed_apart(self, images: list[FileStat]) -> Iterator[FileStat]:
         """What lies beside the images where the path matches images only."""
         narrow = [each for each in expanded_braces(self.path) if _names_images(each)]
+        if not narrow:
+            return
         found = {_bare(image.path) for image in images}
         folders = (
             escaped(each.rpartition("/")[0]) if _bare(each) in found else each.rpartition("/")[0] for each in narrow
         )
         for folder in dict.fromkeys(folders):
             yield from list_glob(f"{folder}/*" if folder else "*", (*_SIDECARS, METADATA)).files
-        if narrow:
-            above = dict.fromkeys(folder for image in images for folder in self._folders_above(image.path))
-            yield from filter(None, (file_stat(f"{folder}/{METADATA}") for folder in above))
+        above = dict.fromkeys(folder for image in images for folder in self._folders_above(image.path))
+        yield from filter(None, (file_stat(f"{folder}/{METADATA}") for folder in above))
 
     def _folders_above(self, path: str) -> Iterator[str]:
         """The folder of an image, then those that hold it, up to the source's own."""
