@@ -8,8 +8,16 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import ItemFields, TextColumns, item_text, json_object, lookup
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, opened, path_problem, source_files
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.sources.reading import (
+    InvalidValue,
+    TruncatedFile,
+    file_name,
+    opened,
+    path_problem,
+    source_files,
+    source_listing,
+)
+from semdedup_assets.storage.files import FileStat, Listing
 
 _SUFFIXES = tuple(f".{name}{packed}" for name in ("jsonl", "json", "ndjson") for packed in ("", ".gz", ".zst"))
 _CHUNK = 1 << 16
@@ -61,6 +69,10 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
             FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, _SUFFIXES)
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return source_listing(self.path, _SUFFIXES)
 
     def read(self, path: str) -> Iterator[Record | Invalid]:
         """Every line of a file, in its order; at the end one `Invalid` for the whole file where it is cut off.

@@ -5,9 +5,16 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import TEXT_IS_CARRIED, Columns, ItemFields, item_image, item_text
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, path_problem, source_files
+from semdedup_assets.sources.reading import (
+    InvalidValue,
+    TruncatedFile,
+    file_name,
+    path_problem,
+    source_files,
+    source_listing,
+)
 from semdedup_assets.sources.tables import FieldPath, field_path, field_paths, field_type, parquet_file, table_rows
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.files import FileStat, Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +90,10 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, PARQUET)
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return source_listing(self.path, PARQUET)
 
     def read(self, path: str) -> Iterator[Record | Invalid]:
         """Every row of a file, in its order; one `Invalid` for the whole file where its footer is damaged.

@@ -30,7 +30,7 @@ def parquet_file(path: str) -> Iterator["pq.ParquetFile"]:
     """
     import pyarrow.parquet as pq
 
-    with opened(path) as stream:
+    with opened(path, seekable=True) as stream:
         with _damage_named(path, "its footer"):
             # Without the buffer a whole row group's column would be in memory at once.
             table = pq.ParquetFile(stream, buffer_size=_PAGE_BUFFER, pre_buffer=False, page_checksum_verification=True)

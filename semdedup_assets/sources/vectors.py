@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, VectorBatch
 from semdedup_assets.sources.columns import Columns, ItemFields
 from semdedup_assets.sources.parquet import PARQUET
-from semdedup_assets.sources.reading import TruncatedFile, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.reading import TruncatedFile, file_name, opened, path_problem, source_files, source_listing
 from semdedup_assets.sources.tables import batches, field_path, field_paths, field_type, parquet_file, table_rows
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.files import FileStat, Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +86,10 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
         return [
             replace(array, stamp=f"{array.stamp} metadata:{table.size}:{table.stamp}") for array, table in self._pairs()
         ]
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return replace(source_listing(self.path, (*PARQUET, ".npy")), files=self.files())
 
     def read(self, path: str) -> Iterator[VectorBatch | Invalid]:
         """Every row of a file, in its order, at most 8192 a batch; one `Invalid` where its head or footer is damaged.

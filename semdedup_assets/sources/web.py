@@ -57,8 +57,9 @@ def opened_url(url: str, *, seekable: bool) -> Any:
         if _sends_parts(stream):
             return stream
         stream.close()
-    # A request for each block fails where the server cannot send a part; a single one takes as long as it takes.
-    streamed = fs.open(name, "rb", block_size=0, timeout=_without_total())
+    # A request for each block fails where the server cannot send a part; a single one takes as long as it takes. Any size
+    # keeps fsspec from asking for it, with that timeout.
+    streamed = fs.open(name, "rb", block_size=0, size=1, timeout=_without_total())
     if not seekable:
         return streamed
     copy = cast("IO[bytes]", tempfile.TemporaryFile())  # noqa: SIM115  # the caller closes it

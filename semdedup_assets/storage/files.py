@@ -162,6 +162,9 @@ def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     fs, name = filesystem(pattern)
     if isinstance(fs, LocalFileSystem):
         return _local_listing(*fixed_part(name), suffixes=suffixes)
+    if (path := walk.literal(pattern)) is not None:
+        file = file_stat(path)
+        return Listing([file] if file is not None else [], {})
     fs.invalidate_cache()
     root, segments = fixed_part(name)
     wanted = suffixes if walk.literal(segments[-1]) is None else None
@@ -206,8 +209,8 @@ def _visible_files(
 ) -> Listing:
     files, passed_over, hidden_names = list[FileStat](), Counter[str](), set[str]()
     for name, info in found.items():
-        # A web server's index page links to itself, sorted otherwise.
-        if info["type"] == "directory" or "/?" in name:
+        # A web server's index page is reported without a type, and links to itself, sorted otherwise.
+        if info.get("type", "directory") == "directory" or "/?" in name:
             continue
         if (part := hidden(name)) is not None:
             hidden_names.add(part)
