@@ -262,7 +262,8 @@ class _Contents:
         """Add a member to its sample."""
         sample.files += 1
         if sample.files > _MOST_FILES:
-            sample.members = dict.fromkeys(sample.members, b"")
+            if sample.files == _MOST_FILES + 1:
+                sample.members = dict.fromkeys(sample.members, b"")
             return
         try:
             found = self._found(member)
