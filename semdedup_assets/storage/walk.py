@@ -12,7 +12,7 @@ from fnmatch import translate
 HIDDEN = "hidden names (. or _ first)"
 NOWHERE = "links that lead nowhere"
 LOOPS = "links that loop"
-UNREADABLE = "folders that may not be read"
+UNREADABLE = "folders that may not be read, or what is in them"
 SPECIAL = "neither file nor folder"
 
 _MAGIC = re.compile(r"[*?[]")
@@ -97,6 +97,9 @@ class Walk:
             status = os.stat(path)  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError:
+            self.passed_over[UNREADABLE] += 1
+            return None
         identity = (status.st_dev, status.st_ino)
         if linked:
             self._visits[identity] += 1
@@ -150,6 +153,9 @@ class Walk:
         try:
             status = entry.stat()
         except FileNotFoundError:
+            return
+        except PermissionError:
+            self.passed_over[UNREADABLE] += 1
             return
         if stat.S_ISREG(status.st_mode):
             self.found[entry.path] = status

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from semdedup_assets.sources.paths import expanded_braces
 from semdedup_assets.sources.reading import source_listing
 from semdedup_assets.storage.files import write_bytes
-from semdedup_assets.storage.walk import HIDDEN, LOOPS, NOWHERE, SPECIAL
+from semdedup_assets.storage.walk import HIDDEN, LOOPS, NOWHERE, SPECIAL, UNREADABLE
 
 
 def written(root: Path, *names: str) -> None:
@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_be_read_is_counted(tmp_path: Path) -> None:
         listing = source_listing(str(tmp_path), (".x",))
     finally:
         (tmp_path / "locked").chmod(0o700)
-    assert (len(listing.files), listing.passed_over) == (1, {"folders that may not be read": 1})
+    assert (len(listing.files), listing.passed_over) == (1, {UNREADABLE: 1})
 
 
 @pytest.mark.parametrize(
