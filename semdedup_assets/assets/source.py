@@ -1,5 +1,6 @@
 """The observed source: which shards there are, and when one has changed."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,13 @@ from semdedup_assets.assets.lost_runs import end_lost_runs
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import ShardIndex
-from semdedup_assets.storage.files import write_bytes
+from semdedup_assets.storage.files import Listing, write_bytes
 from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
 _VERSION = "dagster/data_version"
 _ATTEMPTS = 5
+_REASONS = 20  # for passing names over, that are listed
 _SHARDS = (
     "The source files, joined to shards: one partition a shard, which a file never leaves. Observing lists the files, "
     "registers new shards, and notes which shards have changed (by size and time, or ETag). To make everything, launch the "
@@ -39,9 +41,12 @@ def update_shard_index(context: StageContext) -> ShardIndex:
         FileNotFoundError: the source has no file.
         PermissionError: the store cannot be written.
     """
-    files = context.pipeline.source.files()
+    return _updated_index(context, context.pipeline.source.listing())
+
+
+def _updated_index(context: StageContext, listing: Listing) -> ShardIndex:
     known = context.shard_index
-    updated = known.updated(files, group=context.pipeline.new_shards)
+    updated = known.updated(listing.files, group=context.pipeline.new_shards)
     if updated != known:
         write_bytes(context.layout.shard_index, updated.to_json())
     return updated
@@ -54,21 +59,32 @@ class SourceChanges:
     Attributes:
         shards: fingerprint of each shard that is new or has changed.
         shard_index: version of the set of shards, where one came or vanished.
+        listing: the files, and what was passed over.
     """
 
     shards: dict[str, str]
     shard_index: str | None
+    listing: Listing
 
     def observations(self, builder: AssetBuilder) -> Iterator[dg.AssetObservation]:
         """The same as events for Dagster."""
         for shard, version in self.shards.items():
             yield dg.AssetObservation(builder.source_key("shards"), partition=shard, tags=_version_tag(version))
         if self.shard_index:
-            yield dg.AssetObservation(builder.source_key("shard_index"), tags=_version_tag(self.shard_index))
+            yield dg.AssetObservation(
+                builder.source_key("shard_index"),
+                tags=_version_tag(self.shard_index),
+                metadata=_listing_metadata(self.listing),
+            )
 
     def __str__(self) -> str:
         shards = ", ".join(sorted(self.shards)[:5]) + (", …" if len(self.shards) > 5 else "")
-        return f"{len(self.shards)} shards new or changed" + (f": {shards}" if shards else "")
+        passed_over = Counter(self.listing.passed_over)
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in passed_over.most_common(_REASONS))
+        return (
+            f"{len(self.shards)} shards new or changed{f': {shards}' if shards else ''}; "
+            f"{len(self.listing.files):,} files{f', passed over: {reasons}' if reasons else ''}"
+        )
 
 
 def _version_tag(version: str) -> dict[str, str]:
@@ -81,7 +97,8 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
     Raises:
         FileNotFoundError: the source has no file.
     """
-    index = update_shard_index(builder.context(builder.assets[0]))
+    listing = builder.pipeline.source.listing()
+    index = _updated_index(builder.context(builder.assets[0]), listing)
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -91,6 +108,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
     return SourceChanges(
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
+        listing,
     )
 
 
@@ -167,7 +185,7 @@ def _shards(builder: AssetBuilder) -> dg.SourceAsset:
     def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
         changes = source_changes(builder, context.instance)
         context.log.info(str(changes))
-        for observation in SourceChanges({}, changes.shard_index).observations(builder):
+        for observation in SourceChanges({}, changes.shard_index, changes.listing).observations(builder):
             context.instance.report_runless_asset_event(observation)
         return dg.DataVersionsByPartition(dict(changes.shards))
 
@@ -202,14 +220,23 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
     )
     def source_has_files() -> dg.AssetCheckResult:
         try:
-            files = builder.pipeline.source.files()
-        except OSError as error:
+            listing = builder.pipeline.source.listing()
+        except (OSError, ValueError) as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
-        return dg.AssetCheckResult(
-            passed=True, metadata={"files": len(files), "bytes": sum(file.size for file in files)}
-        )
+        return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files
+
+
+def _listing_metadata(listing: Listing) -> dict[str, Any]:
+    """What a listing of the source found, and what it passed over."""
+    passed_over = Counter(listing.passed_over)
+    return {
+        "files": len(listing.files),
+        "bytes": sum(file.size for file in listing.files),
+        "passed_over": passed_over.total(),
+        "passed_over_reasons": dg.MetadataValue.json(dict(passed_over.most_common(_REASONS))),
+    }
 
 
 def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:

@@ -2,6 +2,7 @@
 
 import json as json_format
 import reprlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,7 +13,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 
 from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile
+from semdedup_assets.sources.reading import IS_LFS_POINTER, LFS_POINTER, InvalidValue, TruncatedFile
 
 TEXT_IS_CARRIED = "column 'text' always holds the item's text; remove it from `columns`"
 
@@ -24,18 +25,6 @@ Columns = Annotated[
         "not fit its type becomes null and is listed; NaN is null.",
     ),
 ]
-
-ItemMib = Annotated[
-    int,
-    Field(
-        ge=1,
-        description="MiB of an item's payload, or of a line or cell, decompressed; larger ones are invalid items, so "
-        "that none takes all memory.",
-    ),
-]
-
-MAX_ITEM_MIB = 256
-"""What `max_item_mib` is by default: far above any picture or book, far below a machine's memory."""
 
 
 def _without_text(columns: dict[str, ColumnType]) -> dict[str, ColumnType]:
@@ -299,6 +288,9 @@ def item_image(content: object) -> bytes:
     if not content:
         message = "empty image: 0 bytes"
         raise InvalidValue(message)
+    if content.startswith(LFS_POINTER):
+        message = IS_LFS_POINTER
+        raise InvalidValue(message)
     return content
 
 
@@ -369,7 +361,7 @@ def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, 
             invalid.append(str(error))
     if txt is not None:
         try:
-            fields = {**fields, "caption": decoded(txt, name="txt").rstrip("\r\n")}
+            fields = {**fields, "caption": decoded(txt.removeprefix(BOM_UTF8), name="txt").rstrip("\r\n")}
         except InvalidValue as error:
             fields = {**fields, "caption": None}
             invalid.append(str(error))

@@ -1,40 +1,48 @@
-import re
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import Columns, ItemFields, field_names, item_image, sidecar_fields
+from semdedup_assets.sources.imagefolder import METADATA, ImageRows, fields_of, image_rows
+from semdedup_assets.sources.paths import escaped, expanded_braces, is_glob
 from semdedup_assets.sources.reading import (
+    IMAGE_SUFFIXES,
+    MAX_ITEM_MIB,
     InvalidValue,
+    ItemMib,
     file_name,
     fixed_roots,
-    is_glob,
     nothing_there,
-    opened,
     path_problem,
-    patterns,
     printable,
+    source_listing,
+    whole_content,
 )
-from semdedup_assets.storage.files import FileStat, filesystem, list_files
+from semdedup_assets.storage.files import FileStat, Listing, file_stat, filesystem, is_local, list_glob
+from semdedup_assets.storage.walk import suffix_of
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SIDECARS = (".txt", ".json")
+_ORPHANS = "captions without an image"
 
 
 class Folder(BaseModel, frozen=True, extra="forbid"):
-    """Images in folders, each a file, with `<stem>.txt` and `<stem>.json` beside them where there are any."""
+    """Images in folders, each a file, with `<stem>.txt`, `<stem>.json` or a line of `metadata.jsonl` where there is one."""
 
     kind: Literal["folder"] = "folder"
     path: str = Field(
         min_length=1,
         description="Folder of images (all below it are taken), a glob, or an fsspec URL of either. On an object "
-        "store every image costs up to three requests: pack them into WebDataset tars there.",
+        "store every image costs several requests: pack them into WebDataset tars there.",
     )
     columns: Columns = {}
+    max_item_mib: ItemMib = MAX_ITEM_MIB
 
     @property
     def content(self) -> Content:
@@ -48,11 +56,11 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
 
     def payload_settings(self) -> dict[str, Any]:
         """The settings that can change which payloads are read."""
-        return self.model_dump(include={"kind"})
+        return self.model_dump(include={"kind", "max_item_mib"})
 
     def item_settings(self) -> dict[str, Any]:
         """The settings that can change keys and columns."""
-        return self.model_dump(include={"kind", "columns"})
+        return self.model_dump(include={"kind", "columns", "max_item_mib"})
 
     def problems(self) -> list[str]:
         """What is wrong with the path as a setting; begins with the setting's name."""
@@ -60,35 +68,47 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
         return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
-        """Every image, by one listing, sorted by path.
+        """The files of `listing`."""
+        return self.listing().files
+
+    def listing(self) -> Listing:
+        """Every image, by one listing, sorted by path; and what was passed over.
 
         Returns:
-            A file's stamp covers the text and JSON beside it, so that a changed caption is a changed file.
+            A file's stamp covers the text and JSON beside it and its line in `metadata.jsonl`, so that a changed
+            caption is a changed file.
 
         Raises:
             FileNotFoundError: there is no image; names the path and the remedy.
+            OSError: a folder cannot be listed, or the store does not answer.
+            ValueError: the path holds a secret, or a `metadata.jsonl` is too large.
         """
-        for pattern in patterns(self.path):
-            if images := _images(pattern):
-                return images
-        raise FileNotFoundError(nothing_there(self.path, _IMAGES))
+        listed = source_listing(self.path, (*IMAGE_SUFFIXES, *_SIDECARS, METADATA))
+        named = {_bare(each) for each in (self.path, *expanded_braces(self.path))}
+        images = [file for file in listed.files if _is_image(file.path) or _bare(file.path) in named]
+        if not images:
+            raise FileNotFoundError(nothing_there(self.path, IMAGE_SUFFIXES, listed.passed_over))
+        beside = {file.path: file for file in [*listed.files, *self._listed_apart(images)]}
+        for image in images:
+            del beside[image.path]
+        stamps = _Stamps(list(beside.values()), self._folders_above)
+        stamped = [replace(image, stamp=" ".join([image.stamp, *stamps.of(image.path)])) for image in images]
+        return Listing(stamped, dict(Counter(listed.passed_over) + stamps.passed_over()))
 
     def read(self, path: str) -> Iterator[Record | Invalid]:
-        """The one image of a file.
+        """The one image of a file; invalid where the file cannot be opened for a reason of its own.
 
         Raises:
-            OSError: the image cannot be opened; names it.
+            OSError: the image vanished, or its store fails; names it.
         """
         key = self._key(path)
-        with opened(path) as stream:
-            content = stream.read()
         try:
-            yield Record(key, item_image(content))
+            yield Record(key, item_image(whole_content(path, self.max_item_mib)))
         except InvalidValue as error:
             yield Invalid(key, str(error))
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
-        """Names in the JSON beside an image, dotted where they are nested, and `caption` where there is a text.
+        """Names in what lies beside an image, dotted where they are nested, and `caption` where there is a text.
 
         Args:
             path: an image.
@@ -98,18 +118,32 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             OSError: one of the files cannot be opened; names it.
         """
         del limit
-        return field_names([sidecar_fields(txt=_beside(path, ".txt"), json=_beside(path, ".json"))[0]])
+        return field_names([self._fields(path)[0]])
 
     def read_items(self, path: str) -> Iterator[Item]:
-        """Key, caption and columns of the one image of a file; reads only the text and JSON beside it.
+        """Key, caption and columns of the one image of a file; reads only what lies beside it.
+
+        A caption is that of the text file, else of the JSON, else of the line in the nearest `metadata.jsonl`.
 
         Raises:
-            OSError: one of them cannot be opened; names it.
+            OSError: one of them cannot be opened for a fault of its store; names it.
         """
-        txt = _beside(path, ".txt")
-        json = _beside(path, ".json") if self.columns or txt is None else None
-        row, invalid = sidecar_fields(txt=txt, json=json)
+        row, invalid = self._fields(path)
         yield self._item_fields.item(row, fallback=self._key(path), invalid_values=invalid)
+
+    def _fields(self, path: str) -> tuple[dict[str, object], list[str]]:
+        """The fields of what lies beside an image, and why some of it cannot be read."""
+        sidecars, invalid = dict[str, bytes](), list[str]()
+        for suffix in _SIDECARS:
+            try:
+                content = self._beside(path, suffix)
+            except InvalidValue as error:
+                invalid.append(f"{suffix[1:]}: {error}")
+                continue
+            if content is not None:
+                sidecars[suffix] = content
+        row, unreadable = sidecar_fields(txt=sidecars.get(".txt"), json=sidecars.get(".json"))
+        return {**self._row_of_metadata(path), **row}, [*invalid, *unreadable]
 
     @property
     def _item_fields(self) -> ItemFields:
@@ -120,33 +154,126 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
         roots = (f"{root.rstrip('/')}/" for root in fixed_roots(self.path))
         return printable(next((name[len(root) :] for root in roots if name.startswith(root)), file_name(name)))
 
+    def _listed_apart(self, images: list[FileStat]) -> Iterator[FileStat]:
+        """What lies beside the images where the path matches images only."""
+        narrow = [each for each in expanded_braces(self.path) if _names_images(each)]
+        if not narrow:
+            return
+        found = {_bare(image.path) for image in images}
+        folders = (
+            escaped(each.rpartition("/")[0]) if _bare(each) in found else each.rpartition("/")[0] for each in narrow
+        )
+        for folder in dict.fromkeys(folders):
+            yield from list_glob(f"{folder}/*" if folder else "*", (*_SIDECARS, METADATA)).files
+        above = dict.fromkeys(folder for image in images for folder in self._folders_above(image.path))
+        yield from filter(None, (file_stat(f"{folder}/{METADATA}") for folder in above))
 
-def _images(pattern: str) -> list[FileStat]:
-    """The images a glob matches, each stamped together with what lies beside it."""
-    listed = list_files(_with_sidecars(pattern))
-    stamps: dict[str, list[str]] = {}
-    for file in listed:
-        stem, _, suffix = file.path.rpartition(".")
-        if f".{suffix}" in _SIDECARS:
-            stamps.setdefault(stem, []).append(f"{suffix}:{file.size}:{file.stamp}")
-    name = file_name(pattern)
-    return [
-        replace(file, stamp=" ".join([file.stamp, *stamps.get(file.path.rpartition(".")[0], [])]))
-        for file in listed
-        if file.path.lower().endswith(_IMAGES) and fnmatchcase(file_name(file.path), name)
-    ]
+    def _folders_above(self, path: str) -> Iterator[str]:
+        """The folder of an image, then those that hold it, up to the source's own."""
+        root = next((root for root in fixed_roots(self.path) if _bare(path).startswith(f"{root.rstrip('/')}/")), None)
+        folder = path.rpartition("/")[0]
+        yield folder
+        while root is not None and _bare(folder).startswith(f"{root.rstrip('/')}/"):
+            folder = folder.rpartition("/")[0]
+            yield folder
+
+    def _row_of_metadata(self, path: str) -> dict[str, object]:
+        for folder in self._folders_above(path):
+            file = file_stat(f"{folder}/{METADATA}")
+            line = image_rows(file).lines.get(path[len(folder) + 1 :]) if file is not None else None
+            if line is not None:
+                return fields_of(line)
+        return {}
+
+    def _beside(self, path: str, suffix: str) -> bytes | None:
+        """The content of the file beside an image, None where there is none; its suffix may be in upper case."""
+        stem, _, own = path.rpartition(".")
+        for name in (f"{stem}{suffix}", _odd_sidecar(stem, suffix, own=own)):
+            try:
+                return whole_content(name, self.max_item_mib) if name else None
+            except FileNotFoundError:
+                continue
+        return None
 
 
-def _with_sidecars(pattern: str) -> str:
-    """The glob that also matches what lies beside the images of a glob."""
-    of_images = is_glob(pattern) or pattern.lower().endswith(_IMAGES)
-    return re.sub(r"\.[^./]*$", ".*", pattern) if of_images else pattern
+def _bare(path: str) -> str:
+    return filesystem(path)[1]
 
 
-def _beside(path: str, suffix: str) -> bytes | None:
-    """The content of the file beside an image, None where there is none."""
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _names_images(path: str) -> bool:
+    """Whether the last part of a path matches no sidecars: it names an image, or a suffix."""
+    return _is_image(path) or (is_glob(file_name(path)) and "." in file_name(path))
+
+
+class _Stamps:
+    """What lies beside images, as parts of their stamps."""
+
+    def __init__(self, files: list[FileStat], folders_above: Callable[[str], Iterator[str]]) -> None:
+        self._sidecars: dict[str, list[str]] = {}
+        self._rows: dict[str, ImageRows] = {}
+        self._folders_above = folders_above
+        self._with_image, self._read = set[str](), Counter[str]()
+        self._others = Counter[str]()
+        for file in files:
+            stem, _, suffix = file.path.rpartition(".")
+            if file_name(file.path) == METADATA:
+                self._rows[file.path.rpartition("/")[0]] = image_rows(file)
+            elif f".{suffix.lower()}" in _SIDECARS:
+                self._sidecars.setdefault(stem, []).append(f"{suffix.lower()}:{file.size}:{file.stamp}")
+            else:
+                self._others[suffix_of(file_name(file.path))] += 1
+
+    def of(self, path: str) -> Iterator[str]:
+        """The stamps of what lies beside an image: the text, the JSON, and its line in the nearest `metadata.jsonl`."""
+        stem = path.rpartition(".")[0]
+        if stem in self._sidecars:
+            self._with_image.add(stem)
+            yield from self._sidecars[stem]
+        for folder in self._folders_above(path) if self._rows else ():
+            line = self._rows[folder].lines.get(path[len(folder) + 1 :]) if folder in self._rows else None
+            if line is not None:
+                self._read[folder] += 1
+                yield f"metadata:{blake2b(line, digest_size=8).hexdigest()}"
+                return
+
+    def passed_over(self) -> Counter[str]:
+        """What has no image, by reason; to be asked after all images."""
+        orphans = sum(len(stamps) for stem, stamps in self._sidecars.items() if stem not in self._with_image)
+        rows = self._rows.items()
+        return self._others + Counter(
+            {
+                _ORPHANS: orphans,
+                f"lines of {METADATA} without an image": sum(len(it.lines) - self._read[folder] for folder, it in rows),
+                f"lines of {METADATA} that cannot be read": sum(it.invalid for _, it in rows),
+            }
+        )
+
+
+def _odd_sidecar(stem: str, suffix: str, *, own: str) -> str | None:
+    """The name of a file beside an image whose suffix is not in lower case; None where there is none.
+
+    On a remote store, where each try is a request, that is the suffix in upper case beside an image in upper case.
+    """
+    if not is_local(stem):
+        return f"{stem}{suffix.upper()}" if own.isupper() else None
+    folder, _, name = _bare(stem).rpartition("/")
     try:
-        with opened(path.rpartition(".")[0] + suffix) as stream:
-            return stream.read()
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116
     except FileNotFoundError:
         return None
+    return _odd_sidecars(folder, changed).get((name, suffix))
+
+
+@lru_cache(maxsize=16)
+def _odd_sidecars(folder: str, changed: int) -> dict[tuple[str, str], str]:
+    """The files of a folder, as it is since a moment, whose suffix is a sidecar's but for its case."""
+    names = ((name, *os.path.splitext(name)) for name in os.listdir(folder))  # noqa: PTH122, PTH208
+    return {
+        (stem, suffix.lower()): f"{folder}/{name}"
+        for name, stem, suffix in names
+        if suffix.lower() in _SIDECARS and suffix not in _SIDECARS
+    }

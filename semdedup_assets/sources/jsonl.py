@@ -11,9 +11,7 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import (
-    MAX_ITEM_MIB,
     ItemFields,
-    ItemMib,
     TextColumns,
     field_names,
     item_text,
@@ -22,8 +20,18 @@ from semdedup_assets.sources.columns import (
     too_large,
 )
 from semdedup_assets.sources.foreign import HEAD, foreign
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, opened, path_problem, source_files
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.sources.reading import (
+    MAX_ITEM_MIB,
+    InvalidValue,
+    ItemMib,
+    TruncatedFile,
+    file_name,
+    opened,
+    path_problem,
+    source_files,
+    source_listing,
+)
+from semdedup_assets.storage.files import FileStat, Listing
 
 _SUFFIXES = tuple(f".{name}{packed}" for name in ("jsonl", "json", "ndjson") for packed in ("", ".gz", ".zst"))
 _CHUNK = 1 << 16
@@ -89,6 +97,10 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
             FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, _SUFFIXES)
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return source_listing(self.path, _SUFFIXES)
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Names in the objects of a file's first lines; dotted where they are nested.

@@ -5,16 +5,23 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import (
-    MAX_ITEM_MIB,
     TEXT_IS_CARRIED,
     Columns,
     ItemFields,
-    ItemMib,
     check_item_size,
     item_image,
     item_text,
 )
-from semdedup_assets.sources.reading import InvalidValue, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.reading import (
+    MAX_ITEM_MIB,
+    InvalidValue,
+    ItemMib,
+    file_name,
+    opened,
+    path_problem,
+    source_files,
+    source_listing,
+)
 from semdedup_assets.sources.tables import (
     FieldPath,
     ParquetTable,
@@ -26,7 +33,7 @@ from semdedup_assets.sources.tables import (
     parquet_table,
     table_rows,
 )
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.files import FileStat, Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,6 +110,10 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             FileNotFoundError: there is none; names the path and the remedy.
         """
         return source_files(self.path, PARQUET)
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return source_listing(self.path, PARQUET)
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Columns of a file, and fields of its structs by dotted names.

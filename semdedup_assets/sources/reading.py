@@ -1,20 +1,38 @@
 """Finding and opening the files of a source."""
 
-import glob
-import re
-from collections.abc import Iterator, Sequence
+import errno
+import io
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any, cast
 
 from fsspec import available_protocols
 from fsspec.registry import registry
-from fsspec.utils import get_protocol
 from pydantic import Field
 
-from semdedup_assets.storage.files import FileStat, filesystem, list_files, open_file
+from semdedup_assets.sources.paths import expanded_braces, is_glob, is_http, secret_problem
+from semdedup_assets.sources.web import CONNECTIONS, opened_url, web_listing
+from semdedup_assets.storage.files import (
+    FileStat,
+    Listing,
+    file_stat,
+    filesystem,
+    is_chained,
+    is_folder,
+    is_local,
+    list_below,
+    list_glob,
+    open_file,
+    protocol_of,
+)
+from semdedup_assets.storage.walk import literal
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
@@ -23,18 +41,28 @@ IMAGE_SUFFIXES = (
 """Suffixes of images in lower case, for folders and tars alike, the one that a sample of several images takes first."""
 
 MAX_ITEM_MIB = 256
-ItemBytes = Annotated[
+"""What `max_item_mib` is by default: far above any picture or book, far below a machine's memory."""
+
+ItemMib = Annotated[
     int,
     Field(
-        gt=0,
-        description="Most mebibytes of one item: what is larger is invalid, and is never read into memory.",
+        ge=1,
+        description="MiB of an item's payload, or of a line, cell or sample, decompressed; a larger one is an invalid item "
+        "and is never held in memory.",
     ),
 ]
-"""The setting `max_item_mib` of every source; its default is `MAX_ITEM_MIB`."""
+"""The setting `max_item_mib` of every source."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+IS_LFS_POINTER = "git-lfs pointer, not the file: run `git lfs pull`"
 
 _MESSAGE = 500  # characters
-
-_MAGIC = re.compile(r"[*?[]")
+_BUFFER = 1 << 16
+_PIECE = 1 << 20
+# Why a file cannot be opened though it is there and its disk works.
+_OWN_REASONS = {
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENOTDIR,
+}  # fmt: skip
 _LISTED = 1000  # names that are compared with a missing one
 
 
@@ -74,57 +102,89 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def is_glob(name: str) -> bool:
-    """Whether a name has a wildcard."""
-    return _MAGIC.search(name) is not None
-
-
-def patterns(path: str) -> list[str]:
-    """The globs a source's path may stand for, the most likely first: itself, its literal name, all below it."""
-    path = path.rstrip("/") or "/"
-    protocol, separator, name = path.rpartition("://")
-    literal = f"{protocol}{separator}{glob.escape(name)}"
-    return list(dict.fromkeys([path, literal, f"{literal}/**"]))
-
-
 def fixed_roots(path: str) -> list[str]:
     """The folders below which a path's files may lie, as their file system formats them, the most likely first."""
     _, name = filesystem(path.rstrip("/") or "/")
     parts = name.split("/")
-    fixed = next((i for i, part in enumerate(parts) if is_glob(part)), len(parts))
-    return [name, "/".join(parts[:fixed])]
+    chosen = (place for place, part in enumerate(parts) if "{" in part or literal(part) is None)
+    return [name, "/".join(parts[: next(chosen, len(parts))])]
 
 
 def source_files(path: str, suffixes: tuple[str, ...]) -> list[FileStat]:
-    """The files of a source, by one listing of its path.
+    """The files of `source_listing`."""
+    return source_listing(path, suffixes).files
+
+
+def source_listing(path: str, suffixes: tuple[str, ...]) -> Listing:
+    """The files of a source, and what was passed over.
 
     Args:
-        path: a file, taken whatever its suffix; or a folder or glob, of which those of fitting suffix are taken.
+        path: a file, taken whatever its suffix; or a folder or glob, of which those of fitting suffix are taken. What
+            has the literal name comes first; then braces stand for several paths, and wildcards match.
         suffixes: lower-case suffixes, each with its dot.
 
     Returns:
         At least one file; sorted by path.
 
     Raises:
-        FileNotFoundError: nothing matches; names the path and what would.
+        FileNotFoundError: nothing matches, or not each of the braces' paths; names the path and the remedy.
+        OSError: a folder cannot be listed, or the store does not answer.
+        ValueError: the path holds a secret, or its braces stand for too many paths.
     """
-    for pattern in patterns(path):
-        found = list_files(pattern)
-        if is_glob(file_name(pattern)):
-            found = [file for file in found if file.path.lower().endswith(suffixes)]
-        if found:
-            return found
-    raise FileNotFoundError(nothing_there(path, suffixes))
+    paths = _alternatives(path)
+    if len(paths) > 1 and not is_local(paths[0]):
+        # Each is a request.
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            listings = list(pool.map(lambda each: _listing(each, suffixes), paths))
+    else:
+        listings = [_listing(each, suffixes) for each in paths]
+    passed_over = Counter[str]()
+    for listing in listings:
+        passed_over.update(listing.passed_over)
+    missing = [each for each, listing in zip(paths, listings, strict=True) if not listing.files]
+    if len(missing) == len(paths):
+        raise FileNotFoundError(nothing_there(path, suffixes, passed_over))
+    if missing:
+        message = (
+            f"{path}: nothing is there for {len(missing):,} of the {len(paths):,} paths that its braces stand for: "
+            f"{some(missing)}; restore them, or narrow the braces"
+        )
+        raise FileNotFoundError(message)
+    files = {file.path: file for listing in listings for file in listing.files}
+    return Listing([files[name] for name in sorted(files)], dict(passed_over))
 
 
-def nothing_there(path: str, suffixes: tuple[str, ...]) -> str:
+def _alternatives(path: str) -> list[str]:
+    """The paths that a source's path stands for: itself where it is there, else those of its braces."""
+    if problem := secret_problem(path):
+        raise ValueError(problem)
+    if "{" not in path or file_stat(path) is not None or is_folder(path):
+        return [path]
+    return expanded_braces(path)
+
+
+def _listing(path: str, suffixes: tuple[str, ...]) -> Listing:
+    if is_http(path):
+        return web_listing(path, suffixes)
+    path = path.rstrip("/") or "/"
+    if (file := file_stat(path)) is not None:
+        return Listing([file], {})
+    if is_folder(path):
+        return list_below(path, suffixes)
+    return list_glob(path, suffixes) if is_glob(path) else Listing([], {})
+
+
+def nothing_there(path: str, suffixes: tuple[str, ...], passed_over: Mapping[str, int]) -> str:
     """Why a listing came back empty, and the remedy."""
     missing = _missing_folder(path)
     if missing is not None:
         return f"{path}: {missing}"
-    return (
-        f"{path}: no file here ends in {' '.join(suffixes)}; set `path` to a file, to a folder that holds "
-        "such files, to a glob (`/**` for all below a folder), or to a URL such as s3://bucket/folder"
+    passed = ", ".join(f"{count:,} × {reason}" for reason, count in Counter(passed_over).most_common(5))
+    on_the_web = " (a web server needs an index page for a folder or glob; braces such as {000..127} need none)"
+    return shortened(
+        f"{path}: no file here ends in {' '.join(suffixes)}{f'; passed over: {passed}' if passed else ''}; set "
+        "`path` to a file, to a folder that holds such files, to a glob (`/**` for all below a folder), or to a URL such "
+        f"as s3://bucket/folder{on_the_web if is_http(path) else ''}"
     )
 
 
@@ -133,17 +193,25 @@ def path_problem(path: str) -> str | None:
 
     A path without files is no problem: a machine that only loads the code location has no data.
     """
-    protocol = get_protocol(path)
+    if problem := secret_problem(path):
+        return problem
+    if is_chained(path):
+        return f"{path}: fsspec's chained file systems are not read; give the store's own URL, and unpack archives"
+    protocol = protocol_of(path)
     known = {*available_protocols(), *registry}
-    if protocol in known:
-        return None
-    near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
-    return f"{path}: no file system is called {protocol!r}; near names: {near}"
+    if protocol not in known:
+        near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
+        return f"{path}: no file system is called {protocol!r}; near names: {near}"
+    try:
+        expanded_braces(path)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _missing_folder(path: str) -> str | None:
     """Which part of a local path does not exist, with near names; None where its folder is there, or it is a URL."""
-    if get_protocol(path) not in ("file", "local"):
+    if protocol_of(path) not in ("file", "local"):
         return None
     whole, folder = (Path(root or "/") for root in fixed_roots(path))
     try:
@@ -164,17 +232,137 @@ def _missing(folder: Path) -> str:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
+def opened(path: str, *, seekable: bool = False) -> Iterator[IO[bytes]]:
     """Open a source file as a stream of bytes.
 
+    Args:
+        path: local path or URL.
+        seekable: whether the reader jumps back and forth; a stream of a web server then costs more.
+
     Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be opened; names the path and the remedy.
+        FileNotFoundError, PermissionError, OSError: it cannot be opened, or later be read; has a number (`errno`) and
+            names the path and the remedy.
     """
     try:
-        stream = open_file(path)
-    except OSError as error:
-        kind = type(error) if type(error) in (FileNotFoundError, PermissionError) else OSError
-        message = f"{path}: cannot be opened ({error}); check that it is there and may be read, then observe the shards"
-        raise kind(message) from error
+        stream = _opened_local(filesystem(path)[1]) if is_local(path) else _Remote.opened(path, seekable=seekable)
+    except (ImportError, ValueError):
+        raise
+    except Exception as cause:
+        raise _cannot_be_opened(path, cause) from cause
     with stream:
         yield stream
+
+
+def whole_content(path: str, max_mib: int) -> bytes:
+    """The content of a file that is one item, or a part of one.
+
+    Raises:
+        InvalidValue: it is larger than the bound, or it cannot be opened for a reason of its own: its permissions, a
+            link that leads nowhere, no file.
+        OSError: it vanished since it was listed, or its store fails; names it.
+    """
+    try:
+        with opened(path) as stream:
+            return bounded_content(stream, max_mib)
+    except OSError as error:
+        name = filesystem(path)[1]
+        if not is_local(path) or not (error.errno in _OWN_REASONS or os.path.islink(name)):  # noqa: PTH114
+            raise
+        message = f"cannot be opened ({os.strerror(error.errno or 0)})"
+        raise InvalidValue(message) from error
+
+
+def bounded_content(stream: IO[bytes], max_mib: int) -> bytes:
+    """The rest of a stream.
+
+    Raises:
+        InvalidValue: it is larger than the bound; not all of it is read.
+    """
+    most, content = max_mib << 20, bytearray()
+    while piece := stream.read(min(_PIECE, most + 1 - len(content))):
+        content += piece
+        if len(content) > most or (len(content) == len(piece) and _size(stream) > most):
+            raise InvalidValue(too_large(max(len(content), _size(stream)), max_mib))
+    return bytes(content)
+
+
+def _size(stream: IO[bytes]) -> int:
+    """Bytes of a local file, 0 of another."""
+    try:
+        return os.fstat(stream.fileno()).st_size
+    except OSError:
+        return 0
+
+
+def too_large(size: int, max_mib: int, *, name: str = "") -> str:
+    """Why an item is invalid that exceeds the setting `max_item_mib`."""
+    return f"{name}{size:,} bytes or more exceed max_item_mib ({max_mib} MiB); raise it, or make the item smaller"
+
+
+def _opened_local(name: str) -> IO[bytes]:
+    # Without the flag, a pipe would wait for its writer.
+    descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        reason = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(reason, "is a folder" if stat.S_ISDIR(kind) else "is neither file nor folder")
+    return os.fdopen(descriptor, "rb")
+
+
+def _cannot_be_opened(path: str, cause: Exception) -> OSError:
+    kinds: dict[type[OSError], int] = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
+    kind = next((kind for kind in kinds if isinstance(cause, kind)), OSError)
+    error = kind(f"{path}: cannot be opened ({cause}); check that it is there and may be read, then observe the shards")
+    # As an argument it would stand before the message.
+    error.errno = getattr(cause, "errno", None) or kinds.get(kind, errno.EIO)
+    return error
+
+
+class _Remote(io.RawIOBase):
+    """A stream of a remote file: what fails is an `OSError` with a number, whatever library reports it."""
+
+    def __init__(self, stream: Any, path: str) -> None:
+        self._stream, self._path = stream, path
+
+    @classmethod
+    def opened(cls, path: str, *, seekable: bool) -> IO[bytes]:
+        stream = opened_url(path, seekable=seekable) if is_http(path) else open_file(path)
+        return cast("IO[bytes]", io.BufferedReader(cls(stream, path), _BUFFER))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        # A stream of a web server says that it is, and fails.
+        return bool(self._stream.seekable()) and getattr(self._stream, "size", 0) is not None
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        with self._faults():
+            content = self._stream.read(len(target))
+        target[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with self._faults():
+            return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as cause:
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise
+            error = OSError(f"{self._path}: cannot be read further ({type(cause).__name__}: {cause})")
+            error.errno = errno.EIO
+            raise error from cause

@@ -63,7 +63,7 @@ def parquet_table(path: str) -> Iterator[ParquetTable]:
         TruncatedFile: its footer cannot be read; names the file, and what it is instead where that is known.
         OSError: it cannot be opened; names it.
     """
-    with opened(path) as stream:
+    with opened(path, seekable=True) as stream:
         try:
             with _damage_named(path, "its footer"):
                 file = _parquet_file(stream, None)

@@ -11,11 +11,21 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, VectorBatch
-from semdedup_assets.sources.columns import MAX_ITEM_MIB, Columns, ItemFields, ItemMib, check_item_size
+from semdedup_assets.sources.columns import Columns, ItemFields, check_item_size
 from semdedup_assets.sources.foreign import HEAD, foreign
 from semdedup_assets.sources.pairing import paired
 from semdedup_assets.sources.parquet import PARQUET
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, file_name, opened, path_problem, source_files
+from semdedup_assets.sources.reading import (
+    MAX_ITEM_MIB,
+    InvalidValue,
+    ItemMib,
+    TruncatedFile,
+    file_name,
+    opened,
+    path_problem,
+    source_files,
+    source_listing,
+)
 from semdedup_assets.sources.tables import (
     ParquetTable,
     batches,
@@ -27,7 +37,7 @@ from semdedup_assets.sources.tables import (
     parquet_table,
     table_rows,
 )
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.files import FileStat, Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,6 +116,10 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
         return [
             replace(array, stamp=f"{array.stamp} metadata:{table.size}:{table.stamp}") for array, table in self._pairs()
         ]
+
+    def listing(self) -> Listing:
+        """The files, and what was passed over; raises as `files` does."""
+        return replace(source_listing(self.path, (*PARQUET, *ARRAYS)), files=self.files())
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Columns of a file, or of the metadata paired with it, and fields of their structs by dotted names.
@@ -393,7 +407,8 @@ def _opened_array(path: str, most_mib: int) -> Iterator[_Array]:
         TruncatedFile: its head, or the list of an .npz file's arrays, cannot be read; names the file.
         ValueError: not one two-dimensional array of floats, row after row; names the file and what it is.
     """
-    with opened(path) as stream:
+    # The list of an archive's files stands at its end.
+    with opened(path, seekable=not path.lower().endswith(".npy")) as stream:
         try:
             if path.lower().endswith(".npy"):
                 yield _array(path, stream, _size(stream, path), most_mib)

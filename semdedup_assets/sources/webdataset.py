@@ -1,30 +1,42 @@
+import posixpath
 import re
-import tarfile
 from collections.abc import Container, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
 from semdedup_assets.sources.columns import Columns, ItemFields, field_names, item_image, sidecar_fields
 from semdedup_assets.sources.reading import (
+    IMAGE_SUFFIXES,
+    MAX_ITEM_MIB,
     InvalidValue,
+    ItemMib,
     TruncatedFile,
-    file_name,
     opened,
     path_problem,
     printable,
-    source_files,
+    shortened,
+    some,
+    source_listing,
+    too_large,
 )
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.sources.tar_members import BadEndError, DamagedTarError, Tar, TarMember
+from semdedup_assets.storage.files import FileStat, Listing
 
-_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _SIDECARS = ("txt", "json")
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif")
+_IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 # Names that the `webdataset` package takes for a sample's file; hidden files and those without a suffix are none.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-_BUFFER = 1 << 20
+# Folders of tools, such as `.ipynb_checkpoints`; `./` is none.
+_HIDDEN_FOLDER = re.compile(r"(^|/)(\.[^./][^/]*|__MACOSX)/", re.DOTALL)
+_MOST_FILES = 1000  # of a sample
+_REMEMBERED = 500_000  # keys
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -35,10 +47,11 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["webdataset"] = "webdataset"
     path: str = Field(
         min_length=1,
-        description="A tar (plain, .gz, .bz2 or .xz), a folder of them (all below it are taken), a glob, "
+        description="A tar (plain, .gz, .bz2, .xz or .zst), a folder of them (all below it are taken), a glob, "
         "or an fsspec URL of any of these.",
     )
     columns: Columns = {}
+    max_item_mib: ItemMib = MAX_ITEM_MIB
 
     @property
     def content(self) -> Content:
@@ -52,11 +65,11 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
 
     def payload_settings(self) -> dict[str, Any]:
         """The settings that can change which payloads are read."""
-        return self.model_dump(include={"kind"})
+        return self.model_dump(include={"kind", "max_item_mib"})
 
     def item_settings(self) -> dict[str, Any]:
         """The settings that can change keys and columns."""
-        return self.model_dump(include={"kind", "columns"})
+        return self.model_dump(include={"kind", "columns", "max_item_mib"})
 
     def problems(self) -> list[str]:
         """What is wrong with the path as a setting; begins with the setting's name."""
@@ -64,24 +77,28 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
         return [f"path: {problem}"] if problem else []
 
     def files(self) -> list[FileStat]:
-        """Every tar, sorted by path.
+        """The files of `listing`."""
+        return self.listing().files
+
+    def listing(self) -> Listing:
+        """Every tar, sorted by path; and what was passed over.
 
         Raises:
             FileNotFoundError: there is none; names the path and the remedy.
+            OSError: a folder cannot be listed, or the store does not answer.
+            ValueError: the path holds a secret.
         """
-        return source_files(self.path, _TARS)
+        return source_listing(self.path, _TARS)
 
     def read(self, path: str) -> Iterator[Record | Invalid]:
-        """The image of every sample of a tar, in its order; at the end one `Invalid` where the tar is cut off.
+        """The image of every sample of a tar, in its order.
 
         Raises:
-            OSError: the tar cannot be opened; names it.
+            TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
+            OSError: the tar cannot be opened or read; names it.
         """
-        try:
-            for key, members in _samples(path, _IMAGES):
-                yield _record(printable(key), members)
-        except TruncatedFile as cut:
-            yield Invalid(file_name(path), str(cut))
+        for sample in _samples(path, _IMAGES, self.max_item_mib):
+            yield sample.record(self.max_item_mib)
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Names in the JSON of a tar's first samples, dotted where they are nested, and `caption` where there is a text.
@@ -94,110 +111,233 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
             TruncatedFile: the tar is cut off or damaged within these samples; names it.
             OSError: the tar cannot be opened; names it.
         """
-        members = (found for _, found in islice(_samples(path, _SIDECARS), limit))
-        return field_names(sidecar_fields(txt=each.get("txt"), json=each.get("json"))[0] for each in members)
+        samples = islice(_samples(path, _SIDECARS, self.max_item_mib), limit)
+        found = (each.members for each in samples)
+        return field_names(sidecar_fields(txt=each.get("txt"), json=each.get("json"))[0] for each in found)
 
     def read_items(self, path: str) -> Iterator[Item]:
-        """Key, caption and columns of every sample of a tar, and of the whole tar where it is cut off.
-
-        Skips the images.
+        """Key, caption and columns of every sample of a tar. Skips the images.
 
         Raises:
-            OSError: the tar cannot be opened; names it.
+            TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
+            OSError: the tar cannot be opened or read; names it.
         """
         fields = self._item_fields
-        try:
-            for key, members in _samples(path, _SIDECARS):
-                row, invalid = sidecar_fields(txt=members.get("txt"), json=members.get("json"))
-                yield fields.item(row, fallback=printable(key), invalid_values=invalid)
-        except TruncatedFile as cut:
-            yield fields.without_values(Invalid(file_name(path), str(cut)))
+        for sample in _samples(path, _SIDECARS, self.max_item_mib):
+            row, invalid = sidecar_fields(txt=sample.members.get("txt"), json=sample.members.get("json"))
+            reasons = [f"{suffix}: {sample.problems[suffix]}" for suffix in _SIDECARS if suffix in sample.problems]
+            split = [sample.split] if sample.split and sample.image is not None else []
+            yield fields.item(row, fallback=printable(sample.key), invalid_values=[*reasons, *invalid, *split])
 
     def samples(self, path: str) -> Iterator[Sample]:
         """The raw content of every sample of a tar, in its order: key, and bytes by suffix in lower case.
 
-        A key that comes again later, or a repeated suffix, starts a sample of its own. Links have no
-        bytes. The last sample before the tar is cut off is excluded, since more of it may be missing; but not
-        where the tar only lacks its end marker.
+        A key that comes again later, or a repeated suffix, starts a sample of its own. Links have the bytes of the
+        earlier member that they lead to, if they can be found; samples that exceed a bound have none. The last sample
+        before the tar is cut off is excluded, since more of it may be missing; but not where the tar only lacks its
+        end marker.
 
         Raises:
-            TruncatedFile: the tar is cut off or damaged; names it and the last sample that was started.
-            OSError: the tar cannot be opened; names it.
+            TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
+            OSError: the tar cannot be opened or read; names it.
         """
-        return _samples(path, None)
+        for sample in _samples(path, None, self.max_item_mib):
+            yield sample.key, sample.members if sample.is_within(self.max_item_mib) else {}
 
     @property
     def _item_fields(self) -> ItemFields:
         return ItemFields(None, self.columns, automatic=("caption", "url"))
 
 
-def _record(key: str, members: dict[str, bytes]) -> Record | Invalid:
-    image = next((suffix for suffix in _IMAGES if suffix in members), None)
-    if image is None:
-        return Invalid(key, f"no image: none of {' '.join(_IMAGES)} among its files ({' '.join(members)})")
-    try:
-        return Record(key, item_image(members[image]))
-    except InvalidValue as error:
-        return Invalid(key, str(error))
+@dataclass(slots=True)
+class _Sample:
+    """The files of a key that follow each other.
+
+    Attributes:
+        members: content by suffix, empty where it was not asked for.
+        problems: by suffix, why a file has no content.
+        files: how many there are; beyond the bound they are only counted.
+        size: bytes of all of them.
+        split: why some of it is missing here, empty where nothing shows that.
+    """
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    files: int = 0
+    size: int = 0
+    split: str = ""
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Of its files, those that have no content included; in no particular order."""
+        return [*self.members, *(suffix for suffix in self.problems if suffix not in self.members)]
+
+    @property
+    def image(self) -> str | None:
+        """The suffix of its image."""
+        return next((suffix for suffix in _IMAGES if suffix in self.members or suffix in self.problems), None)
+
+    def has(self, suffix: str) -> bool:
+        """Whether one of its files has a suffix."""
+        return suffix in self.members or suffix in self.problems
+
+    def is_within(self, max_mib: int) -> bool:
+        """Whether it has no more files and bytes than a sample may have."""
+        return self.files <= _MOST_FILES and self.size <= max_mib << 20
+
+    def record(self, max_mib: int) -> Record | Invalid:
+        """Its image, or why it has none that can be used."""
+        key, image = printable(self.key), self.image
+        if self.files > _MOST_FILES or image is None:
+            return Invalid(key, shortened(self._without_image()))
+        if self.size > max_mib << 20:
+            return Invalid(key, too_large(self.size, max_mib, name=f"sample of {self.files:,} files: "))
+        if image in self.problems:
+            return Invalid(key, shortened(f"{image}: {self.problems[image]}"))
+        try:
+            return Record(key, item_image(self.members[image]))
+        except InvalidValue as error:
+            return Invalid(key, str(error))
+
+    def _without_image(self) -> str:
+        if self.split:
+            return self.split
+        names = [printable(suffix) for suffix in self.suffixes]
+        found = some(names) if self.files <= len(names) else f"{', '.join(names[:3])} and {self.files - 3:,} more"
+        reason = f"no image among its {self.files:,} file{'s' * (self.files > 1)} ({found})"
+        if self.files > _MOST_FILES:
+            reason = f"{self.files:,} files, of which a sample may have {_MOST_FILES:,} ({found})"
+        if any(f".{suffix}".lower().endswith(IMAGE_SUFFIXES) for suffix in names):
+            return f"{reason}: WebDataset ends a key at the first dot of a file's name; rename the files"
+        return f"{reason}; images end in {' '.join(_IMAGES)}"
 
 
-def _samples(path: str, wanted: Container[str] | None) -> Iterator[Sample]:
+def _samples(path: str, wanted: Container[str] | None, max_mib: int) -> Iterator[_Sample]:
     """The samples of a tar, as `WebDataset.samples` describes them.
 
     Args:
         path: the tar.
         wanted: suffixes whose content is read, None for all; the other members are empty.
+        max_mib: bound on a sample.
     """
-    sample: Sample | None = None
-    try:
-        for key, suffix, content in _members(path):
-            if sample is None or sample[0] != key or suffix in sample[1]:
-                if sample is not None:
-                    yield sample  # before the content of the next one, which may be cut off
-                sample = (key, {})
-            if content is not None:
-                sample[1][suffix] = content.read() if wanted is None or suffix in wanted else b""
-    except (tarfile.TarError, EOFError) as error:
-        if sample is not None and isinstance(error, _Unterminated):
-            yield sample
-        location = f"in or after sample {sample[0]!r}" if sample else "at its head"
-        message = f"{path}: cut off or damaged {location}: {error}"
-        raise TruncatedFile(message) from error
-    if sample is not None:
-        yield sample
-
-
-class _Unterminated(tarfile.ReadError):
-    """A tar ends after a member, without the zeros of its end marker."""
-
-
-class _Header(tarfile.TarInfo):
-    """A member's header; raises where `tarfile` takes a missing or damaged one for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        if not buf:
-            message = "it ends without the end-of-archive marker"
-            raise _Unterminated(message)
+    sample: _Sample | None = None
+    count, keys = 0, _Keys()
+    with opened(path) as stream:
         try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise
-            message = f"{error} where a member should start"
-            raise tarfile.ReadError(message) from error
+            tar = Tar(stream)
+            contents = _Contents(tar, path, max_mib)
+            for member in tar:
+                parts = _MEMBER.fullmatch(member.name)
+                if parts is None or member.kind == "other" or _HIDDEN_FOLDER.search(member.name):
+                    continue
+                key, suffix = parts[1], parts[2].lower()
+                if sample is None or sample.key != key or sample.has(suffix):
+                    if sample is not None:
+                        count += 1
+                        yield keys.checked(sample)  # before the content of the next one, which may be cut off
+                    sample = _Sample(key)
+                contents.add(sample, suffix, member, is_wanted=wanted is None or suffix in wanted)
+        except DamagedTarError as error:
+            if sample is not None and isinstance(error, BadEndError):
+                count += 1
+                yield keys.checked(sample)
+            location = f" in or after sample {printable(sample.key)!r}" if sample else ""
+            message = f"{path}: cut off or damaged{location}: {error}; {count:,} samples were read"
+            raise TruncatedFile(shortened(message)) from error
+    if sample is not None:
+        yield keys.checked(sample)
 
 
-def _members(path: str) -> Iterator[tuple[str, str, IO[bytes] | None]]:
-    """Key, suffix and content of every file in a tar, None for a link's content; to be read before the next."""
-    with (
-        opened(path) as stream,
-        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, bufsize=_BUFFER) as tar,
-    ):
-        # Opening reads the first member; of an archive without one, Python 3.10 would then seek backwards.
-        empty = getattr(tar, "firstmember", None) is None
-        while not empty and (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # the list would grow with the archive
-            parts = _MEMBER.fullmatch(member.name)
-            if parts is not None and not member.isdir():
-                yield parts[1], parts[2].lower(), tar.extractfile(member) if member.isreg() else None
+class _Keys:
+    """Which keys had an image, and which had none: their files may lie apart from each other."""
+
+    def __init__(self) -> None:
+        self._seen: dict[bool, set[int]] = {True: set(), False: set()}
+
+    def checked(self, sample: _Sample) -> _Sample:
+        """A sample, marked where the rest of its key came before."""
+        has_image, key = sample.image is not None, hash(sample.key)
+        if key in self._seen[not has_image] and not (has_image and any(map(sample.has, _SIDECARS))):
+            sample.split = (
+                f"sample split: the files of key {printable(sample.key)!r} are not next to each other; sort the tar's "
+                "members by name (`tar --sort=name`)"
+            )
+        if len(self._seen[has_image]) < _REMEMBERED:
+            self._seen[has_image].add(key)
+        return sample
+
+
+class _Contents:
+    """Adds members to samples, with their content where it is wanted and within bounds."""
+
+    def __init__(self, tar: Tar, path: str, max_mib: int) -> None:
+        self._tar, self._path, self._max_mib = tar, path, max_mib
+
+    def add(self, sample: _Sample, suffix: str, member: TarMember, *, is_wanted: bool) -> None:
+        """Add a member to its sample."""
+        sample.files += 1
+        if sample.files > _MOST_FILES:
+            if sample.files == _MOST_FILES + 1:
+                sample.members = dict.fromkeys(sample.members, b"")
+            return
+        try:
+            found = self._found(member)
+            sample.size += found.size
+            if found.size > self._max_mib << 20:
+                raise InvalidValue(too_large(found.size, self._max_mib))
+        except InvalidValue as error:
+            sample.problems[suffix] = str(error)
+            return
+        if sample.size > self._max_mib << 20 and suffix not in _SIDECARS:
+            # The whole sample is invalid: only its caption and columns are listed.
+            sample.members |= dict.fromkeys(sample.members.keys() - set(_SIDECARS), b"")
+            is_wanted = False
+        sample.members[suffix] = self._content(found, is_linked=found is not member) if is_wanted else b""
+
+    def _found(self, member: TarMember) -> TarMember:
+        """The member that holds the content of a member.
+
+        Raises:
+            InvalidValue: it is a link that leads to no member.
+        """
+        if member.kind == "symbolic link":
+            message = f"a symbolic link to {printable(member.target)!r}; pack files, not links (`tar --dereference`)"
+            raise InvalidValue(message)
+        return self._target(member) if member.kind == "hard link" else member
+
+    def _content(self, found: TarMember, *, is_linked: bool) -> bytes:
+        if not is_linked:
+            return self._tar.content(found)
+        with opened(self._path) as stream:
+            stream.seek(found.offset)
+            return stream.read(found.size)
+
+    def _target(self, link: TarMember) -> TarMember:
+        """The earlier member that a hard link stands for."""
+        found = self._targets.get(posixpath.normpath(link.target))
+        if found is not None and found.offset < link.offset:
+            return found
+        reason = "which is not among the members before it"
+        if not self._tar.is_seekable:
+            reason = "which cannot be read again in a compressed or streamed tar"
+        message = f"a hard link to {printable(link.target)!r}, {reason}; pack it with `tar --hard-dereference`"
+        raise InvalidValue(message)
+
+    @cached_property
+    def _targets(self) -> dict[str, TarMember]:
+        """What the tar's hard links lead to, by name; found by reading its headers again."""
+        if not self._tar.is_seekable:
+            return {}
+        names = {member.target for member in self._members() if member.kind == "hard link"}
+        names = {posixpath.normpath(name) for name in names}
+        return {
+            name: member
+            for member in self._members()
+            if member.kind == "file" and member.sparse is None and (name := posixpath.normpath(member.name)) in names
+        }
+
+    def _members(self) -> Iterator[TarMember]:
+        """The members up to where the tar is damaged, which the caller finds by itself."""
+        with opened(self._path) as stream, suppress(DamagedTarError):
+            yield from Tar(stream)

@@ -1,9 +1,11 @@
 """Files on a local path or any fsspec URL, read and written the same way."""
 
 import contextlib
+import errno
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +15,9 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
+from fsspec.utils import get_protocol
+
+from semdedup_assets.storage import walk
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that was being written when its process was ended."""
@@ -35,8 +40,28 @@ class FileStat:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path as that file system writes it."""
+    if "::" in path and not is_chained(path):
+        # fsspec would take `a::b.jpg` for a file of one file system inside another.
+        protocol = protocol_of(path)
+        fs_class = fsspec.get_filesystem_class(protocol)
+        fs = fsspec.filesystem(protocol, **fs_class._get_kwargs_from_urls(path))
+        return fs, str(fs_class._strip_protocol(path))
     fs, name = fsspec.core.url_to_fs(path)
     return fs, str(name)
+
+
+def protocol_of(path: str) -> str:
+    """The name of a path's file system, `file` for local ones."""
+    if "::" not in path or is_chained(path):
+        return str(get_protocol(path))
+    head, separator, _ = path.partition("://")
+    return head if separator and "::" not in head else "file"
+
+
+def is_chained(path: str) -> bool:
+    """Whether a path is a chain of fsspec's file systems, such as `simplecache::s3://bucket/a.tar`."""
+    head, separator, _ = path.partition("::")
+    return bool(separator) and head.partition("://")[0] in _WRAPPERS and not os.path.lexists(path)
 
 
 def is_local(path: str) -> bool:
@@ -56,27 +81,169 @@ def exists(path: str) -> bool:
     return bool(fs.exists(name))
 
 
+_WRAPPERS = {
+    "blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip",
+}  # fmt: skip
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created")
+
+
 def _stat(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> FileStat:
-    stamp = next(
-        (str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(name)), ""
-    )
+    stamp = next((str(info[name]) for name in _STAMPS if info.get(name)), "")
     local = isinstance(fs, LocalFileSystem)
-    return FileStat(info["name"] if local else fs.unstrip_protocol(info["name"]), int(info["size"]), stamp.strip('"'))
+    return FileStat(
+        info["name"] if local else fs.unstrip_protocol(info["name"]), int(info["size"] or 0), stamp.strip('"')
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a listing shows.
+
+    Attributes:
+        files: sorted by path.
+        passed_over: by reason, how many names are none of them: hidden ones, other suffixes, links that lead nowhere.
+    """
+
+    files: list[FileStat]
+    passed_over: dict[str, int]
+
+
+def file_stat(path: str) -> FileStat | None:
+    """A file under its literal name; None where there is none.
+
+    Raises:
+        OSError: the file system cannot be asked, or does not answer as it should.
+    """
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        walked = walk.Walk(None)
+        walked.add_named(name)
+        return next((_local_stat(*found) for found in walked.found.items()), None)
+    fs.invalidate_cache()
+    try:
+        info = fs.info(name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # fsspec calls a web server's every failure a missing file.
+        if error.__cause__ is not None and getattr(error.__cause__, "status", None) not in (404, 410):
+            message = f"{path}: its server does not answer as it should ({error.__cause__})"
+            raise OSError(errno.EIO, message) from error
+        return None
+    return _stat(fs, info) if info["type"] == "file" else None
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder under its literal name."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return os.path.isdir(name)  # noqa: PTH112  # fsspec takes a name that is not UTF-8 for none
+    return bool(fs.isdir(name))
 
 
 def list_files(pattern: str) -> list[FileStat]:
-    """Every file that a glob pattern (or one plain path) matches, sorted by path.
+    """Every file that a glob (or one plain path) matches, sorted by path.
 
     Args:
-        pattern: local path or URL; `*`, `**`, `?` and `[...]` as in fsspec's glob.
+        pattern: local path or URL; `*`, `**`, `?` and `[...]` as in fsspec's glob. Names that begin with `.` or `_` are
+            matched where the pattern has them.
 
     Returns:
         One `FileStat` a file; empty where nothing matches.
     """
+    return list_glob(pattern).files
+
+
+def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
+    """Every file that a glob matches, and what was passed over.
+
+    Args:
+        pattern: as in `list_files`.
+        suffixes: lower-case suffixes, one of which a name must have that a wildcard matches; None for all.
+    """
     fs, name = filesystem(pattern)
+    if isinstance(fs, LocalFileSystem):
+        return _local_listing(*fixed_part(name), suffixes=suffixes)
+    if (path := walk.literal(pattern)) is not None:
+        file = file_stat(path)
+        return Listing([file] if file is not None else [], {})
     fs.invalidate_cache()
-    found = fs.glob(name, detail=True)
-    return sorted((_stat(fs, info) for info in found.values() if info["type"] == "file"), key=lambda file: file.path)
+    root, segments = fixed_part(name)
+    wanted = suffixes if walk.literal(segments[-1]) is None else None
+    return _visible_files(fs, fs.glob(name, detail=True), wanted, _hidden_from(root, segments))
+
+
+def list_below(folder: str, suffixes: tuple[str, ...] | None = None) -> Listing:
+    """Every file below a folder, whose name is taken literally, and what was passed over."""
+    fs, name = filesystem(folder)
+    if isinstance(fs, LocalFileSystem):
+        return _local_listing(name, ["**"], suffixes=suffixes)
+    fs.invalidate_cache()
+    return _visible_files(fs, fs.find(name, detail=True), suffixes, _hidden_from(name.rstrip("/"), ["**"]))
+
+
+def fixed_part(pattern: str) -> tuple[str, list[str]]:
+    """The folder of a glob below which everything lies that it matches, and the segments of the glob below it."""
+    segments = pattern.split("/")
+    fixed = 0
+    while fixed < len(segments) - 1 and walk.literal(segments[fixed]) is not None:
+        fixed += 1
+    root = "/".join(walk.literal(segment) or "" for segment in segments[:fixed])
+    return root or ("/" if pattern.startswith("/") else ""), segments[fixed:]
+
+
+def _local_listing(root: str, segments: list[str], *, suffixes: tuple[str, ...] | None) -> Listing:
+    walked = walk.Walk(suffixes)
+    walked.glob(root, segments)
+    return Listing([_local_stat(*found) for found in sorted(walked.found.items())], dict(walked.passed_over))
+
+
+def _local_stat(path: str, status: os.stat_result) -> FileStat:
+    # A float as fsspec formats it, so that the stamps of earlier versions hold.
+    return FileStat(path, status.st_size, str(status.st_mtime))
+
+
+def _visible_files(
+    fs: fsspec.AbstractFileSystem,
+    found: dict[str, dict[str, Any]],
+    suffixes: tuple[str, ...] | None,
+    hidden: Callable[[str], str | None],
+) -> Listing:
+    files, passed_over, hidden_names = list[FileStat](), Counter[str](), set[str]()
+    for name, info in found.items():
+        # A web server's index page is reported without a type, and links to itself, sorted otherwise.
+        if info.get("type", "directory") == "directory" or "/?" in name:
+            continue
+        if (part := hidden(name)) is not None:
+            hidden_names.add(part)
+        elif suffixes is not None and not name.lower().endswith(suffixes):
+            passed_over[walk.suffix_of(name.rpartition("/")[2])] += 1
+        elif info["type"] == "file":
+            files.append(_stat(fs, info))
+        else:
+            passed_over[walk.SPECIAL] += 1
+    if hidden_names:
+        passed_over[walk.HIDDEN] = len(hidden_names)
+    return Listing(sorted(files, key=lambda file: file.path), dict(passed_over))
+
+
+def _hidden_from(root: str, segments: list[str]) -> Callable[[str], str | None]:
+    """A function from a name below a root to its first hidden part, None where no part is hidden.
+
+    Parts are not hidden where the glob has them: it matches its segments before `**` from the left, those after it from
+    the right.
+    """
+    deep = segments.index("**") if "**" in segments else len(segments)
+    after = len(segments) - 1 - deep
+
+    def hidden(name: str) -> str | None:
+        parts = name.removeprefix(root).strip("/").split("/")
+        for place, part in enumerate(parts):
+            from_right = place - len(parts)
+            segment = segments[place] if place < deep else segments[from_right] if -from_right <= after else "**"
+            if walk.is_hidden(part) and not segment.startswith((".", "_")):
+                return "/".join(parts[: place + 1])
+        return None
+
+    return hidden
 
 
 def open_file(path: str) -> IO[bytes]:

@@ -1,13 +1,20 @@
+import errno
 import io
 import json
 import os
+import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from semdedup_assets.records import Invalid, Item, Record
-from semdedup_assets.sources import Folder
+from semdedup_assets.sources import Folder, WebDataset
+from semdedup_assets.sources.reading import IMAGE_SUFFIXES
 
 
 def image_bytes(color: str, format: str = "PNG") -> bytes:
@@ -153,10 +160,11 @@ def test_an_image_that_is_missing_raises_with_its_path(photos: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_an_image_that_may_not_be_read_raises_with_its_path(photos: Path) -> None:
+def test_an_image_that_may_not_be_read_is_one_invalid_item(photos: Path) -> None:
     (photos / "a.png").chmod(0)
-    with pytest.raises(PermissionError, match=r"a\.png: cannot be opened"):
-        read_all(Folder(path=str(photos)))
+    first, *others = read_all(Folder(path=str(photos)))
+    assert first == Invalid("a.png", "cannot be opened (Permission denied)")
+    assert all(isinstance(other, Record) for other in others)
 
 
 def test_a_name_that_is_not_utf8_gives_a_key_that_tables_can_hold(tmp_path: Path) -> None:
@@ -175,3 +183,129 @@ def test_field_names_are_those_of_the_files_beside_an_image(photos: Path) -> Non
     source = Folder(path=str(photos))
     assert source.field_names(str(photos / "a.png")) == ["size", "size.w", "tags", "caption"]
     assert source.field_names(str(photos / "b.JPG")) == []
+
+
+def test_an_image_that_cannot_be_opened_for_its_own_reasons_is_one_invalid_item(photos: Path) -> None:
+    source = Folder(path=str(photos))
+    files = [file.path for file in source.files()]
+    (photos / "a.png").unlink()
+    (photos / "a.png").mkdir()
+    (photos / "b.JPG").unlink()
+    (photos / "b.JPG").symlink_to("missing")
+    records = [record for file in files for record in source.read(file)]
+    assert records[:2] == [
+        Invalid("a.png", "cannot be opened (Is a directory)"),
+        Invalid("b.JPG", "cannot be opened (No such file or directory)"),
+    ]
+    assert isinstance(records[2], Record)
+    (photos / "b.JPG").unlink()
+    (photos / "b.JPG").symlink_to("b.JPG")
+    assert list(source.read(files[1])) == [Invalid("b.JPG", "cannot be opened (Too many levels of symbolic links)")]
+    (photos / "b.JPG").unlink()
+    os.mkfifo(photos / "b.JPG")
+    assert isinstance(next(source.read(files[1])), Invalid)
+    (photos / "b.JPG").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.JPG: cannot be opened") as raised:
+        next(source.read(files[1]))
+    assert raised.value.errno == errno.ENOENT
+
+
+def test_a_file_above_the_bound_is_invalid_and_not_read(photos: Path) -> None:
+    tracemalloc = pytest.importorskip("tracemalloc")
+    with (photos / "a.png").open("wb") as stream:
+        stream.truncate(3_600_000_000)
+    (photos / "b.txt").write_bytes(bytes(2 << 20))
+    source = Folder(path=str(photos), max_item_mib=1)
+    tracemalloc.start()
+    try:
+        first, *_ = read_all(source)
+        items = all_items(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(first, Invalid)
+    assert "3,600,000,000 bytes or more exceed max_item_mib (1 MiB)" in first.reason
+    assert "txt: 2,097,152 bytes or more exceed" in items[1].invalid_values[0]
+    assert peak < 10_000_000
+
+
+def test_a_git_lfs_pointer_is_named(photos: Path) -> None:
+    (photos / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert read_all(Folder(path=str(photos)))[0] == Invalid(
+        "a.png", "git-lfs pointer, not the file: run `git lfs pull`"
+    )
+
+
+def test_metadata_jsonl_gives_captions_and_columns(photos: Path) -> None:
+    (photos / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "green", "score": 1}\n'
+        '{"file_name": "deep/er/c.webp", "caption": "outer"}\n'
+        '{"file_name": "missing.png", "text": "x"}\n'
+        "not json\n"
+    )
+    (photos / "deep" / "er" / "metadata.jsonl").write_text('{"file_name": "c.webp", "caption": "nearest"}\n')
+    (photos / "b.json").write_text('{"score": 2}')
+    source = Folder(path=str(photos), columns={"score": "int"})
+    assert [item.columns for item in all_items(source)] == [
+        {"caption": "green", "score": 1},
+        {"caption": None, "score": 2},
+        {"caption": "nearest", "score": None},
+    ]
+    for path in (f"{photos}/**/*.*", f"{photos}/deep/er/*.webp"):
+        narrow = Folder(path=path)
+        assert all_items(narrow)[-1].columns == {"caption": "nearest"}
+        assert "metadata:" in narrow.files()[-1].stamp
+    listing = source.listing()
+    assert listing.passed_over == {
+        "suffix .md": 1,
+        "lines of metadata.jsonl without an image": 2,
+        "lines of metadata.jsonl that cannot be read": 1,
+    }
+    (photos / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "red"}\n')
+    changed = source.listing().files
+    assert [one != other for one, other in zip(listing.files, changed, strict=True)] == [True, False, False]
+    assert all_items(source)[0].columns["caption"] == "red"
+
+
+NAMES = st.sampled_from(["a", "b", "IMG", "d/a", "d/e/c", "é"])
+SUFFIXES = st.sampled_from([*(s for s in IMAGE_SUFFIXES), ".JPG", ".TIFF", ".Png"])
+CONTENTS = st.sampled_from([b"image", b"", b"version https://git-lfs.github.com/spec/v1\n"])
+TEXTS = st.sampled_from([None, b"caption\n", b"\xef\xbb\xbfwith a mark", b"\xff\xfe", b""])
+JSONS = st.sampled_from([None, b'{"caption": "of json", "score": 3}', b"{broken", b"[1]", b'\xef\xbb\xbf{"score": 1}'])
+SAMPLES = st.dictionaries(
+    NAMES, st.tuples(SUFFIXES, CONTENTS, TEXTS, JSONS, st.sampled_from([str.lower, str.upper])), min_size=1
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(samples=SAMPLES)
+def test_a_folder_and_a_tar_of_the_same_files_give_the_same_items(tmp_path: Path, samples: dict[str, Any]) -> None:
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    for key, (suffix, content, text, document, case) in samples.items():
+        files = {suffix: content, case(".txt"): text, case(".json"): document}
+        for name, data in files.items():
+            path = root / "in" / f"{key}{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if data is not None:
+                path.write_bytes(data)
+    names = sorted(path.relative_to(root / "in").as_posix() for path in (root / "in").rglob("*") if path.is_file())
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for name in names:
+            tar.add(root / "in" / name, name)
+    folder = Folder(path=str(root / "in"), columns={"score": "int"})
+    packed = WebDataset(path=str(root / "a.tar"), columns={"score": "int"})
+
+    def found(source: Folder | WebDataset) -> dict[str, object]:
+        records = [record for file in source.files() for record in source.read(file.path)]
+        items = [item for file in source.files() for item in source.read_items(file.path)]
+        return {
+            record.key.rpartition(".")[0] if source is folder else record.key: (
+                record.payload if isinstance(record, Record) else record.reason,
+                {name: value for name, value in item.columns.items() if name != "url"},
+                item.invalid_values,
+            )
+            for record, item in zip(records, items, strict=True)
+        }
+
+    assert found(folder) == found(packed)
+    assert len(found(folder)) == len(samples)

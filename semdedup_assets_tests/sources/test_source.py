@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,8 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 PAYLOAD, ITEM = "payload", "item"
 EFFECTS = {
-    "folder": {"path": [], "columns": [ITEM]},
-    "webdataset": {"path": [], "columns": [ITEM]},
+    "folder": {"path": [], "columns": [ITEM], "max_item_mib": [PAYLOAD, ITEM]},
+    "webdataset": {"path": [], "columns": [ITEM], "max_item_mib": [PAYLOAD, ITEM]},
     "parquet": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM], "max_item_mib": [PAYLOAD, ITEM]},
     "jsonl": {"path": [], "key": [ITEM], "columns": [ITEM], "text": [PAYLOAD, ITEM], "max_item_mib": [PAYLOAD, ITEM]},
     "vectors": {
@@ -108,3 +109,50 @@ def test_an_unknown_file_system_is_a_problem(kind: str) -> None:
     extra = {"text": "t"} if kind == "parquet" else {}
     source = TypeAdapter(Source).validate_python({"kind": kind, "path": "gcss://data", **extra})
     assert source.problems() == ["path: gcss://data: no file system is called 'gcss'; near names: gcs, gs"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://user:SECRET@bucket/a.tar",
+        "s3://AKIA:12/SECRET@bucket/a.tar",
+        "ftp://user:SECRET@host/a.tar",
+        "https://SECRET@host/a.tar",
+        "https://host/a.tar?X-Amz-Credential=me&X-Amz-Signature=SECRET",
+        "https://host/a.tar?sv=2020&sig=SECRET",
+        "https://host/a.tar?access_token=SECRET",
+        "https://host/{a,b}.tar?Signature=SECRET",
+    ],
+)
+def test_a_secret_in_a_path_is_a_problem_that_never_shows_it(kind: str, path: str) -> None:
+    extra = {"text": "t"} if kind == "parquet" else {}
+    source = TypeAdapter(Source).validate_python({"kind": kind, "path": path, **extra})
+    (problem,) = source.problems()
+    assert "SECRET" not in problem
+    assert re.search(r"^path: .*(environment|fsspec's configuration)", problem)
+    with pytest.raises(ValueError, match="fsspec's configuration") as raised:
+        source.files()
+    assert "SECRET" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://bucket/a:b@c/d.tar",
+        "https://host:8080/a@b/c.tar",
+        "http://[::1]:8080/a@b.tar",
+        "abfs://container@account.dfs.core.windows.net/a.tar",
+        "ftp://user@host/a.tar",
+        "https://host/download?design=3&file=a.tar",
+        "/data/user:word@home/a.tar",
+        "hf://datasets/user/name@main/a.tar",
+    ],
+)
+def test_a_path_without_a_secret_is_none(path: str) -> None:
+    assert WebDataset(path=path).problems() == []
+
+
+def test_a_chain_of_file_systems_and_endless_braces_are_problems() -> None:
+    assert "chained file systems are not read" in WebDataset(path="simplecache::s3://bucket/a.tar").problems()[0]
+    assert "more than 300,000 names" in WebDataset(path="s3://bucket/{0..9}{000000000..999999999}.tar").problems()[0]
