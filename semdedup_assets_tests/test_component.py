@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from semdedup_assets.component import SemDedupPipeline
+from semdedup_assets.defs_yaml.problems import setting_problems
 from semdedup_assets.defs_yaml.scaffold import NewPipeline, shards_to_come
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
@@ -150,6 +151,15 @@ def test_what_makes_no_pipeline_is_refused_before_a_folder_is_made(tmp_path: Pat
     with pytest.raises(ValidationError, match=r"near names: .*ViT-B-16"):
         written(tmp_path, '{"model": "ViT-B-61"}')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_password_in_the_store_is_refused_and_not_repeated() -> None:
+    settings = {"dataset": "toy", "encoder": {"kind": "precomputed"}, "source": {"kind": "vectors", "path": "x"}}
+    (problem,) = setting_problems({**settings, "store": "s3://key:hunter2@bucket/folder"})
+    assert problem.setting == "attributes.store"
+    assert "remove it from `store`" in problem.message
+    assert "hunter2" not in problem.message
+    assert setting_problems({**settings, "store": "s3://bucket/folder"}) == []
 
 
 def test_the_scaffold_says_how_many_shards_the_files_will_make(

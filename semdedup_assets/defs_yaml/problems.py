@@ -13,6 +13,7 @@ from semdedup_assets.defs_yaml.schema import SettingPath, fields_at
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
+from semdedup_assets.sources.paths import secret_problem
 
 # A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
 _NAMED = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)(:?) ")
@@ -67,6 +68,9 @@ def _invalid(attributes: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
     """What the settings name and this machine has not, also where other settings are still wrong."""
+    store = attributes.get("store")
+    if isinstance(store, str) and (secret := secret_problem(store, setting="store")):
+        yield Problem(("store",), secret)
     for section, adapter in (("source", _SOURCE), ("encoder", _ENCODER)):
         try:
             part = adapter.validate_python(attributes.get(section))

@@ -102,10 +102,14 @@ def _range(first: str | None, last: str | None, step: str | None, letter: str | 
     return (f"{number:0{width}d}" for number in numbers)
 
 
-def secret_problem(path: str) -> str | None:
+def secret_problem(path: str, *, setting: str = "path") -> str | None:
     """Why a path would give away a secret, without naming it; None where it holds none.
 
     A path becomes part of the shard index, of records, manifests and logs.
+
+    Args:
+        path: local path or URL.
+        setting: which holds it, for the remedy.
     """
     for part in path.split("::"):
         if "://" not in part:
@@ -114,7 +118,7 @@ def secret_problem(path: str) -> str | None:
             return (
                 f"{without_secrets(part)}: holds a user name or password, which would be written into every result; "
                 "give it by the environment (such as AWS_ACCESS_KEY_ID) or by fsspec's configuration (FSSPEC_S3_KEY, or "
-                "~/.config/fsspec/conf.json), and remove it from `path`"
+                f"~/.config/fsspec/conf.json), and remove it from `{setting}`"
             )
         names = sorted({name for name, _ in parse_qsl(_query(part), keep_blank_values=True) if _SECRET.search(name)})
         if names:
