@@ -1,6 +1,5 @@
 """Read the files of a shard, and see that they are the ones that were observed."""
 
-import glob
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -8,7 +7,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import VectorBatch
 from semdedup_assets.sources.reading import TruncatedFile
 from semdedup_assets.sources.shard_index import Shard
-from semdedup_assets.storage.files import FileStat, list_files
+from semdedup_assets.storage.files import FileStat, file_stat
 from semdedup_assets.storage.results import ResultRecord
 
 T = TypeVar("T")
@@ -87,18 +86,12 @@ def require_unchanged(file: FileStat) -> None:
 
 def change_of(file: FileStat) -> str | None:
     """How a source file differs from what was observed, in words; None where nothing shows that it does."""
-    found = list_files(_literal(file.path))
-    if not found:
+    found = file_stat(file.path)
+    if found is None:
         return f"{file.path} is no longer there"
     # A stamp may also cover what lies beside the file; its own comes first.
-    same = found[0].size == file.size and file.stamp.startswith(found[0].stamp)
+    same = found.size == file.size and file.stamp.startswith(found.stamp)
     return None if same else f"{file.path} was changed since it was observed"
-
-
-def _literal(path: str) -> str:
-    """A glob that matches one path."""
-    protocol, separator, name = path.rpartition("://")
-    return f"{protocol}{separator}{glob.escape(name)}"
 
 
 def accepts_cut_files(context: StageContext, record: ResultRecord) -> bool:

@@ -139,24 +139,12 @@ def is_folder(path: str) -> bool:
     return bool(fs.isdir(name))
 
 
-def list_files(pattern: str) -> list[FileStat]:
-    """Every file that a glob (or one plain path) matches, sorted by path.
-
-    Args:
-        pattern: local path or URL; `*`, `**`, `?` and `[...]` as in fsspec's glob. Names that begin with `.` or `_` are
-            matched where the pattern has them.
-
-    Returns:
-        One `FileStat` a file; empty where nothing matches.
-    """
-    return list_glob(pattern).files
-
-
 def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     """Every file that a glob matches, and what was passed over.
 
     Args:
-        pattern: as in `list_files`.
+        pattern: local path or URL; `*`, `**`, `?` and `[...]` as in fsspec's glob. Names that begin with `.` or `_` are
+            matched where the pattern has them.
         suffixes: lower-case suffixes, one of which a name must have that a wildcard matches; None for all.
     """
     fs, name = filesystem(pattern)

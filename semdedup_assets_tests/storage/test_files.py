@@ -14,8 +14,8 @@ from semdedup_assets.storage.files import (
     exists,
     is_local,
     join,
-    list_files,
     list_folder,
+    list_glob,
     move,
     read_bytes,
     read_many,
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_and_listed(folder: str) -> None:
     assert {path: file.size for path, file in listed.items()} == {f"{folder}/a/one": 1, f"{folder}/a/b/two": 2}
     now = time.time()
     assert all(file.modified is not None and now - 60 < file.modified < now + 60 for file in listed.values())
-    assert [(file.path, file.size) for file in list_files(f"{folder}/a/*")] == [(f"{folder}/a/one", 1)]
+    assert [(file.path, file.size) for file in list_glob(f"{folder}/a/*").files] == [(f"{folder}/a/one", 1)]
 
 
 def test_a_file_that_is_replaced_has_another_stamp(folder: str) -> None:

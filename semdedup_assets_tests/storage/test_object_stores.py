@@ -13,8 +13,8 @@ from semdedup_assets.storage.files import (
     exists,
     filesystem,
     is_local,
-    list_files,
     list_folder,
+    list_glob,
     move,
     read_bytes,
     read_many,
@@ -159,7 +159,7 @@ def test_listings_and_many_reads_on_s3(bucket: str) -> None:
     assert list_folder(folder)[f"{folder}/a"].stamp != stamp
     assert read_many([f"{folder}/{name}" for name in ("deep/c", "missing", "a")]) == [b"333", None, b"2"]
     assert read_many([f"{folder}/missing"]) == [None]
-    assert [file.path for file in list_files(f"{folder}/*")] == [f"{folder}/a", f"{folder}/b"]
+    assert [file.path for file in list_glob(f"{folder}/*").files] == [f"{folder}/a", f"{folder}/b"]
     move(f"{folder}/a", f"{folder}/b")
     assert read_bytes(f"{folder}/b") == b"2"
     assert not exists(f"{folder}/a")
