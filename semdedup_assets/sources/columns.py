@@ -13,7 +13,8 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 
 from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item
-from semdedup_assets.sources.reading import IS_LFS_POINTER, LFS_POINTER, InvalidValue, TruncatedFile
+from semdedup_assets.sources.foreign import HEAD, foreign
+from semdedup_assets.sources.reading import InvalidValue, TruncatedFile
 
 TEXT_IS_CARRIED = "column 'text' always holds the item's text; remove it from `columns`"
 
@@ -288,8 +289,9 @@ def item_image(content: object) -> bytes:
     if not content:
         message = "empty image: 0 bytes"
         raise InvalidValue(message)
-    if content.startswith(LFS_POINTER):
-        message = IS_LFS_POINTER
+    what = foreign(content[:HEAD])
+    if what:
+        message = f"not an image: {what}"
         raise InvalidValue(message)
     return content
 

@@ -13,6 +13,8 @@ _KNOWN = (
     (b"arrow1\0\0", "an Arrow file; write it as Parquet with `pyarrow.parquet.write_table`"),
     (b"\x93numpy", "a NumPy array; name it `.npy`, for `kind: vectors`"),
     (b"pk\x03\x04", "a ZIP archive; unpack it"),
+    (b"rar!", "a RAR archive; unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
     (b"\x1f\x8b", "packed with gzip; unpack it"),
     (b"\x28\xb5\x2f\xfd", "packed with Zstandard; unpack it"),
     (b"bzh", "packed with bzip2; unpack it"),

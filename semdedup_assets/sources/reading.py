@@ -53,9 +53,6 @@ ItemMib = Annotated[
 ]
 """The setting `max_item_mib` of every source."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-IS_LFS_POINTER = "git-lfs pointer, not the file: run `git lfs pull`"
-
 _MESSAGE = 500  # characters
 _BUFFER = 1 << 16
 _PIECE = 1 << 20

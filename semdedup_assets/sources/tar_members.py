@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
-from semdedup_assets.sources.reading import IS_LFS_POINTER, LFS_POINTER
+from semdedup_assets.sources.foreign import HEAD, foreign
 
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 1 << 16
@@ -20,15 +20,6 @@ _LONG = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
 _REGULAR = (0, ord("0"))
-_OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive",
-    b"Rar!": "a RAR archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"<!DOCTYPE": "a web page (of an error, or to log in?)",
-    b"<!doctype": "a web page (of an error, or to log in?)",
-    b"<html": "a web page (of an error, or to log in?)",
-    b"PAR1": "a Parquet file",
-}
 
 
 class DamagedTarError(Exception):
@@ -196,11 +187,9 @@ def _cut(block: bytes, offset: int) -> DamagedTarError:
 
 
 def _check_format(head: bytes) -> None:
-    if head.startswith(LFS_POINTER):
-        raise DamagedTarError(IS_LFS_POINTER)
-    other = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
-    if other:
-        message = f"{other}, not a tar"
+    what = foreign(head[:HEAD])
+    if what:
+        message = f"not a tar: {what}"
         raise DamagedTarError(message)
 
 

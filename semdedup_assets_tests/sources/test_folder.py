@@ -232,7 +232,7 @@ def test_a_file_above_the_bound_is_invalid_and_not_read(photos: Path) -> None:
 def test_a_git_lfs_pointer_is_named(photos: Path) -> None:
     (photos / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     assert read_all(Folder(path=str(photos)))[0] == Invalid(
-        "a.png", "git-lfs pointer, not the file: run `git lfs pull`"
+        "a.png", "not an image: this is a git-lfs pointer, not the file itself; run `git lfs pull` there"
     )
 
 

@@ -472,7 +472,7 @@ def test_a_cut_gzipped_tar_gives_what_came_before(tmp_path: Path) -> None:
         (b"this is no tar at all " * 100, "where a member should start"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n", "git-lfs pointer"),
         (b"<!DOCTYPE html><html>" * 100, "a web page"),
-        (b"PK\x03\x04" + bytes(1000), "a zip archive, not a tar"),
+        (b"PK\x03\x04" + bytes(1000), "not a tar: this is a ZIP archive"),
         (gzip.compress(b"", mtime=0), "0 bytes"),
         (gzip.compress(b"no tar either" * 100, mtime=0), "where a member should start"),
     ],
