@@ -1,5 +1,6 @@
 """Dagster's UI in a real browser, on a pipeline of real images: what a person sees and clicks."""
 
+import logging
 import os
 import re
 import shutil
@@ -100,7 +101,8 @@ def launch_and_wait(seen: Seen, asset: str, partition: str) -> dg.AssetMateriali
         return next((run for run in new if run.is_finished), None)
 
     run = wait_for(finished, what=f"a run of {asset}", log=seen.dagster.log)
-    assert run.is_success
+    log = [entry for entry in seen.dagster.instance.all_logs(run.run_id) if entry.level >= logging.ERROR]
+    assert run.is_success, "\n".join(str(entry.dagster_event or entry.user_message) for entry in log)
     # The list of partitions follows by itself, its details when they are opened again.
     seen.ui.page.get_by_text(f"Missing ({missing - 1})", exact=True).wait_for()
     seen.ui.open_partition(seen.key(asset), partition)

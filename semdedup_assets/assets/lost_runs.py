@@ -69,9 +69,13 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
         Their ids.
     """
     ended = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]), limit=_MOST_RUNS):
-        reason = loss_of(run)
-        if reason is not None:
+    for found in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]), limit=_MOST_RUNS):
+        if loss_of(found) is None:
+            continue
+        # Its process may have ended just now, as it should: then the run no longer counts as started.
+        run = instance.get_run_by_id(found.run_id)
+        reason = loss_of(run) if run is not None else None
+        if run is not None and reason is not None:
             instance.report_run_failed(run, f"The run was lost: {reason}. What it had finished is kept.")
             ended.append(run.run_id)
     return ended
