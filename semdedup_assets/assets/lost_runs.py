@@ -32,12 +32,9 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
-            try:
-                instance.add_run_tags(run_id, {HEARTBEAT_TAG: _now()})
-            except Exception as error:  # A beat that cannot be noted, of a busy database, must not end the run.
-                progress.log(f"the run's heartbeat could not be noted: {error}")
+            _note(instance, run_id, {HEARTBEAT_TAG: _now()})
 
-    instance.add_run_tags(run_id, {PROCESS_TAG: _process(), HEARTBEAT_TAG: _now()})
+    _note(instance, run_id, {PROCESS_TAG: _process(), HEARTBEAT_TAG: _now()})
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
@@ -45,6 +42,13 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _note(instance: dg.DagsterInstance, run_id: str, tags: dict[str, str]) -> None:
+    try:
+        instance.add_run_tags(run_id, tags)
+    except Exception as error:  # A busy database must not end the run; a beat that is missing ends it neither.
+        progress.log(f"the run's process and heartbeat could not be noted: {error}")
 
 
 def loss_of(run: dg.DagsterRun) -> str | None:
