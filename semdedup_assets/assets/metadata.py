@@ -28,7 +28,17 @@ _COST = (
 )
 # For checks and for other stages, or shown by another entry.
 _HIDDEN = frozenset(
-    {"id_checksum", "page", "groups", "parts", "sampled_shards", "column_versions", "present", "shared_vectors"}
+    {
+        "id_checksum",
+        "page",
+        "groups",
+        "parts",
+        "sampled_shards",
+        "column_versions",
+        "present",
+        "shared_vectors",
+        "without_key",
+    }
 )
 _SHOWN_AS = {"sample": "sample_items"}
 

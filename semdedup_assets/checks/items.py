@@ -10,7 +10,7 @@ from semdedup_assets.execution.stage import Check, CheckResult, Problem
 from semdedup_assets.settings import MOST_PARTITIONS
 
 _NAMED = 10
-_CORRECT = "correct its name, or remove it from `source.columns`"
+_CORRECT = "correct its name, or remove it from `source`"
 
 
 def values_are_valid(context: StageContext) -> CheckResult:
@@ -51,7 +51,7 @@ def partitions_are_few(context: StageContext) -> CheckResult:
 
 
 def columns_are_there(context: StageContext) -> CheckResult:
-    """Every declared column has a value in some item."""
+    """Every declared column, and the key, has a value in some item."""
     source = context.pipeline.source
     records = {each: record for each, record in current_records(context, "items").items() if not record.excluded}
     present: Counter[str] = Counter()
@@ -59,28 +59,32 @@ def columns_are_there(context: StageContext) -> CheckResult:
         present.update(record.details.get("present", {}))
     items = sum(int(record.details["items"]) for record in records.values())
     absent = [name for name in source.columns if not present[name]] if items else []
-    problems = [_absent(context, name, next(iter(records))) for name in absent]
+    problems = [_absent(context, "column", name, next(iter(records))) for name in absent]
+    key = getattr(source, "key", None)
+    if key and items and sum(int(record.details.get("without_key", 0)) for record in records.values()) == items:
+        problems.append(_absent(context, "key", key, next(iter(records))))
     return CheckResult("columns are in no item", problems, {"items": items, "absent": absent})
 
 
-def _absent(context: StageContext, name: str, shard: Partition) -> Problem:
+def _absent(context: StageContext, what: str, name: str, shard: Partition) -> Problem:
     path = context.shard(shard.required_shard).files[0].path
     try:
         names = context.pipeline.source.field_names(path)
     except (OSError, ValueError) as error:
-        return Problem(f"column {name!r}", f"no item has it; {error}", _CORRECT)
+        return Problem(f"{what} {name!r}", f"no item has it; {error}", _CORRECT)
     if name in names:
-        measured = "it is null in every item"
+        measured = f"it is {'null' if what == 'column' else 'null, or no key,'} in every item"
     else:
         near = get_close_matches(name, names, n=3) or names[:_NAMED]
         measured = f"no item has it; {path} has {', '.join(near) or 'no fields'}"
-    return Problem(f"column {name!r}", measured, _CORRECT)
+    return Problem(f"{what} {name!r}", measured, _CORRECT)
 
 
 CHECKS = (
     Check(
         columns_are_there,
-        "Every column of `source.columns` has a value in some item: a name that is misspelt would read as null.",
+        "Every column of `source.columns`, and `source.key`, has a value in some item: a name that is misspelt would read as "
+        "null.",
     ),
     Check(
         partitions_are_few,

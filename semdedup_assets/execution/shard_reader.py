@@ -95,5 +95,10 @@ def change_of(file: FileStat) -> str | None:
 
 
 def accepts_cut_files(context: StageContext, record: ResultRecord) -> bool:
-    """Whether what was read of a shard counts: that of a file that ends early only where `cut_files` accepts it."""
-    return context.pipeline.cut_files == "accept" or not record.details.get("cut_files")
+    """Whether what was read of a shard counts: that of a file that ends early only where `cut_files` accepts it.
+
+    Where it does, a shard that was excluded for such a file counts no longer.
+    """
+    if context.pipeline.cut_files == "accept":
+        return not (record.excluded or "").startswith(TruncatedFile.__name__)
+    return not record.details.get("cut_files")

@@ -312,6 +312,8 @@ def _json_document(head: bytes) -> str | None:
     # An array in a line of its own, with more lines below, is that line's fault alone.
     if first_line.startswith(b"[") and not (_is_json(first_line) and others.strip()):
         return "this is a JSON array; write one object a line: `jq -c '.[]' array.json > lines.jsonl`"
+    if not newline and b"\r{" in first_line:
+        return "its lines end in carriage returns alone; write newlines: `tr '\\r' '\\n' < old.jsonl > new.jsonl`"
     if newline and first_line.strip() == b"{":
         return "this is a JSON object over several lines; write one object a line: `jq -c . objects.json > lines.jsonl`"
     return None
@@ -405,9 +407,10 @@ def _content(stream: IO[bytes], path: str) -> Iterator[bytes]:
     chunks = chain([head] if head else [], iter(lambda: stream.read(_CHUNK), b""))
     name = path.lower()
     # The content decides, and the suffix where it does not: a file that does not begin as it should is damaged.
-    if head.startswith(_GZIP_MAGIC) or (name.endswith(".gz") and not foreign(head[:HEAD])):
+    plain = bool(foreign(head[:HEAD])) or head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    if head.startswith(_GZIP_MAGIC) or (name.endswith(".gz") and not plain):
         return _unpacked(chunks, _Gzip, zlib.error)
-    if head.startswith(_ZSTD_MAGIC) or (name.endswith(".zst") and not foreign(head[:HEAD])):
+    if head.startswith(_ZSTD_MAGIC) or (name.endswith(".zst") and not plain):
         import zstandard
 
         return _unpacked(chunks, _Zstandard, zstandard.ZstdError)

@@ -202,6 +202,9 @@ def field_path(schema: "pa.Schema", name: str, *, path: str) -> FieldPath:
     """
     there = list(_field_paths(schema))
     found = next((field for field in there if field == (name,) or ".".join(field) == name), None)
+    if found is not None and schema.names.count(found[0]) > 1:
+        message = f"{path}: column {found[0]!r} is there {schema.names.count(found[0])} times; rename all but one"
+        raise ValueError(message)
     if found is None:
         names = [".".join(field) for field in there]
         folded = {other.lower(): other for other in names}

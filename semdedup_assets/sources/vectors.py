@@ -351,12 +351,14 @@ class _Array:
         stream: its numbers, from the next row on.
         rows: as many as its header states.
         rows_there: as many as lie in the file.
+        more_bytes: that follow the last row.
     """
 
     path: str
     stream: IO[bytes]
     rows: int
     rows_there: int
+    more_bytes: int
     width: int
     dtype: np.dtype[Any]
 
@@ -386,11 +388,17 @@ class _Array:
         return vectors.astype(self.dtype.newbyteorder("="), copy=False), reason
 
     def check_whole(self) -> None:
-        """Raise where the file ends before its last row.
+        """Raise where the file ends before its last row, or goes on behind it.
 
         Raises:
-            TruncatedFile: names the file, the rows that are there and how many are missing.
+            TruncatedFile: names the file, the rows that are there and how many are missing, or the bytes behind them.
         """
+        if self.more_bytes:
+            message = (
+                f"{self.path}: {self.more_bytes:,} bytes follow the {self.rows:,} rows that its header counts, such as a "
+                "second array saved to the same file; save all rows as one array"
+            )
+            raise TruncatedFile(message)
         if self.rows_there < self.rows:
             message = (
                 f"{self.path}: cut off after {self.rows_there:,} of its {self.rows:,} rows; "
@@ -513,5 +521,5 @@ def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> _Array:
     except InvalidValue as error:
         message = f"{path}: a vector has {error}"
         raise ValueError(message) from error
-    there = min(rows, (size - stream.tell()) // (width * dtype.itemsize))
-    return _Array(path, stream, rows, there, width, dtype)
+    content, row_bytes = size - stream.tell(), width * dtype.itemsize
+    return _Array(path, stream, rows, min(rows, content // row_bytes), max(0, content - rows * row_bytes), width, dtype)

@@ -70,7 +70,7 @@ class _ItemCounts:
 
     def __init__(self, column_types: Mapping[str, Any]) -> None:
         self.column_types = column_types
-        self.items, self.invalid = 0, 0
+        self.items, self.invalid, self.without_key = 0, 0, 0
         self._keys, self._present, self._examples = Counter[str](), Counter[str](), list[list[str]]()
         self._hashes = {name: xxhash.xxh3_128() for name in ["key", *column_types]}
 
@@ -81,6 +81,7 @@ class _ItemCounts:
         self._keys.update(item.key for item in items)
         for item in items:
             self.invalid += len(item.invalid_values)
+            self.without_key += any(reason.startswith("key ") for reason in item.invalid_values)
             self._examples += [[item.key, reason] for reason in item.invalid_values[: _LISTED - len(self._examples)]]
         for name in self.column_types:
             self._present[name] += len(batch) - batch.column(name).null_count
@@ -93,6 +94,7 @@ class _ItemCounts:
         return {
             "items": self.items,
             "present": dict(self._present),
+            "without_key": self.without_key,
             "invalid_values": self.invalid,
             "invalid_value_examples": self._examples,
             "repeated_keys": len(repeated),

@@ -104,8 +104,8 @@ def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
                 for file, caption in zip(part.files.tolist(), part.table.column("caption").to_pylist(), strict=True):
                     path = paths[file]
                     if is_utf8(path):
-                        cell = caption_cell(caption)
-                        shortened += len(caption or "") > MOST_CAPTION <= len(cell)
+                        cell = caption_cell(None if caption is None else str(caption))
+                        shortened += len(str(caption)) > MOST_CAPTION <= len(cell)
                         (quoting if "\r" in path else writer).writerow((path, cell))
                 stream.write(text.getvalue().encode())
                 text.seek(0)
@@ -199,12 +199,12 @@ def _image(record: Record | Invalid) -> Iterable[bytes]:
     return [record.payload] if isinstance(record, Record) and isinstance(record.payload, bytes) else []
 
 
-def _members(record: dict[str, bytes] | Record, path: str, caption: str | None) -> dict[str, bytes]:
+def _members(record: dict[str, bytes] | Record, path: str, caption: object) -> dict[str, bytes]:
     """The files of a sample by their suffixes; a folder's image comes with the caption that its item has."""
     if isinstance(record, dict):
         return record
     members = {path.rpartition(".")[2].lower(): b"".join(_image(record))}
-    return members if caption is None else {**members, "txt": caption.encode()}
+    return members if caption is None else {**members, "txt": str(caption).encode()}
 
 
 SHARD_FORMATS: dict[str, Writer] = {

@@ -67,7 +67,7 @@ class SampleKeys:
     """The keys of a tar's samples: the source's own, changed where a reader would not read them as distinct samples.
 
     Attributes:
-        renamed: how many were changed.
+        renamed: how many were changed, beyond dots in their last part.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,9 @@ class SampleKeys:
         while (mark := content_hash(normalize("NFC", key).casefold())) in self._used:
             key = f"{key}-{row}"
         self._used.add(mark)
-        self.renamed += key != name
+        # A folder's images have a suffix in their keys, whose dot no key of a sample can have.
+        head, slash, last = name.rpartition("/")
+        self.renamed += key != f"{head}{slash}{last.replace('.', '_')}"
         return key
 
 

@@ -21,6 +21,9 @@ SAMPLE = "sample.arrow"
 """The sampled vectors, in the sample's record."""
 
 
+_NAMED = 3
+
+
 def _worker(context: StageContext) -> Worker:
     return lambda partition: draw_sample(context, partition)
 
@@ -65,20 +68,18 @@ def draw_sample(context: StageContext, partition: Partition) -> ResultRecord:
 def _vectors_of(
     context: StageContext, records: Mapping[Partition, ResultRecord], chosen: np.ndarray, progress: Progress
 ) -> np.ndarray:
-    """(m, d) vectors of the chosen items, in the order of their ids, which ascend."""
+    """(m, d) vectors of the chosen items, in the order of their ids, which ascend.
+
+    Raises:
+        ValueError: the shards have vectors of several lengths, or no shard has an item; names the remedy.
+    """
+    _require_one_width(context, records)
     sample: np.ndarray | None = None
     for record in records.values():
         for table in read_vectors(record.file(VECTORS)):
             if sample is None:
                 shape = (len(chosen), table.vectors.shape[1])
                 sample = scratch_array(shape, table.vectors.dtype, budget=context.compute.budget)
-            if table.vectors.shape[1] != sample.shape[1]:
-                widths = sorted([sample.shape[1], table.vectors.shape[1]])
-                message = (
-                    f"{context.pipeline.dataset}: shards hold vectors of {widths} numbers; "
-                    f"{context.remedy('embeddings')} again"
-                )
-                raise ValueError(message)
             index = np.minimum(np.searchsorted(chosen, table.ids), len(chosen) - 1)
             wanted = chosen[index] == table.ids
             sample[index[wanted]] = table.vectors[wanted]
@@ -89,6 +90,23 @@ def _vectors_of(
         )
         raise ValueError(message)
     return sample
+
+
+def _require_one_width(context: StageContext, records: Mapping[Partition, ResultRecord]) -> None:
+    widths = {shard: int(record.details["dimension"]) for shard, record in records.items() if record.details["items"]}
+    if len(set(widths.values())) <= 1:
+        return
+    usual = max(widths.values(), key=list(widths.values()).count)
+    odd = {shard: width for shard, width in widths.items() if width != usual}
+    named = ", ".join(
+        f"{width} in {shard} ({context.shard(shard.required_shard).files[0].path})"
+        for shard, width in list(odd.items())[:_NAMED]
+    )
+    message = (
+        f"{context.pipeline.dataset}: most shards hold vectors of {usual} numbers, {len(odd)} others not: {named}; mend "
+        f"their files, or set `encoder.dimension: {usual}`, which makes other vectors invalid items"
+    )
+    raise ValueError(message)
 
 
 def _settings(context: StageContext) -> dict[str, Any]:

@@ -164,6 +164,16 @@ def test_a_column_that_no_item_has_is_reported_with_near_names(tmp_path: Path) -
     assert found(runs, items.columns_are_there) == {}
 
 
+def test_a_key_that_no_item_has_is_reported_with_near_names(tmp_path: Path) -> None:
+    settings = text_settings(tmp_path, {})
+    settings["source"]["key"] = "texts"
+    runs = StageRuns(settings)
+    runs.run(until="items")
+    path = f"{tmp_path}/source/0.jsonl"
+    assert found(runs, items.columns_are_there) == {"key 'texts'": f"no item has it; {path} has text"}
+    assert found(runs.changed(source={**settings["source"], "key": "text"}), items.columns_are_there) == {}
+
+
 def test_more_partitions_than_dagster_is_quick_with_are_reported(sound: SoundStore) -> None:
     many = sound.runs.changed(clustering={"k": list(range(2, 5_004))})
     assert found(many, items.partitions_are_few) == {"assignments": "15,006 partitions of 3 shards"}

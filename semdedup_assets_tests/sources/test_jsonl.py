@@ -172,7 +172,7 @@ def test_a_damaged_packed_file_is_reported(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".json.gz", ".jsonl.zst"])
 def test_what_is_not_packed_at_all_is_named(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"a{suffix}").write_bytes(json_lines({"text": "plain"}))
+    (tmp_path / f"a{suffix}").write_bytes(b"neither packed nor JSON\n")
     with pytest.raises(TruncatedFile, match=rf"a{suffix}: cut off or damaged in line 0"):
         read_all(JsonLines(path=str(tmp_path)))
 
@@ -309,3 +309,19 @@ def test_field_names_are_those_of_the_first_lines(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
     assert source.field_names(path) == ["text", "meta", "meta.lang", "late"]
     assert source.field_names(path, limit=3) == ["text", "meta", "meta.lang"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_plain_lines_under_the_name_of_packed_ones_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'{"text": "one"}\n{"text": "two"}\n')
+    source = JsonLines(path=str(tmp_path))
+    assert [record.payload for record in source.read(str(tmp_path / name)) if isinstance(record, Record)] == [
+        "one",
+        "two",
+    ]
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\r{"text": "two"}\r')
+    with pytest.raises(TruncatedFile, match="carriage returns alone"):
+        list(JsonLines(path=str(tmp_path)).read(str(tmp_path / "a.jsonl")))

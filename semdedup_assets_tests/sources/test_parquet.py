@@ -484,3 +484,11 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path, content: bytes, what: 
     for read in (source.read, source.read_items):
         with pytest.raises(TruncatedFile, match=f"{path}: not Parquet: this is {what}"):
             next(read(str(path)))
+
+
+def test_a_column_that_is_there_twice_is_refused_by_name(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["t", "t"]), tmp_path / "a.parquet")
+    source = Parquet(path=str(tmp_path), text="t")
+    with pytest.raises(ValueError, match=r"a\.parquet: column 't' is there 2 times"):
+        list(source.read(str(tmp_path / "a.parquet")))

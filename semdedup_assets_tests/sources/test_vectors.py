@@ -484,3 +484,16 @@ def test_equal_numbers_are_stored_once_and_yet_read_in_small_batches(tmp_path: P
     batches = [item for item in Vectors(path=str(path)).read(str(path)) if isinstance(item, VectorBatch)]
     assert sum(len(batch.keys) for batch in batches) == 400
     assert max(batch.vectors.nbytes for batch in batches) < 20_000_000
+
+
+def test_what_follows_the_rows_of_an_array_is_reported(tmp_path: Path) -> None:
+    """Two arrays saved to one file, as one stream: the header counts the first only."""
+    with (tmp_path / "a.npy").open("wb") as stream:
+        np.save(stream, np.ones((4, 8), np.float32))
+        np.save(stream, np.ones((3, 8), np.float32))
+    source = Vectors(path=str(tmp_path))
+    for rows in (source.read, source.read_items):
+        found, cut = until_cut(rows(str(tmp_path / "a.npy")))
+        assert sum(len(each.keys) if isinstance(each, VectorBatch) else 1 for each in found) == 4
+        assert cut is not None
+        assert "224 bytes follow the 4 rows" in cut
