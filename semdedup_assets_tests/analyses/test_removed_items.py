@@ -40,7 +40,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> SmallPipeline:
     write_shard(folder, "b", np.concatenate([near_duplicates(1, groups=12, copies=6), first[:9]]))
     with pytest.MonkeyPatch.context() as patch:
         # Several row groups in each shard.
-        patch.setattr(items, "ROWS", 10)
+        patch.setattr(items, "_ROWS", 10)
         return made(analysed_settings(folder) | {"epsilons": ["0", "0.05", "0.3", "keep=60%"]})
 
 
