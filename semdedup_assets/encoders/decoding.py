@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.encoders.brightness import eight_bit, varies
+from semdedup_assets.encoders.brightness import crowded_window, eight_bit, outlier_limits, varies
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,8 @@ def rgb_image(encoded: bytes, *, shortest_side: int | None, max_pixels: int = MA
     """Decode an image as OpenCLIP does: first frame, stored orientation, 8 bits a value.
 
     Two things differ, for pictures that would otherwise decode to one colour. Values of more than 8 bits are scaled by
-    `eight_bit`; colours of 16 bits only where their high bytes stay below 64 or span less than 32. Transparency is put
+    `eight_bit`; colours of 16 bits only where their high bytes stay below 64 or span less than 32, or where they have
+    outliers. Transparency is put
     on white, or on black where less than 1% of the visible pixels would differ from white by 16 levels or more.
 
     Args:
@@ -171,7 +172,8 @@ def _sixteen_bit_values(
 ) -> np.ndarray | None:
     """(height, width, bands) uint16, where the high bytes alone may lose the picture; else None."""
     image.info.pop("transparency", None)  # a 16-bit colour, of no meaning for 8 bits
-    if _high_bytes_suffice(image):
+    uses_its_range = _high_bytes_suffice(image)
+    if uses_its_range and not _high_bytes_are_crowded(image):
         return None
     if not low_bytes:
         message = "16 bits a value in a layout of which Pillow reads the high bytes only, and these hold too little"
@@ -182,10 +184,14 @@ def _sixteen_bit_values(
         low = np.asarray(other)
     if low_bytes[0].args == "RGBA":  # grey and alpha, two bytes each
         grey, alpha = (low[..., band].astype(np.uint16) << 8 | low[..., band + 1] for band in (0, 2))
-        return np.dstack([grey, grey, grey, alpha])
-    values = np.asarray(image).astype(np.uint16)
-    values <<= 8
-    values |= low
+        values = np.dstack([grey, grey, grey, alpha])
+    else:
+        values = np.asarray(image).astype(np.uint16)
+        values <<= 8
+        values |= low
+    colours = values[..., :3] if image.mode == "RGBA" else values
+    if uses_its_range and outlier_limits(colours) == (colours.min(), colours.max()):
+        return None
     return values
 
 
@@ -194,6 +200,13 @@ def _high_bytes_suffice(image: "Image.Image") -> bool:
     colours, alpha = (ranges[:3], ranges[3:]) if image.mode == "RGBA" else (ranges, ranges[:0])
     is_bright = colours.max() >= _BRIGHT and colours.max() - colours.min() >= _SPAN
     return bool(is_bright and (not len(alpha) or alpha.max() >= _BRIGHT))
+
+
+def _high_bytes_are_crowded(image: "Image.Image") -> bool:
+    """Whether few high bytes stand for almost all of the colours, so that these may have outliers."""
+    bands = np.array(image.histogram()).reshape(-1, 256)
+    counts = (bands[:3] if image.mode == "RGBA" else bands).sum(0)
+    return crowded_window(counts, np.ones(256, bool), counts.sum() / 100) is not None
 
 
 def _from_values(image: "Image.Image", values: np.ndarray) -> "Image.Image":

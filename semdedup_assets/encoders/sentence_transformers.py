@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.batching import Window, embedded_window, prefetch
+from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
 from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.text import quiet_transformers, token_limit
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _INSTALL = "install sentence-transformers (`pip install 'semdedup-assets[sentence-transformers]'`)"
 _USUAL_TOKEN = 4  # characters
+_NO_WORD = "no vector: the model knows none of the words in this text"
 
 
 class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
@@ -237,13 +238,33 @@ class SentenceModel:
             records: texts, and invalid items.
 
         Yields:
-            A batch per window of the stream; empty texts are in its `skipped`.
+            A batch per window of the stream; in its `skipped` are empty texts and, of static models, those of unknown
+            words only.
         """
         for ready in prefetch(self._preprocessed(records), depth=1):
             outputs = np.empty((len(ready.window.items), self.dimension), np.float32)
             for features, positions in ready.batches:
                 outputs[positions] = self._forward(features)
-            yield embedded_window(ready.window, outputs)
+            reasons = self._reasons(ready.window, outputs)
+            known = [at for at, reason in enumerate(reasons) if reason is None]
+            yield embedded_window(split_window(ready.window, reasons), outputs[known])
+
+    def _reasons(self, window: Window, outputs: np.ndarray) -> list[str | None]:
+        """Of each item why it has no vector, as far as its words are the cause; else None."""
+        from tokenizers import Tokenizer
+
+        reasons: list[str | None] = [None] * len(outputs)
+        lost = np.flatnonzero(~np.isfinite(outputs).all(axis=1) | ~outputs.any(axis=1)).tolist()
+        tokenizer = self.model.tokenizer
+        if lost and isinstance(tokenizer, Tokenizer):
+            unknown = _unknown_token(tokenizer)
+            heads = self._heads([str(window.items[at].record.payload) for at in lost])
+            for at, (ids, _) in zip(
+                lost, _static_tokens(tokenizer, [self.prompt + head for head in heads]), strict=True
+            ):
+                if all(id_ == unknown for id_ in ids):
+                    reasons[at] = _NO_WORD
+        return reasons
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """(n, dimension) float32, as the model gives them, in one batch."""
@@ -292,3 +313,13 @@ class SentenceModel:
 def _static_tokens(tokenizer: Any, texts: list[str]) -> list[tuple[list[int], int | None]]:
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     return [(found.ids, max((end for _, end in found.offsets), default=0)) for found in encodings]
+
+
+def _unknown_token(tokenizer: Any) -> int | None:
+    """Id of the token that stands for what is not in the vocabulary."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    found: int | None = None if token is None else tokenizer.token_to_id(token)
+    return found

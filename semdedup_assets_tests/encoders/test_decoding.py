@@ -2,6 +2,8 @@ import io
 import re
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +122,134 @@ def test_values_that_mean_none_in_maps_do_not_hide_the_others() -> None:
         tags[42113], buffer = str(int(values[5, 0])), io.BytesIO()
         image.save(buffer, "TIFF", tiffinfo=tags)
         assert_shows(buffer.getvalue(), expected)
+
+
+def squares(seed: int, bands: int = 1) -> np.ndarray:
+    """(32, 32) or (32, 32, bands) floats from 0 to 1: squares of 4 pixels."""
+    values = np.kron(np.random.default_rng(seed).random((8, 8, bands)), np.ones((4, 4, 1)))
+    return values[..., 0] if bands == 1 else values
+
+
+def spoiled(values: np.ndarray, where: str, outlier: float) -> np.ndarray:
+    """The same with an outlier at some pixels."""
+    rows, columns = np.mgrid[:32, :32]
+    pixels = {
+        "pixel": (rows == 0) & (columns == 0),
+        "column": columns == 11,
+        "third": rows < 12,
+        "border": (rows % 29 < 3) | (columns % 29 < 3),
+    }[where]
+    return np.where(pixels[..., None] if values.ndim == 3 else pixels, outlier, values)
+
+
+def grey_png(values: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(values.astype(np.uint16)))
+
+
+def grey_tiff(values: np.ndarray, dtype: type = np.float32) -> bytes:
+    return tiff(values.astype(dtype)[..., None])
+
+
+WITH_OUTLIERS = {
+    "hot pixel": lambda seed: grey_png(spoiled(squares(seed) * 200, "pixel", 65_535)),
+    "hot pixel, 10 bits": lambda seed: grey_png(spoiled(squares(seed) * 1023, "pixel", 65_535)),
+    "hot pixel, 12 bits": lambda seed: grey_png(spoiled(squares(seed) * 4095, "pixel", 65_535)),
+    "hot pixel, floats": lambda seed: grey_tiff(spoiled(squares(seed), "pixel", 1e10)),
+    "cold pixel": lambda seed: grey_png(spoiled(squares(seed) * 200 + 30_000, "pixel", 0)),
+    "cold pixel, floats": lambda seed: grey_tiff(spoiled(squares(seed), "pixel", -9999)),
+    "cold pixel, 32 bits": lambda seed: grey_tiff(spoiled(squares(seed) * 1000, "pixel", -(2**31)), np.int32),
+    "dead column": lambda seed: grey_png(spoiled(squares(seed) * 200 + 30_000, "column", 0)),
+    "a third without data": lambda seed: grey_tiff(spoiled(squares(seed), "third", -9999)),
+    "border of zeros": lambda seed: grey_png(spoiled(squares(seed) * 200 + 30_000, "border", 0)),
+    "border of 255": lambda seed: grey_tiff(spoiled(squares(seed), "border", 255)),
+    "border of -32768": lambda seed: grey_tiff(spoiled(squares(seed) * 1000, "border", -32_768), np.int16),
+    "several": lambda seed: grey_tiff(
+        spoiled(spoiled(spoiled(squares(seed), "column", -9999), "border", -32_768), "pixel", 1e10)
+    ),
+    "RGB PNG": lambda seed: png16(spoiled(squares(seed, 3) * 200, "pixel", 65_535).astype(np.uint16)),
+    "RGBA PNG": lambda seed: png16(
+        np.dstack([spoiled(squares(seed, 3) * 200, "column", 65_535), np.full((32, 32), 65_535)]).astype(np.uint16)
+    ),
+    "RGB PPM": lambda seed: (
+        b"P6 32 32 65535\n" + spoiled(squares(seed, 3) * 200, "pixel", 65_535).astype(">u2").tobytes()
+    ),
+    "RGB TIFF": lambda seed: tiff(spoiled(squares(seed, 3) * 200 + 30_000, "border", 0).astype(np.uint16)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_OUTLIERS)
+def test_outliers_do_not_hide_the_picture(name: str) -> None:
+    for seed in range(3):
+        picture, shown = squares(seed, 3 if "RGB" in name else 1), decoded(WITH_OUTLIERS[name](seed))
+        inside = np.s_[12:29, 12:29]  # without any outlier
+        shown = shown if picture.ndim == 3 else shown[..., 0]
+        levels, values = shown[inside].reshape(-1).astype(float), picture[inside].reshape(-1)
+        assert np.corrcoef(levels, values)[0, 1] > 0.999
+        assert np.ptp(levels) / np.ptp(values) > 120
+
+
+def test_outliers_keep_their_order_and_levels_of_their_own() -> None:
+    values = squares(0) * 200 + 30_000
+    values[0, :4] = 0, 500, 60_000, 65_535
+    shown = decoded(grey_png(values))[..., 0].astype(int)
+    assert (shown[0, 0], shown[0, 3]) == (0, 255)
+    assert shown[0, 0] <= shown[0, 1] <= 15
+    assert 240 <= shown[0, 2] < shown[0, 3]
+    assert shown[1:].min() == 32
+    assert shown[1:].max() == 223
+
+
+def small_objects(ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A 16-bit picture with 16 stars, 0.4% of its pixels, and where these are."""
+    at = np.zeros((128, 128), bool)
+    for y, x in np.random.default_rng(1).integers(2, 126, (16, 2)).tolist():
+        at[y : y + 2, x : x + 2] = True
+    return np.where(at, 20_000 + np.arange(128) * 350, ground).astype(np.uint16), at
+
+
+def test_stars_on_a_black_sky_keep_their_brightness() -> None:
+    values, _ = small_objects(np.zeros((128, 128)))
+    expected = values // 257
+    assert_shows(encoded(Image.fromarray(values)), expected)
+    np.testing.assert_array_equal(decoded(png16(np.dstack([values] * 3))), np.dstack([values >> 8] * 3))
+    assert_shows(grey_tiff(values / 65_535), expected)
+
+
+@pytest.mark.parametrize("noise", [4, 40, 300])
+def test_stars_on_a_sky_that_varies_are_seen_on_it(noise: int) -> None:
+    values, at = small_objects(RNG.integers(0, noise, (128, 128)) + 900)
+    for payload in (encoded(Image.fromarray(values)), png16(np.dstack([values] * 3)), grey_tiff(values / 65_535)):
+        shown = decoded(payload)[..., 0].astype(int)
+        assert shown[at].min() - shown[~at].max() >= 16
+
+
+def test_a_picture_that_uses_its_range_is_as_before_though_most_of_it_is_dark() -> None:
+    dark = (RNG.random((60, 60)) ** 4 * 65_535).astype(np.uint16)
+    assert_shows(encoded(Image.fromarray(dark)), dark // 257)
+    colours = (RNG.random((60, 60, 3)) ** 4 * 65_535).astype(np.uint16)
+    np.testing.assert_array_equal(decoded(png16(colours)), colours >> 8)
+    labels = np.array([0, 1000, 30_000, 45_000, 65_535], np.uint16)[RNG.integers(0, 5, (30, 30))]
+    assert_shows(encoded(Image.fromarray(labels)), labels // 257)
+    sparse = np.full((50, 50), np.nan)
+    sparse[20, :40] = np.linspace(0, 1, 40)  # 1.6% of the picture are all of it
+    assert np.abs(decoded(grey_tiff(sparse))[20, :40, 0] - np.linspace(0, 255, 40)).max() <= 1
+
+
+def test_pictures_of_eight_bits_are_those_that_pillow_reads() -> None:
+    shards = sorted((Path(__file__).parents[2] / "examples/emoji/shards").glob("*.tar"))
+    count = 0
+    for shard in shards:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                if not member.name.endswith(".png"):
+                    continue
+                payload, count = archive.extractfile(member).read(), count + 1  # type: ignore[union-attr]
+                image = Image.open(io.BytesIO(payload)).convert("RGBA")
+                white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+                black = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+                shown = rgb_image(payload, shortest_side=None).tobytes()
+                assert shown in (white.tobytes(), black.tobytes())
+    assert count == 1364
 
 
 def test_a_colour_that_means_transparent_works_in_16_bits() -> None:

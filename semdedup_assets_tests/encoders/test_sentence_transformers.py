@@ -5,7 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import SentenceTransformers
@@ -120,10 +124,48 @@ def test_texts_that_cannot_be_embedded_are_skipped_in_their_row(folders: dict[st
     assert (empty.vectors.shape, len(empty.skipped)) == ((0, model.dimension), 1)
 
 
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
+@pytest.mark.parametrize("normalises", [True, False])
+def test_a_text_of_unknown_words_only_is_skipped_by_a_static_model_with_that_reason(
+    kind: str, *, normalises: bool
+) -> None:
+    words = ["[UNK]", "rain", "sun", "fog"]
+    tokenizer = Tokenizer(
+        models.WordPiece(vocab={word: at for at, word in enumerate(words)}, unk_token="[UNK]")
+        if kind == "WordPiece"
+        else models.Unigram([(word, -1.0) for word in words], 0)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.normalizer = normalizers.Strip()
+    table = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    table[0] = 0  # as distilled static models have it
+    table[2] = 0
+    table[3] = np.nan
+    modules = [StaticEmbedding(tokenizer, embedding_weights=table), *([Normalize()] if normalises else [])]
+    model = SentenceModel(
+        model=SentenceTransformer(modules=modules, device="cpu"),
+        max_tokens=20,
+        prompt="",
+        dimension=6,
+        dtype=torch.float32,
+        compute=CPU,
+    )
+    texts = ["rain", "中文 字", "\U0001f600", "rain \U0001f600", "fog", "sun"]
+    (batch,) = model.embed([Record(text, text) for text in texts])
+    assert batch.keys == ["rain", "rain \U0001f600"]
+    reasons = {item.key: item.reason for item in batch.skipped}
+    for text in texts[1:3]:
+        assert reasons.pop(text) == "no vector: the model knows none of the words in this text"
+    # The causes of these are not their words.
+    assert reasons.pop("fog") == "model output: not finite"
+    assert reasons.pop("sun") in ("model output: not finite", "model output: zero vector")
+    assert not reasons
+
+
 def test_a_text_without_a_token_is_skipped_by_a_static_model(folders: dict[str, Path]) -> None:
     (batch,) = encoder(folders["static"]).load(CPU).embed([Record("a", "\u200b"), Record("b", "rain")])
     assert batch.keys == ["b"]
-    assert [item.reason for item in batch.skipped] == ["model output: zero vector"]
+    assert [item.reason for item in batch.skipped] == ["no vector: the model knows none of the words in this text"]
 
 
 def test_prompts_are_those_of_encode(tmp_path: Path) -> None:
