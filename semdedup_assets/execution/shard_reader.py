@@ -67,6 +67,7 @@ class ShardReader(Generic[T]):
                     message = f"{cut}; replace the file, or accept what could be read of it with `cut_files: accept`"
                     raise TruncatedFile(message) from cut
                 self.cut_files.append([file.path, str(cut)])
+                self.passed_over.update(cut.passed_over)
             except (ValueError, FileNotFoundError):
                 # Of a file that is just being written nothing else can be expected.
                 require_unchanged(file)

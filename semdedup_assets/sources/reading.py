@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Annotated, Any, cast
 from urllib.parse import urlsplit
 
@@ -70,7 +71,12 @@ class TruncatedFile(ValueError):
 
     `read` and `read_items` raise it after the items before, of which both yield the same number; the message names the
     file, what is cut off and how many items came before.
+
+    Attributes:
+        passed_over: by reason, how many members of a tar came before that belong to no item.
     """
+
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
 
 class InvalidValue(ValueError):

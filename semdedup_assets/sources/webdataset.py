@@ -257,7 +257,9 @@ def _samples(path: str, wanted: Container[str] | None, max_mib: int, passed_over
                 yield keys.checked(sample)
             location = f" in or after sample {printable(sample.key)!r}" if sample else ""
             message = f"{path}: cut off or damaged{location}: {error}; {count:,} samples were read"
-            raise TruncatedFile(shortened(message)) from error
+            cut = TruncatedFile(shortened(message))
+            cut.passed_over = passed_over
+            raise cut from error
     if sample is not None:
         yield keys.checked(sample)
 
