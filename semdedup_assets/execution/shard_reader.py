@@ -1,7 +1,8 @@
 """Read the files of a shard, and see that they are the ones that were observed."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Generic, TypeVar, cast
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import VectorBatch
@@ -23,6 +24,7 @@ class ShardReader(Generic[T]):
     Attributes:
         rows_by_file: path and number of records of each file that was begun, in the order of the shard's rows.
         cut_files: path and reason of each file that ends early and of which the part that could be read is accepted.
+        passed_over: by reason, how many members of tars belong to no item.
     """
 
     def __init__(self, context: StageContext, shard: Shard, read: Callable[[str], Iterator[T]]) -> None:
@@ -35,6 +37,7 @@ class ShardReader(Generic[T]):
         """
         self.rows_by_file: list[list[Any]] = []
         self.cut_files: list[list[str]] = []
+        self.passed_over = Counter[str]()
         self._files, self._read = shard.files, read
         self._accepts_cut = context.pipeline.cut_files == "accept"
 
@@ -55,7 +58,7 @@ class ShardReader(Generic[T]):
             counted: list[Any] = [file.path, 0]
             self.rows_by_file.append(counted)
             try:
-                for record in self._read(file.path):
+                for record in self._records(file.path):
                     counted[1] += len(record.keys) if isinstance(record, VectorBatch) else 1
                     yield record
             except TruncatedFile as cut:
@@ -64,12 +67,19 @@ class ShardReader(Generic[T]):
                     message = f"{cut}; replace the file, or accept what could be read of it with `cut_files: accept`"
                     raise TruncatedFile(message) from cut
                 self.cut_files.append([file.path, str(cut)])
+                self.passed_over.update(cut.passed_over)
             except (ValueError, FileNotFoundError):
                 # Of a file that is just being written nothing else can be expected.
                 require_unchanged(file)
                 raise
             # Afterwards: a file that was changed before or while it was read shows it now.
             require_unchanged(file)
+
+    def _records(self, path: str) -> Iterator[T]:
+        """What a file holds; a source may return what it passed over at the end."""
+        records = cast("Generator[T, None, Mapping[str, int] | None]", self._read(path))
+        passed_over = yield from records
+        self.passed_over.update(passed_over or {})
 
 
 def require_unchanged(file: FileStat) -> None:

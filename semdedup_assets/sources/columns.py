@@ -348,11 +348,12 @@ def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, 
     """The fields of the files beside an image.
 
     Args:
-        txt: the caption, which takes precedence over the JSON's; None where there is no such file.
+        txt: the caption, which takes precedence over the JSON's unless it is blank or cannot be read; None where there
+            is no such file.
         json: an object of fields; None where there is no such file.
 
     Returns:
-        The fields by name; and why the text is not UTF-8, or the JSON not an object.
+        The fields by name; and why the text is not UTF-8, or the JSON not an object, or what one of them is instead.
     """
     fields: dict[str, object] = {}
     invalid = []
@@ -360,14 +361,50 @@ def sidecar_fields(*, txt: bytes | None, json: bytes | None) -> tuple[dict[str, 
         try:
             fields = json_object(json, name="json")
         except InvalidValue as error:
-            invalid.append(str(error))
+            what = foreign(json[:HEAD])
+            invalid.append(f"json: {what}" if what else str(error))
     if txt is not None:
         try:
-            fields = {**fields, "caption": decoded(txt.removeprefix(BOM_UTF8), name="txt").rstrip("\r\n")}
+            fields = {**fields, "caption": first_caption(_caption(txt), fields.get("caption"))}
         except InvalidValue as error:
-            fields = {**fields, "caption": None}
+            fields.setdefault("caption", None)
             invalid.append(str(error))
     return fields, invalid
+
+
+def _caption(txt: bytes) -> str:
+    """The caption of a text file.
+
+    Raises:
+        InvalidValue: it is not UTF-8, or no text of the data set's; names what it is.
+    """
+    what = foreign(txt[:HEAD], texts_only=True)
+    try:
+        caption = decoded(txt.removeprefix(BOM_UTF8), name="txt").rstrip("\r\n")
+    except InvalidValue:
+        what = foreign(txt[:HEAD])
+        if what is None:
+            raise
+    if what:
+        message = f"txt: {what}"
+        raise InvalidValue(message)
+    return caption
+
+
+def first_caption(*found: object) -> object:
+    """The first of some values that is a caption.
+
+    Returns:
+        A blank one only where there is no other; None where all are null or NaN.
+    """
+    there = [value for value in found if not is_null(value)]
+    named = (value for value in there if not isinstance(value, str) or value.strip())
+    return next(named, there[0] if there else None)
+
+
+def is_null(value: object) -> bool:
+    """Whether a field's value stands for none: null, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def field_names(rows: Iterable[Mapping[str, object]]) -> list[str]:

@@ -9,9 +9,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
-from semdedup_assets.sources.columns import Columns, ItemFields, field_names, item_image, sidecar_fields
+from semdedup_assets.sources.columns import (
+    Columns,
+    ItemFields,
+    field_names,
+    first_caption,
+    is_null,
+    item_image,
+    sidecar_fields,
+)
 from semdedup_assets.sources.imagefolder import METADATA, ImageRows, fields_of, image_rows
-from semdedup_assets.sources.paths import escaped, expanded_braces, is_glob
+from semdedup_assets.sources.paths import escaped, expanded_braces, is_glob, is_http, unquoted, with_literal_folders
 from semdedup_assets.sources.reading import (
     IMAGE_SUFFIXES,
     MAX_ITEM_MIB,
@@ -123,7 +131,8 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
     def read_items(self, path: str) -> Iterator[Item]:
         """Key, caption and columns of the one image of a file; reads only what lies beside it.
 
-        A caption is that of the text file, else of the JSON, else of the line in the nearest `metadata.jsonl`.
+        A caption is that of the text file, else of the JSON, else of the line in the nearest `metadata.jsonl`; one that
+        is null, blank or cannot be read gives way to the next.
 
         Raises:
             OSError: one of them cannot be opened for a fault of its store; names it.
@@ -143,15 +152,19 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             if content is not None:
                 sidecars[suffix] = content
         row, unreadable = sidecar_fields(txt=sidecars.get(".txt"), json=sidecars.get(".json"))
-        return {**self._row_of_metadata(path), **row}, [*invalid, *unreadable]
+        line, foreign = self._row_of_metadata(path)
+        found = {**row, **line, **{name: value for name, value in row.items() if not is_null(value)}}
+        if "caption" in found:
+            found["caption"] = first_caption(row.get("caption"), line.get("caption"))
+        return found, [*invalid, *unreadable, *foreign]
 
     @property
     def _item_fields(self) -> ItemFields:
         return ItemFields(None, self.columns, automatic=("caption",))
 
     def _key(self, path: str) -> str:
-        _, name = filesystem(path)
-        roots = (f"{root.rstrip('/')}/" for root in fixed_roots(self.path))
+        name = _name(path)
+        roots = (f"{root.rstrip('/')}/" for root in self._roots)
         return printable(next((name[len(root) :] for root in roots if name.startswith(root)), file_name(name)))
 
     def _listed_apart(self, images: list[FileStat]) -> Iterator[FileStat]:
@@ -161,7 +174,8 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             return
         found = {_bare(image.path) for image in images}
         folders = (
-            escaped(each.rpartition("/")[0]) if _bare(each) in found else each.rpartition("/")[0] for each in narrow
+            escaped(each.rpartition("/")[0]) if _bare(each) in found else with_literal_folders(each).rpartition("/")[0]
+            for each in narrow
         )
         for folder in dict.fromkeys(folders):
             yield from list_glob(f"{folder}/*" if folder else "*", (*_SIDECARS, METADATA)).files
@@ -170,20 +184,31 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
 
     def _folders_above(self, path: str) -> Iterator[str]:
         """The folder of an image, then those that hold it, up to the source's own."""
-        root = next((root for root in fixed_roots(self.path) if _bare(path).startswith(f"{root.rstrip('/')}/")), None)
+        root = next((root for root in self._roots if _name(path).startswith(f"{root.rstrip('/')}/")), None)
         folder = path.rpartition("/")[0]
         yield folder
-        while root is not None and _bare(folder).startswith(f"{root.rstrip('/')}/"):
+        while root is not None and _name(folder).startswith(f"{root.rstrip('/')}/"):
             folder = folder.rpartition("/")[0]
             yield folder
 
-    def _row_of_metadata(self, path: str) -> dict[str, object]:
+    @property
+    def _roots(self) -> list[str]:
+        """The folders below which the images may lie, as `_name` writes them."""
+        return [_plain(root) for root in fixed_roots(self.path)]
+
+    def _row_of_metadata(self, path: str) -> tuple[dict[str, object], list[str]]:
+        """The fields of an image's line in the nearest `metadata.jsonl`; and what such files are instead of that."""
+        foreign = list[str]()
         for folder in self._folders_above(path):
             file = file_stat(f"{folder}/{METADATA}")
-            line = image_rows(file).lines.get(path[len(folder) + 1 :]) if file is not None else None
+            if file is None:
+                continue
+            rows = image_rows(file)
+            foreign += [rows.foreign] if rows.foreign else []
+            line = rows.lines.get(_name_below(folder, path))
             if line is not None:
-                return fields_of(line)
-        return {}
+                return fields_of(line), foreign
+        return {}, foreign
 
     def _beside(self, path: str, suffix: str) -> bytes | None:
         """The content of the file beside an image, None where there is none; its suffix may be in upper case."""
@@ -198,6 +223,21 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
 
 def _bare(path: str) -> str:
     return filesystem(path)[1]
+
+
+def _plain(path: str) -> str:
+    """A path without the escapes of a URL: as a local copy of it is called."""
+    return unquoted(path) if is_http(path) else path
+
+
+def _name(path: str) -> str:
+    """A plain path as its file system writes it."""
+    return _plain(_bare(path))
+
+
+def _name_below(folder: str, path: str) -> str:
+    """The name by which `metadata.jsonl` in a folder knows an image."""
+    return _plain(path)[len(_plain(folder)) + 1 :]
 
 
 def _is_image(path: str) -> bool:
@@ -219,9 +259,9 @@ class _Stamps:
         self._with_image, self._read = set[str](), Counter[str]()
         self._others = Counter[str]()
         for file in files:
-            stem, _, suffix = file.path.rpartition(".")
+            stem, _, suffix = _plain(file.path).rpartition(".")
             if file_name(file.path) == METADATA:
-                self._rows[file.path.rpartition("/")[0]] = image_rows(file)
+                self._rows[_plain(file.path.rpartition("/")[0])] = image_rows(file)
             elif f".{suffix.lower()}" in _SIDECARS:
                 self._sidecars.setdefault(stem, []).append(f"{suffix.lower()}:{file.size}:{file.stamp}")
             else:
@@ -229,14 +269,19 @@ class _Stamps:
 
     def of(self, path: str) -> Iterator[str]:
         """The stamps of what lies beside an image: the text, the JSON, and its line in the nearest `metadata.jsonl`."""
-        stem = path.rpartition(".")[0]
+        stem = _plain(path).rpartition(".")[0]
         if stem in self._sidecars:
             self._with_image.add(stem)
             yield from self._sidecars[stem]
         for folder in self._folders_above(path) if self._rows else ():
-            line = self._rows[folder].lines.get(path[len(folder) + 1 :]) if folder in self._rows else None
+            rows = self._rows.get(_plain(folder))
+            if rows is None:
+                continue
+            if rows.foreign:
+                yield "metadata:foreign"
+            line = rows.lines.get(_name_below(folder, path))
             if line is not None:
-                self._read[folder] += 1
+                self._read[_plain(folder)] += 1
                 yield f"metadata:{blake2b(line, digest_size=8).hexdigest()}"
                 return
 
@@ -244,12 +289,19 @@ class _Stamps:
         """What has no image, by reason; to be asked after all images."""
         orphans = sum(len(stamps) for stem, stamps in self._sidecars.items() if stem not in self._with_image)
         rows = self._rows.items()
-        return self._others + Counter(
-            {
-                _ORPHANS: orphans,
-                f"lines of {METADATA} without an image": sum(len(it.lines) - self._read[folder] for folder, it in rows),
-                f"lines of {METADATA} that cannot be read": sum(it.invalid for _, it in rows),
-            }
+        foreign = Counter(it.foreign for _, it in rows if it.foreign)
+        return (
+            self._others
+            + foreign
+            + Counter(
+                {
+                    _ORPHANS: orphans,
+                    f"lines of {METADATA} without an image": sum(
+                        len(it.lines) - self._read[folder] for folder, it in rows
+                    ),
+                    f"lines of {METADATA} that cannot be read": sum(it.invalid for _, it in rows),
+                }
+            )
         )
 
 

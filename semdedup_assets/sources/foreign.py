@@ -3,12 +3,16 @@
 HEAD = 64
 """How many first bytes suffice."""
 
-_KNOWN = (
+# What is text itself, and so would be taken for a caption.
+_TEXTS = (
     (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer, not the file itself; run `git lfs pull` there"),
     (b"version https://hawser.github.com/spec/", "a git-lfs pointer, not the file itself; run `git lfs pull` there"),
     (b"<!doctype html", "a web page, such as that of an error or a login, not the file; download it again"),
     (b"<html", "a web page, such as that of an error or a login, not the file; download it again"),
     (b"<?xml", "an XML document, such as an object store's error, not the file; download it again"),
+)
+_KNOWN = (
+    *_TEXTS,
     (b"par1", "a Parquet file; name it `.parquet`, and see which kind of source reads it"),
     (b"arrow1\0\0", "an Arrow file; write it as Parquet with `pyarrow.parquet.write_table`"),
     (b"\x93numpy", "a NumPy array; name it `.npy`, for `kind: vectors`"),
@@ -28,12 +32,13 @@ _KNOWN = (
 )
 
 
-def foreign(head: bytes, *, own: bytes = b"") -> str | None:
+def foreign(head: bytes, *, own: bytes = b"", texts_only: bool = False) -> str | None:
     """What a file is by its first `HEAD` bytes, with the remedy.
 
     Args:
         head: the first bytes.
         own: with which the file should begin.
+        texts_only: whether the file may hold any text, so that only pointers and documents of servers are known.
 
     Returns:
         None where the file begins as it should, or is of no known kind.
@@ -41,4 +46,5 @@ def foreign(head: bytes, *, own: bytes = b"") -> str | None:
     start = head.lstrip().lower()
     if own and head.startswith(own):
         return None
-    return next((f"this is {what}" for magic, what in _KNOWN if start.startswith(magic)), None)
+    known = _TEXTS if texts_only else _KNOWN
+    return next((f"this is {what}" for magic, what in known if start.startswith(magic)), None)

@@ -5,6 +5,8 @@ import posixpath
 from dataclasses import dataclass
 from functools import lru_cache
 
+from semdedup_assets.sources.columns import first_caption
+from semdedup_assets.sources.foreign import HEAD, foreign
 from semdedup_assets.sources.reading import opened
 from semdedup_assets.storage.files import FileStat
 
@@ -19,10 +21,12 @@ class ImageRows:
     Attributes:
         lines: by path of the image below its folder.
         invalid: how many lines are no JSON object with a `file_name`.
+        foreign: what the file is instead; None where nothing shows that it is something else.
     """
 
     lines: dict[str, bytes]
     invalid: int
+    foreign: str | None = None
 
 
 @lru_cache(maxsize=4)
@@ -41,7 +45,10 @@ def image_rows(file: FileStat) -> ImageRows:
     lines, invalid = dict[str, bytes](), 0
     with opened(file.path) as stream:
         # The size bounds each line too.
-        for line in stream.read(_MOST).removeprefix(b"\xef\xbb\xbf").splitlines():
+        content = stream.read(_MOST)
+        if what := foreign(content[:HEAD]):
+            return ImageRows({}, 0, f"{METADATA}: {what}")
+        for line in content.removeprefix(b"\xef\xbb\xbf").splitlines():
             name = _image(line) if line.strip() else ""
             if name:
                 lines[name] = line
@@ -59,7 +66,7 @@ def _image(line: bytes) -> str | None:
 
 
 def fields_of(line: bytes) -> dict[str, object]:
-    """The fields of an image's line; `text` is its caption where it has no `caption`."""
+    """The fields of an image's line; `text` is its caption where its `caption` is missing, null or blank."""
     found: dict[str, object] = json.loads(line)
     del found["file_name"]
-    return {"caption": found["text"], **found} if "text" in found else found
+    return {**found, "caption": first_caption(found.get("caption"), found["text"])} if "text" in found else found

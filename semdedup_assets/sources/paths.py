@@ -4,7 +4,10 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from semdedup_assets.storage.files import is_folder
+from semdedup_assets.storage.walk import literal
 
 _MAGIC = re.compile(r"[*?[]")
 _MAGIC_OF_URL = re.compile(r"[*[]")  # after `?` comes a query
@@ -27,6 +30,11 @@ def is_http(path: str) -> bool:
     return path.lower().startswith(("http://", "https://"))
 
 
+def unquoted(url: str) -> str:
+    """A URL, or a part of its path, without its escapes: `a b.png` of `a%20b.png`."""
+    return unquote(url, errors="surrogateescape")
+
+
 def is_glob(path: str) -> bool:
     """Whether a path or name has a wildcard."""
     return (_MAGIC_OF_URL if is_http(path) else _MAGIC).search(path) is not None
@@ -36,6 +44,23 @@ def escaped(path: str) -> str:
     """A glob that matches one path."""
     protocol, separator, name = path.rpartition("://")
     return f"{protocol}{separator}{glob.escape(name)}"
+
+
+def with_literal_folders(path: str) -> str:
+    """A glob whose first folders are escaped, as far as they are there under the names that they have in it.
+
+    Each folder with a wildcard in its name is looked up, until one is not there.
+    """
+    head, separator, rest = path.rpartition("://")
+    parts = rest.split("/")
+    for place, part in enumerate(parts[:-1]):
+        if literal(part) is None:
+            folder = "/".join([*(literal(part) or part for part in parts[:place]), part])
+            # Some web servers answer to every name.
+            if (is_http(path) and "*" in part) or not is_folder(f"{head}{separator}{folder}"):
+                break
+            parts[place] = escaped(part)
+    return f"{head}{separator}{'/'.join(parts)}"
 
 
 def expanded_braces(path: str) -> list[str]:

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Annotated, Any, cast
+from urllib.parse import urlsplit
 
 from fsspec import available_protocols
 from fsspec.registry import registry
 from pydantic import Field
 
-from semdedup_assets.sources.paths import expanded_braces, is_glob, is_http, secret_problem
+from semdedup_assets.sources.paths import expanded_braces, is_glob, is_http, secret_problem, with_literal_folders
 from semdedup_assets.sources.web import CONNECTIONS, opened_url, web_listing
 from semdedup_assets.storage.files import (
     FileStat,
@@ -32,7 +34,7 @@ from semdedup_assets.storage.files import (
     open_file,
     protocol_of,
 )
-from semdedup_assets.storage.walk import literal
+from semdedup_assets.storage.walk import SPECIAL, literal
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
@@ -60,6 +62,7 @@ _PIECE = 1 << 20
 _OWN_REASONS = {
     errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENOTDIR,
 }  # fmt: skip
+_ON_THE_WEB = " (a web server needs an index page for a folder or glob; braces such as {000..127} need none)"
 _LISTED = 1000  # names that are compared with a missing one
 
 
@@ -68,7 +71,12 @@ class TruncatedFile(ValueError):
 
     `read` and `read_items` raise it after the items before, of which both yield the same number; the message names the
     file, what is cut off and how many items came before.
+
+    Attributes:
+        passed_over: by reason, how many members of a tar came before that belong to no item.
     """
+
+    passed_over: Mapping[str, int] = MappingProxyType({})
 
 
 class InvalidValue(ValueError):
@@ -100,11 +108,15 @@ def printable(name: str) -> str:
 
 
 def fixed_roots(path: str) -> list[str]:
-    """The folders below which a path's files may lie, as their file system formats them, the most likely first."""
+    """The folders below which a path's files may lie, as their file system formats them, the most likely first.
+
+    A file lies below a folder whose name has a wildcard only if that was taken literally.
+    """
     _, name = filesystem(path.rstrip("/") or "/")
-    parts = name.split("/")
-    chosen = (place for place, part in enumerate(parts) if "{" in part or literal(part) is None)
-    return [name, "/".join(parts[: next(chosen, len(parts))])]
+    parts = [(part, literal(part)) for part in name.split("/")]
+    chosen = (place for place, (part, known) in enumerate(parts) if "{" in part or known is None)
+    names, fixed = [known or part for part, known in parts], next(chosen, len(parts))
+    return [name, *("/".join(names[:end]) for end in range(len(parts) - 1, fixed, -1)), "/".join(names[:fixed])]
 
 
 def source_files(path: str, suffixes: tuple[str, ...]) -> list[FileStat]:
@@ -153,8 +165,9 @@ def source_listing(path: str, suffixes: tuple[str, ...]) -> Listing:
 
 def _alternatives(path: str) -> list[str]:
     """The paths that a source's path stands for: itself where it is there, else those of its braces."""
-    if problem := secret_problem(path):
-        raise ValueError(problem)
+    if problem := path_problem(path):
+        message = f"path: {problem}"
+        raise ValueError(message)
     if "{" not in path or file_stat(path) is not None or is_folder(path):
         return [path]
     return expanded_braces(path)
@@ -168,20 +181,19 @@ def _listing(path: str, suffixes: tuple[str, ...]) -> Listing:
         return Listing([file], {})
     if is_folder(path):
         return list_below(path, suffixes)
-    return list_glob(path, suffixes) if is_glob(path) else Listing([], {})
+    return list_glob(with_literal_folders(path), suffixes) if is_glob(path) else Listing([], {})
 
 
 def nothing_there(path: str, suffixes: tuple[str, ...], passed_over: Mapping[str, int]) -> str:
     """Why a listing came back empty, and the remedy."""
-    missing = _missing_folder(path)
-    if missing is not None:
-        return f"{path}: {missing}"
+    what = None if passed_over else _missing_folder(path) or _no_file(path)
+    if what is not None:
+        return shortened(f"{path}: {what}")
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in Counter(passed_over).most_common(5))
-    on_the_web = " (a web server needs an index page for a folder or glob; braces such as {000..127} need none)"
     return shortened(
         f"{path}: no file here ends in {' '.join(suffixes)}{f'; passed over: {passed}' if passed else ''}; set "
         "`path` to a file, to a folder that holds such files, to a glob (`/**` for all below a folder), or to a URL such "
-        f"as s3://bucket/folder{on_the_web if is_http(path) else ''}"
+        f"as s3://bucket/folder{_ON_THE_WEB if is_http(path) else ''}"
     )
 
 
@@ -199,6 +211,8 @@ def path_problem(path: str) -> str | None:
     if protocol not in known:
         near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
         return f"{path}: no file system is called {protocol!r}; near names: {near}"
+    if (problem := _host_problem(path)) is not None:
+        return f"{path}: {problem}"
     try:
         expanded_braces(path)
     except ValueError as error:
@@ -206,12 +220,40 @@ def path_problem(path: str) -> str | None:
     return None
 
 
+def _host_problem(path: str) -> str | None:
+    """Why a URL names no server or bucket; None where it does, or the path is no URL of one."""
+    if not is_http(path):
+        _, separator, rest = path.partition("://")
+        is_empty = separator and not rest.strip("/") and protocol_of(path) not in ("file", "local", "memory")
+        return "names no bucket; set `path` to a URL such as s3://bucket/folder" if is_empty else None
+    try:
+        host = urlsplit(path).hostname
+    except ValueError as error:
+        return f"is no URL ({error}); set `path` to one such as https://host/folder/"
+    return None if host else "names no host; set `path` to a URL such as https://host/folder/"
+
+
+def _no_file(path: str) -> str | None:
+    """What a path is that names no file and no folder; None where it has wildcards or braces, or nothing is known."""
+    if is_glob(path) or "{" in path:
+        return None
+    if is_http(path):
+        is_there = path.endswith("/") or file_stat(path) is not None
+        return None if is_there else f"its server has no such file or page (404); correct `path`{_ON_THE_WEB}"
+    name = filesystem(path)[1]
+    if not is_local(path) or not os.path.exists(name) or os.path.isdir(name):  # noqa: PTH110, PTH112
+        return None
+    return f"{SPECIAL}, such as a pipe or a device; set `path` to a file with the same content"
+
+
 def _missing_folder(path: str) -> str | None:
     """Which part of a local path does not exist, with near names; None where its folder is there, or it is a URL."""
     if protocol_of(path) not in ("file", "local"):
         return None
-    whole, folder = (Path(root or "/") for root in fixed_roots(path))
+    whole, *_, folder = (Path(root or "/") for root in fixed_roots(path))
     try:
+        if whole.is_symlink() and not whole.exists():
+            return f"is a link to {str(whole.readlink())!r}, which is not there; restore that, or set `path` to what is"
         return None if whole.exists() or folder.exists() else _missing(folder.resolve())
     except OSError as error:
         return f"{folder} cannot be listed ({error.strerror}); let the user who runs Dagster read it"

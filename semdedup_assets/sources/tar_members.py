@@ -36,7 +36,7 @@ class TarMember:
 
     Attributes:
         name: as the tar has it.
-        kind: what it is; folders and devices are `other`.
+        kind: what it is; devices and pipes are `other`.
         size: bytes of its content, 0 of a link.
         target: the name that a link leads to.
         offset: where its content starts in the unpacked tar.
@@ -44,7 +44,7 @@ class TarMember:
     """
 
     name: str
-    kind: Literal["file", "hard link", "symbolic link", "other"]
+    kind: Literal["file", "hard link", "symbolic link", "folder", "other"]
     size: int
     target: str
     offset: int
@@ -65,7 +65,8 @@ class Tar:
             stream: with `peek`, such as `opened` gives.
         """
         unpacked = _unpacked(stream)
-        self.is_seekable = unpacked is stream and stream.seekable()
+        self._is_packed = unpacked is not stream
+        self.is_seekable = not self._is_packed and stream.seekable()
         self._forward = _Forward(unpacked, seekable=self.is_seekable)
         self._tarfile: tarfile.TarFile | None = None
 
@@ -83,7 +84,7 @@ class Tar:
             if offset == 0:
                 _check_format(block)
             if len(block) < _BLOCK:
-                raise _cut(block, offset)
+                raise _cut(block, offset, is_packed=self._is_packed)
             if block.count(0) == _BLOCK:
                 self._check_rest()
                 return
@@ -155,7 +156,7 @@ def _regular(block: bytes, offset: int) -> TarMember | None:
 
 
 def _member(found: tarfile.TarInfo) -> TarMember:
-    kinds = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link"}
+    kinds = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link", tarfile.DIRTYPE: "folder"}
     kind: Any = "file" if found.isreg() else kinds.get(found.type, "other")
     sparse = found if found.sparse is not None else None
     return TarMember(found.name, kind, found.size if kind == "file" else 0, found.linkname, found.offset_data, sparse)
@@ -180,10 +181,12 @@ class _Header(tarfile.TarInfo):
         return found
 
 
-def _cut(block: bytes, offset: int) -> DamagedTarError:
+def _cut(block: bytes, offset: int, *, is_packed: bool) -> DamagedTarError:
     if block:
         return DamagedTarError("it ends within a header")
-    return BadEndError("it ends without the end-of-archive marker") if offset else DamagedTarError("0 bytes")
+    if offset:
+        return BadEndError("it ends without the end-of-archive marker")
+    return DamagedTarError("0 bytes could be unpacked: it is cut off, or holds nothing" if is_packed else "0 bytes")
 
 
 def _check_format(head: bytes) -> None:

@@ -4,7 +4,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, cast
 
-from semdedup_assets.sources.paths import is_glob
+from semdedup_assets.sources.paths import is_glob, with_literal_folders
 from semdedup_assets.storage.files import Listing, file_stat, filesystem, list_below, list_glob
 
 CONNECTIONS = 16
@@ -23,12 +23,20 @@ def web_listing(url: str, suffixes: tuple[str, ...]) -> Listing:
     Raises:
         OSError: the server does not answer as it should.
     """
-    if is_glob(url):
-        return _asked(list_glob(url, suffixes))
+    if is_glob(url) and ("*" in url or not _is_there(url)):
+        return _asked(list_glob(with_literal_folders(url), suffixes))
     file = None if url.endswith("/") else file_stat(url)
     if file is not None and (url.lower().endswith(suffixes) or not _is_page(url)):
         return Listing([file], {})
     return _asked(list_below(url, suffixes))
+
+
+def _is_there(url: str) -> bool:
+    try:
+        return file_stat(url) is not None
+    except OSError:
+        # A server may refuse what it takes for no name.
+        return False
 
 
 def _is_page(url: str) -> bool:

@@ -1,6 +1,7 @@
 import posixpath
 import re
-from collections.abc import Container, Iterator
+from collections import Counter
+from collections.abc import Container, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from semdedup_assets.sources.reading import (
 )
 from semdedup_assets.sources.tar_members import BadEndError, DamagedTarError, Tar, TarMember
 from semdedup_assets.storage.files import FileStat, Listing
+from semdedup_assets.storage.walk import SPECIAL
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _SIDECARS = ("txt", "json")
@@ -37,6 +39,7 @@ _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _HIDDEN_FOLDER = re.compile(r"(^|/)(\.[^./][^/]*|__MACOSX)/", re.DOTALL)
 _MOST_FILES = 1000  # of a sample
 _REMEMBERED = 500_000  # keys
+_SORT = "sort the tar's members by name (`tar --sort=name`)"
 
 Sample = tuple[str, dict[str, bytes]]
 
@@ -97,7 +100,7 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
             TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
             OSError: the tar cannot be opened or read; names it.
         """
-        for sample in _samples(path, _IMAGES, self.max_item_mib):
+        for sample in _samples(path, _IMAGES, self.max_item_mib, Counter()):
             yield sample.record(self.max_item_mib)
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
@@ -111,23 +114,27 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
             TruncatedFile: the tar is cut off or damaged within these samples; names it.
             OSError: the tar cannot be opened; names it.
         """
-        samples = islice(_samples(path, _SIDECARS, self.max_item_mib), limit)
+        samples = islice(_samples(path, _SIDECARS, self.max_item_mib, Counter()), limit)
         found = (each.members for each in samples)
         return field_names(sidecar_fields(txt=each.get("txt"), json=each.get("json"))[0] for each in found)
 
-    def read_items(self, path: str) -> Iterator[Item]:
+    def read_items(self, path: str) -> Generator[Item, None, dict[str, int]]:
         """Key, caption and columns of every sample of a tar. Skips the images.
+
+        Returns:
+            By reason, how many members belong to no sample: hidden names and folders, names without a suffix.
 
         Raises:
             TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
             OSError: the tar cannot be opened or read; names it.
         """
-        fields = self._item_fields
-        for sample in _samples(path, _SIDECARS, self.max_item_mib):
+        fields, passed_over = self._item_fields, Counter[str]()
+        for sample in _samples(path, _SIDECARS, self.max_item_mib, passed_over):
             row, invalid = sidecar_fields(txt=sample.members.get("txt"), json=sample.members.get("json"))
             reasons = [f"{suffix}: {sample.problems[suffix]}" for suffix in _SIDECARS if suffix in sample.problems]
             split = [sample.split] if sample.split and sample.image is not None else []
             yield fields.item(row, fallback=printable(sample.key), invalid_values=[*reasons, *invalid, *split])
+        return dict(passed_over)
 
     def samples(self, path: str) -> Iterator[Sample]:
         """The raw content of every sample of a tar, in its order: key, and bytes by suffix in lower case.
@@ -141,7 +148,7 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
             TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
             OSError: the tar cannot be opened or read; names it.
         """
-        for sample in _samples(path, None, self.max_item_mib):
+        for sample in _samples(path, None, self.max_item_mib, Counter()):
             yield sample.key, sample.members if sample.is_within(self.max_item_mib) else {}
 
     @property
@@ -210,16 +217,19 @@ class _Sample:
             reason = f"{self.files:,} files, of which a sample may have {_MOST_FILES:,} ({found})"
         if any(f".{suffix}".lower().endswith(IMAGE_SUFFIXES) for suffix in names):
             return f"{reason}: WebDataset ends a key at the first dot of a file's name; rename the files"
+        if all(suffix in _SIDECARS for suffix in names):
+            return f"{reason}; sample split, if its image comes later in the tar: {_SORT}"
         return f"{reason}; images end in {' '.join(_IMAGES)}"
 
 
-def _samples(path: str, wanted: Container[str] | None, max_mib: int) -> Iterator[_Sample]:
+def _samples(path: str, wanted: Container[str] | None, max_mib: int, passed_over: Counter[str]) -> Iterator[_Sample]:
     """The samples of a tar, as `WebDataset.samples` describes them.
 
     Args:
         path: the tar.
         wanted: suffixes whose content is read, None for all; the other members are empty.
         max_mib: bound on a sample.
+        passed_over: where members are counted that belong to no sample, by reason.
     """
     sample: _Sample | None = None
     count, keys = 0, _Keys()
@@ -228,8 +238,11 @@ def _samples(path: str, wanted: Container[str] | None, max_mib: int) -> Iterator
             tar = Tar(stream)
             contents = _Contents(tar, path, max_mib)
             for member in tar:
+                if member.kind == "folder":
+                    continue
                 parts = _MEMBER.fullmatch(member.name)
                 if parts is None or member.kind == "other" or _HIDDEN_FOLDER.search(member.name):
+                    passed_over[_reason(member)] += 1
                     continue
                 key, suffix = parts[1], parts[2].lower()
                 if sample is None or sample.key != key or sample.has(suffix):
@@ -244,9 +257,21 @@ def _samples(path: str, wanted: Container[str] | None, max_mib: int) -> Iterator
                 yield keys.checked(sample)
             location = f" in or after sample {printable(sample.key)!r}" if sample else ""
             message = f"{path}: cut off or damaged{location}: {error}; {count:,} samples were read"
-            raise TruncatedFile(shortened(message)) from error
+            cut = TruncatedFile(shortened(message))
+            cut.passed_over = passed_over
+            raise cut from error
     if sample is not None:
         yield keys.checked(sample)
+
+
+def _reason(member: TarMember) -> str:
+    """Why a member belongs to no sample."""
+    if member.kind == "other":
+        return SPECIAL
+    if _HIDDEN_FOLDER.search(member.name):
+        return "members in hidden folders (. first, __MACOSX)"
+    is_hidden = posixpath.basename(member.name).startswith(".")
+    return "members with hidden names (. first)" if is_hidden else "members without a suffix"
 
 
 class _Keys:
@@ -260,8 +285,7 @@ class _Keys:
         has_image, key = sample.image is not None, hash(sample.key)
         if key in self._seen[not has_image] and not (has_image and any(map(sample.has, _SIDECARS))):
             sample.split = (
-                f"sample split: the files of key {printable(sample.key)!r} are not next to each other; sort the tar's "
-                "members by name (`tar --sort=name`)"
+                f"sample split: the files of key {printable(sample.key)!r} are not next to each other; {_SORT}"
             )
         if len(self._seen[has_image]) < _REMEMBERED:
             self._seen[has_image].add(key)

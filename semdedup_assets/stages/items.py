@@ -59,7 +59,12 @@ def _write(
         with result.open(ITEMS) as stream, TableWriter(stream) as table:
             for batch in _batches(reader, shard.index, counts):
                 table.write_arrow(batch)
-        result.details = {**counts.details(), "files": reader.rows_by_file, "cut_files": reader.cut_files}
+        result.details = {
+            **counts.details(),
+            "files": reader.rows_by_file,
+            "cut_files": reader.cut_files,
+            "passed_over": dict(reader.passed_over),
+        }
         if excluded is not None:
             result.details["excluded"] = excluded
     return result.committed

@@ -18,6 +18,7 @@ from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import get_protocol
 
 from semdedup_assets.storage import walk
+from semdedup_assets.storage.web_pages import linked, linked_below, page_url
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that was being written when its process was ended."""
@@ -156,7 +157,11 @@ def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     fs.invalidate_cache()
     root, segments = fixed_part(name)
     wanted = suffixes if walk.literal(segments[-1]) is None else None
-    return _visible_files(fs, fs.glob(name, detail=True), wanted, _hidden_from(root, segments))
+    if _is_web(fs):
+        found, root = linked(fs, name, root=root), page_url(root)
+    else:
+        found = fs.glob(name, detail=True)
+    return _visible_files(fs, found, wanted, _hidden_from(root, segments))
 
 
 def list_below(folder: str, suffixes: tuple[str, ...] | None = None) -> Listing:
@@ -165,7 +170,15 @@ def list_below(folder: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     if isinstance(fs, LocalFileSystem):
         return _local_listing(name, ["**"], suffixes=suffixes)
     fs.invalidate_cache()
-    return _visible_files(fs, fs.find(name, detail=True), suffixes, _hidden_from(name.rstrip("/"), ["**"]))
+    if _is_web(fs):
+        found, name = linked_below(fs, name), page_url(name)
+    else:
+        found = fs.find(name, detail=True)
+    return _visible_files(fs, found, suffixes, _hidden_from(name.rstrip("/"), ["**"]))
+
+
+def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
+    return "https" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def fixed_part(pattern: str) -> tuple[str, list[str]]:

@@ -88,6 +88,10 @@ class Walk:
             status = os.stat(path)  # noqa: PTH116  # a path object for each of a million names takes seconds
         except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return
         if stat.S_ISREG(status.st_mode):
             self.found[path] = status
 

@@ -309,3 +309,109 @@ def test_a_folder_and_a_tar_of_the_same_files_give_the_same_items(tmp_path: Path
 
     assert found(folder) == found(packed)
     assert len(found(folder)) == len(samples)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (POINTER, "git-lfs pointer"),
+        (b"<!DOCTYPE html><title>404</title>", "web page"),
+        (b'<?xml version="1.0"?><Error/>', "XML document"),
+        (b"\x1f\x8b\x08\0\xff", "packed with gzip"),
+    ],
+)
+def test_what_lies_beside_an_image_instead_of_its_caption_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(image_bytes("red"))
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "b.json").write_bytes(content)
+    (tmp_path / "b.txt").write_text("BZh and PAR1 are words of a caption")
+    (tmp_path / "c.txt").write_text("Rar! A caption")
+    source = Folder(path=str(tmp_path))
+    items = {item.key: item for item in all_items(source)}
+    assert {key: item.columns["caption"] for key, item in items.items()} == {
+        "a.png": None,
+        "b.png": "BZh and PAR1 are words of a caption",
+        "c.png": "Rar! A caption",
+    }
+    (of_text,), (of_json,) = items["a.png"].invalid_values, items["b.png"].invalid_values
+    assert of_text.startswith("txt: this is ")
+    assert what in of_text
+    assert of_json.startswith("json: this is ")
+    assert what in of_json
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.png", "a.txt", "b.png", "b.json", "b.txt"):
+            tar.add(tmp_path / name, name)
+    of_tar = list(WebDataset(path=f"{tmp_path}/a.tar").read_items(f"{tmp_path}/a.tar"))
+    assert [item.invalid_values for item in of_tar] == [(of_text,), (of_json,)]
+    assert of_tar[0].columns["caption"] is None
+
+
+def test_a_pointer_instead_of_the_metadata_is_named_at_each_image_until_the_file_is_there(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(image_bytes("red"))
+    (tmp_path / "metadata.jsonl").write_bytes(POINTER)
+    source = Folder(path=str(tmp_path))
+    before = source.listing()
+    ((reason, count),) = before.passed_over.items()
+    assert (reason.startswith("metadata.jsonl: this is a git-lfs pointer"), count) == (True, 1)
+    assert [item.invalid_values for item in all_items(source)] == [(reason,), (reason,)]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "one"}))
+    assert [(item.columns["caption"], item.invalid_values) for item in all_items(source)] == [("one", ()), (None, ())]
+    assert not {file.stamp for file in before.files} & {file.stamp for file in source.files()}
+
+
+@pytest.mark.parametrize(
+    ("txt", "document", "line", "caption"),
+    [
+        (None, None, {"caption": None, "text": "t"}, "t"),
+        (None, None, {"caption": "", "text": "t"}, "t"),
+        (None, None, {"caption": float("nan"), "text": "t"}, "t"),
+        (None, None, {"caption": "c", "text": "t"}, "c"),
+        (None, None, {"caption": "", "text": None}, ""),
+        (None, None, {"caption": ""}, ""),
+        (None, {"caption": None}, {"text": "t"}, "t"),
+        (None, {"caption": ""}, {"caption": "c"}, "c"),
+        (None, {"caption": "  "}, {"caption": None}, "  "),
+        (None, {"caption": None}, None, None),
+        ("", {"caption": "j"}, {"caption": "c"}, "j"),
+        ("\n", {"caption": None}, {"caption": "c"}, "c"),
+        ("", {"caption": None}, None, ""),
+        ("x\n", {"caption": "j"}, {"caption": "c"}, "x"),
+    ],
+)
+def test_a_caption_that_is_null_or_blank_hides_no_other(
+    tmp_path: Path, txt: str | None, document: object, line: dict[str, object] | None, caption: str | None
+) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes("red"))
+    if txt is not None:
+        (tmp_path / "a.txt").write_text(txt)
+    if document is not None:
+        (tmp_path / "a.json").write_text(json.dumps(document))
+    if line is not None:
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", **line}))
+    (item,) = all_items(Folder(path=str(tmp_path)))
+    assert (item.columns["caption"], item.invalid_values) == (caption, ())
+
+
+def test_a_null_beside_an_image_hides_no_value_of_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes("red"))
+    (tmp_path / "a.json").write_text(json.dumps({"width": None, "height": 2}))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "width": 1, "height": 3}))
+    (item,) = all_items(Folder(path=str(tmp_path), columns={"width": "int", "height": "int"}))
+    assert item.columns == {"caption": None, "width": 1, "height": 2}
+
+
+def test_keys_and_metadata_below_a_literal_folder_of_a_glob_are_those_of_the_folder(tmp_path: Path) -> None:
+    for folder in ("data[1]", "data1"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep" / "a.png").write_bytes(image_bytes("red"))
+        line = {"file_name": "deep/a.png", "text": folder}
+        (tmp_path / folder / "metadata.jsonl").write_text(json.dumps(line))
+    for path in ("data[1]", "data[1]/**", "data[1]/*/*.png", "data[1]/deep/a.png", "data[[]1]/**/*.png"):
+        (item,) = all_items(Folder(path=f"{tmp_path}/{path}"))
+        assert (item.key, item.columns["caption"]) in (("deep/a.png", "data[1]"), ("a.png", None)), path
+        assert (item.key == "a.png") == path.endswith("deep/a.png")

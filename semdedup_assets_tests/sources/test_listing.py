@@ -145,6 +145,30 @@ def test_a_literal_name_comes_before_what_it_would_match(tmp_path: Path, name: s
         assert [file.path for file in source_listing(str(path), (".x",)).files] == [str(tmp_path / name)]
 
 
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_folders_of_a_glob_are_literal_as_far_as_they_are_there(where: str, tmp_path: Path) -> None:
+    root = str(tmp_path) if where == "local" else f"memory:/{tmp_path}"
+    names = ["data[1]/a.x", "data[1]/run[2]/b.x", "data1/a.x", "data1/run2/b.x", "only2/c.x", "a?/d.x", "ab/d.x"]
+    for name in names:
+        write_bytes(f"{root}/{name}", name.encode())
+
+    def listed(path: str) -> list[str]:
+        return [file.path.partition(f"{tmp_path}/")[2] for file in source_listing(f"{root}/{path}", (".x",)).files]
+
+    assert listed("data[1]/*.x") == ["data[1]/a.x"]
+    assert listed("data[1]/**") == listed("data[[]1]/**") == ["data[1]/a.x", "data[1]/run[2]/b.x"]
+    assert listed("data[1]/run[2]/*") == listed("data[1]/run[[]2]/*") == ["data[1]/run[2]/b.x"]
+    assert listed("data[1]/*/*.x") == listed("data[1]/{run[2],run[2]}/*.x") == ["data[1]/run[2]/b.x"]
+    assert listed("only[2]/*.x") == ["only2/c.x"]
+    assert listed("a?/*.x") == ["a?/d.x"]
+
+
+def test_a_relative_glob_has_literal_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "data[1]/a.x", "data1/a.x")
+    monkeypatch.chdir(tmp_path)
+    assert [file.path for file in source_listing("data[1]/*.x", (".x",)).files] == [f"{tmp_path}/data[1]/a.x"]
+
+
 def test_a_relative_name_with_colons_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, "zip::a/f.x", "b::c.x")
     monkeypatch.chdir(tmp_path)

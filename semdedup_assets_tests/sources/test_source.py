@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -156,3 +157,35 @@ def test_a_path_without_a_secret_is_none(path: str) -> None:
 def test_a_chain_of_file_systems_and_endless_braces_are_problems() -> None:
     assert "chained file systems are not read" in WebDataset(path="simplecache::s3://bucket/a.tar").problems()[0]
     assert "more than 300,000 names" in WebDataset(path="s3://bucket/{0..9}{000000000..999999999}.tar").problems()[0]
+
+
+def test_what_a_path_is_that_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "lost.jsonl").symlink_to("nowhere.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name, reason in {
+        "pipe.jsonl": r"neither file nor folder, such as a pipe or a device; set `path` to",
+        "lost.jsonl": r"is a link to 'nowhere\.jsonl', which is not there",
+        "loop.jsonl": r"is a link to 'loop\.jsonl', which is not there",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=rf"{name}: {reason}"):
+            JsonLines(path=str(tmp_path / name)).files()
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("foo://x", "no file system is called 'foo'"),
+        ("https://", "names no host"),
+        ("http:///folder/", "names no host"),
+        ("https://[1/a.tar", "is no URL"),
+        ("s3://", "names no bucket"),
+    ],
+)
+def test_a_path_that_no_file_system_can_have_is_a_problem_before_it_is_asked(path: str, problem: str) -> None:
+    for source in (Folder(path=path), WebDataset(path=path), JsonLines(path=path), Parquet(path=path, text="text")):
+        (found,) = source.problems()
+        assert found.startswith(f"path: {path}: {problem}")
+        with pytest.raises(ValueError, match=r"^path: ") as raised:
+            source.files()
+        assert str(raised.value) == found

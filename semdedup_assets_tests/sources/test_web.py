@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,15 +157,119 @@ def test_images_and_captions_of_a_page_are_items(site: tuple[str, Path]) -> None
     (root / "photos" / "deep" / "2.txt").write_text("two")
     source = Folder(path=f"{url}/photos/")
     files = source.files()
-    assert [next(source.read(file.path)).key for file in files] == ["1.png", "deep/2.png", "deep/a%20b.png"]
+    assert [next(source.read(file.path)).key for file in files] == ["1.png", "deep/2.png", "deep/a b.png"]
     assert [next(source.read_items(file.path)).columns["caption"] for file in files] == [None, "two", None]
+
+
+@pytest.mark.parametrize("folder", ["photos", "a folder [1]", "ü%20"])
+def test_images_have_the_keys_and_captions_of_their_local_folder(site: tuple[str, Path], folder: str) -> None:
+    url, root = site
+    names = ["a b.png", "ü.png", "100%.png", "a%20b.png", "deep er/c&d.png", "deep er/#1.png"]
+    for name in names:
+        (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / folder / name).write_bytes(name.encode())
+    (root / folder / "a b.txt").write_text("beside")
+    lines = [json.dumps({"file_name": name, "text": f"caption of {name}"}) for name in names]
+    (root / folder / "metadata.jsonl").write_text("\n".join(lines))
+
+    def items_of(path: str) -> dict[str, object]:
+        source = Folder(path=path)
+        listing = source.listing()
+        assert listing.passed_over == {}, path
+        found = [item for file in listing.files for item in source.read_items(file.path)]
+        assert [next(source.read(file.path)).key for file in listing.files] == [item.key for item in found]
+        return {item.key: item.columns["caption"] for item in found}
+
+    local = items_of(str(root / folder))
+    assert local == {name: f"caption of {name}" for name in names} | {"a b.png": "beside"}
+    assert items_of(f"{url}/{quote(folder)}") == items_of(f"{url}/{quote(folder)}/") == local
+    assert items_of(f"{url}/{quote(folder)}/**") == local
+    if "%" not in folder:
+        # As a person writes it; `%20` is an escape in every URL.
+        assert items_of(f"{url}/{folder}") == items_of(f"{url}/{folder}/**") == local
+
+
+def test_an_image_by_its_unescaped_url_is_the_same_item(site: tuple[str, Path]) -> None:
+    url, root = site
+    (root / "a b.png").write_bytes(b"image")
+    (root / "a b.txt").write_text("beside")
+    for path in (f"{url}/a b.png", f"{url}/a%20b.png"):
+        source = Folder(path=path)
+        (file,) = source.files()
+        (item,) = source.read_items(file.path)
+        assert (item.key, item.columns["caption"], item.invalid_values) == ("a b.png", "beside", ())
+        assert "txt:" in file.stamp
+
+
+PAGES = {
+    "/set/": """<a href="?C=N;O=D">Name</a> <a href="./?C=M">Date</a> <a href="../">up</a> <a href="./">here</a>
+        <a href="./a.jsonl">a</a> <a href="a.jsonl#part">a again</a> <a href="/set/b.jsonl">b</a> <a href="./sub/">sub</a>
+        <a href="x/../c.jsonl">c</a> <a href="p&amp;q.jsonl">p&amp;q</a> <a href="./.hidden/">h</a> <a href="./notes.md">n</a>
+        <a href="../other/z.jsonl">elsewhere</a> <a href="//elsewhere.example/z.jsonl">elsewhere</a>""",
+    "/set/sub/": '<a href="../">up</a> <a href="./../sub/">here</a> <a href="./d.jsonl">d</a> <a href="/set/">up</a>',
+    "/set/.hidden/": '<a href="./e.jsonl">e</a>',
+}
+
+
+@pytest.mark.parametrize("path", ["/set", "/set/", "/set/**", "/set/**/*.jsonl", "/set/./"])
+def test_links_of_an_index_page_are_resolved_and_followed_once(path: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PageServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        listing = JsonLines(path=f"{url}{path}").listing()
+        server.shutdown()
+    names = ("a.jsonl", "b.jsonl", "c.jsonl", "p&q.jsonl", "sub/d.jsonl")
+    assert [file.path for file in listing.files] == [f"{url}/set/{name}" for name in names]
+    assert listing.passed_over.pop("hidden names (. or _ first)") == 1
+    assert listing.passed_over in ({"suffix .md": 1}, {})
+
+
+def test_a_glob_over_links_with_a_dot_finds_its_files() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PageServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = {
+            path: [file.path.removeprefix(f"{url}/set/") for file in JsonLines(path=f"{url}{path}").files()]
+            for path in ("/set/*.jsonl", "/set/[ab].jsonl", "/set/*/*.jsonl", "/set/s*/d.jsonl")
+        }
+        server.shutdown()
+    assert list(found.values()) == [
+        ["a.jsonl", "b.jsonl", "c.jsonl", "p&q.jsonl"],
+        ["a.jsonl", "b.jsonl"],
+        ["sub/d.jsonl"],
+        ["sub/d.jsonl"],
+    ]
+
+
+class PageServer(SimpleHTTPRequestHandler):
+    """Index pages as some servers write them; a line of JSON under every other name that they have."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self._answer())
+
+    def _answer(self) -> bytes:
+        path = self.path if self.path.endswith((".jsonl", "/")) else f"{self.path}/"
+        content = PAGES.get(path, '{"text": "one"}' if "%5B" not in path and path.endswith(".jsonl") else "").encode()
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Type", "text/html" if path in PAGES else "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
 
 
 def test_what_is_missing_or_fails_is_told_apart(site: tuple[str, Path]) -> None:
     url, root = site
     write_tar(root / "1.tar", "a")
     (root / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"missing\.tar: no file here .*needs an index page"):
+    with pytest.raises(
+        FileNotFoundError, match=r"missing\.tar: its server has no such file .*404.*needs an index page"
+    ):
         WebDataset(path=f"{url}/missing.tar").files()
     with pytest.raises(FileNotFoundError, match=r"empty: no file here"):
         WebDataset(path=f"{url}/empty").files()

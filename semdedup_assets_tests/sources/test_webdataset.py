@@ -1,7 +1,9 @@
+import bz2
 import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -526,3 +528,54 @@ def test_field_names_are_those_of_the_first_samples(tmp_path: Path) -> None:
     source = WebDataset(path=path)
     assert source.field_names(path) == ["url", "key", "exif", "exif.iso", "caption", "late"]
     assert "late" not in source.field_names(path, limit=1)
+
+
+def test_members_of_no_sample_are_counted_by_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    image = image_bytes("red")
+    write_tar(path, [*sample("1"), ("noext", image), ("a/noext.", image), ("./.h.png", image), ("a/._1.jpg", image)])
+    with tarfile.open(path, "a") as tar:
+        for name in ("__MACOSX/a.png", ".ipynb_checkpoints/b.png", "./.git/noext"):
+            member = tarfile.TarInfo(name)
+            tar.addfile(member)
+        folder, pipe = tarfile.TarInfo("folder.d"), tarfile.TarInfo("pipe.jpg")
+        folder.type, pipe.type = tarfile.DIRTYPE, tarfile.FIFOTYPE
+        tar.addfile(folder)
+        tar.addfile(pipe)
+    items = WebDataset(path=str(path)).read_items(str(path))
+    keys = []
+    while True:
+        try:
+            keys.append(next(items).key)
+        except StopIteration as end:
+            passed_over = end.value
+            break
+    assert keys[0] == "1"
+    assert passed_over == {
+        "members without a suffix": 1,
+        "members with hidden names (. first)": 2,
+        "members in hidden folders (. first, __MACOSX)": 3,
+        "neither file nor folder": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["tar.zst", "tar.gz", "tar.xz", "tar.bz2"])
+def test_a_packed_tar_cut_before_its_first_block_is_not_called_empty(tmp_path: Path, suffix: str) -> None:
+    packed = {"zst": zstandard.compress, "gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
+    whole = packed[suffix.partition(".")[2]](write_tar(tmp_path / "a.tar", sample("1")).read_bytes())
+    path = tmp_path / f"b.{suffix}"
+    path.write_bytes(whole[:14])
+    _, reason = until_cut(WebDataset(path=str(path)).read(str(path)))
+    assert reason is not None
+    assert "cut off or damaged: 0 bytes could be unpacked" in reason or "its compressed data" in reason
+
+
+def test_captions_before_their_images_name_the_order_of_the_tar(tmp_path: Path) -> None:
+    members = [(f"{key}.txt", b"caption") for key in "ab"] + [(f"{key}.jpg", image_bytes("red")) for key in "ab"]
+    source = WebDataset(path=str(write_tar(tmp_path / "a.tar", members)))
+    *texts, first, second = read_all(source)
+    assert [record.key for record in texts] == ["a", "b"]
+    assert all(re.search(r"\(txt\); sample split, if .*--sort=name", record.reason) for record in texts)
+    assert isinstance(first, Record)
+    assert isinstance(second, Record)
+    assert all("sample split" in item.invalid_values[0] for item in all_items(source)[2:])

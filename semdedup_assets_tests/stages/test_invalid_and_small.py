@@ -1,6 +1,8 @@
 """Invalid items, and datasets at the edges, through all stages."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from semdedup_assets.assets.metadata import as_metadata
 from semdedup_assets.checks.items import values_are_valid
 from semdedup_assets.checks.manifests import counts_are_conserved
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline, stored_files
@@ -63,6 +66,39 @@ def test_items_have_a_row_for_each_record_also_for_those_that_cannot_be_embedded
     assert record.details["repeated_keys"] == 1
     assert record.details["repeated_key_examples"] == ["item 23"]
     assert [rows for _, rows in record.details["files"]] == [25]
+
+
+def test_members_that_belong_to_no_sample_are_counted_by_shard_also_of_a_cut_tar(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    names = ("1.jpg", "noext", ".hidden.jpg", "__MACOSX/1.jpg", "2.jpg", "3.jpg", "__MACOSX/3.jpg")
+    for tar_name in ("a.tar", "b.tar"):
+        with tarfile.open(tmp_path / "tars" / tar_name, "w") as tar:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = 600
+                tar.addfile(member, io.BytesIO(bytes(600)))
+    (tmp_path / "tars" / "c.tar").write_bytes((tmp_path / "tars" / "b.tar").read_bytes()[: 1536 * 5 + 700])
+    source = {"kind": "webdataset", "path": f"{tmp_path}/tars"}
+    settings = vectors_settings(tmp_path) | {
+        "source": source,
+        "encoder": {"kind": "openclip", "model": "ViT-B-32", "pretrained": "openai"},
+        "shards": {"files_per_shard": 2},
+        "cut_files": "accept",
+    }
+    runs = StageRuns(settings)
+    runs.run(until="items")
+    whole, cut = (runs.record("items", name).details for name in ("s000000", "s000001"))
+    hidden, folders, bare = (
+        "members with hidden names (. first)",
+        "members in hidden folders (. first, __MACOSX)",
+        "members without a suffix",
+    )
+    assert whole["passed_over"] == {hidden: 2, folders: 4, bare: 2}
+    assert whole["items"] == 6
+    assert cut["passed_over"] == {hidden: 1, folders: 1, bare: 1}
+    assert len(cut["cut_files"]) == 1
+    shown = str(as_metadata(whole)["passed_over"])
+    assert f"{bare}: 2" in shown
 
 
 def test_values_that_do_not_fit_their_column_are_null_and_listed(tmp_path: Path) -> None:
