@@ -103,7 +103,7 @@ def _require_one_width(context: StageContext, records: Mapping[Partition, Result
         for shard, width in list(odd.items())[:_NAMED]
     )
     message = (
-        f"{context.pipeline.dataset}: most shards hold vectors of {usual} numbers, {len(odd)} others not: {named}; mend "
+        f"{context.pipeline.dataset}: most shards hold vectors of {usual} numbers, and {len(odd)} of others: {named}; mend "
         f"their files, or set `encoder.dimension: {usual}`, which makes other vectors invalid items"
     )
     raise ValueError(message)

@@ -12,7 +12,7 @@ from semdedup_assets.checks.embeddings import files_are_whole, no_shard_excluded
 from semdedup_assets.records import content_hash
 from semdedup_assets.stages.embeddings import content_hashes
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline
-from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
+from semdedup_assets_tests.toy_source import vectors_settings
 
 ENCODER = Path(__file__).parents[2] / "examples" / "docstrings" / "encoder"
 
@@ -125,16 +125,6 @@ def test_accepting_cut_files_brings_back_the_shards_that_they_excluded(tmp_path:
     assert accepting.run(until="embeddings") == {"items": ["s000001"], "embeddings": ["s000001"]}
     assert accepting.run(until="embeddings") == {}
     assert accepting.context().index.excluded("embeddings") == {}
-
-
-def test_shards_of_several_lengths_are_named_with_what_makes_them_invalid_items(tmp_path: Path) -> None:
-    runs = small_pipeline(tmp_path)
-    path = write_shard(tmp_path, "1", near_duplicates(1, dimension=8))
-    with pytest.raises(ValueError, match=rf"vectors of 16 numbers.*8 in s000001 \({path}\).*encoder\.dimension: 16"):
-        runs.run()
-    mended = runs.changed(encoder={"kind": "precomputed", "dimension": 16}, max_skipped=1)
-    mended.run()
-    assert {key.partition(".")[0] for key in mended.kept_keys("0.05|3")} == {"0", "2"}
 
 
 @pytest.mark.parametrize("accept", [False, True])
