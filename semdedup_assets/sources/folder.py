@@ -2,7 +2,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -191,7 +191,7 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
             folder = folder.rpartition("/")[0]
             yield folder
 
-    @property
+    @cached_property
     def _roots(self) -> list[str]:
         """The folders below which the images may lie, as `_name` writes them."""
         return [_plain(root) for root in fixed_roots(self.path)]

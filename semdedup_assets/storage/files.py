@@ -41,14 +41,14 @@ class FileStat:
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path as that file system writes it."""
-    if "::" in path and not is_chained(path):
-        # fsspec would take `a::b.jpg` for a file of one file system inside another.
-        protocol = protocol_of(path)
-        fs_class = fsspec.get_filesystem_class(protocol)
-        fs = fsspec.filesystem(protocol, **fs_class._get_kwargs_from_urls(path))
-        return fs, str(fs_class._strip_protocol(path))
-    fs, name = fsspec.core.url_to_fs(path)
-    return fs, str(name)
+    if is_chained(path):
+        fs, name = fsspec.core.url_to_fs(path)
+        return fs, str(name)
+    # fsspec would take `a::b.jpg` for a file of one file system inside another, and longer to take others apart.
+    protocol = protocol_of(path)
+    fs_class = fsspec.get_filesystem_class(protocol)
+    fs = fsspec.filesystem(protocol, **fs_class._get_kwargs_from_urls(path))
+    return fs, str(fs_class._strip_protocol(path))
 
 
 def protocol_of(path: str) -> str:
