@@ -98,6 +98,14 @@ class Embedded:
     skipped: list[Skipped]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a string is UTF-8 once it is encoded: halves of surrogate pairs are not, which JSON and file names can hold."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def content_hash(payload: bytes | str) -> int:
     """What identifies an encoded image or a text: XXH3 of its bytes, 64 bits."""
     return int(

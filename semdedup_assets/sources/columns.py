@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field
 
-from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item
+from semdedup_assets.records import ColumnType, ColumnValue, Invalid, Item, is_unicode
 from semdedup_assets.sources.foreign import HEAD, foreign
 from semdedup_assets.sources.reading import InvalidValue, TruncatedFile
 
@@ -97,7 +97,7 @@ def _remedy(value: object, kind: ColumnType) -> str:
 
 
 def _as_string(value: object) -> str | None:
-    return value if isinstance(value, str) and _is_unicode(value) else None
+    return value if isinstance(value, str) and is_unicode(value) else None
 
 
 def _as_bool(value: object) -> bool | None:
@@ -145,11 +145,6 @@ _FIT: dict[ColumnType, Callable[[object], ColumnValue]] = {
     "float": _as_float,
     "bool": _as_bool,
 }
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a string can be encoded; JSON's escapes can stand for half a surrogate pair, which cannot."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)

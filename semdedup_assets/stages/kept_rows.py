@@ -10,7 +10,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import items_file
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.records import id_rows, positions_by_shard
+from semdedup_assets.records import id_rows, is_unicode, positions_by_shard
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.keep_masks import mask_files
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
@@ -53,7 +53,7 @@ class KeptShard:
     @property
     def unnameable(self) -> dict[str, int]:
         """The files whose names are not UTF-8, each with how many items are kept of it; of those with any."""
-        kept = {path: int(keep.sum()) for path, _, keep in self.of_files() if not is_utf8(path)}
+        kept = {path: int(keep.sum()) for path, _, keep in self.of_files() if not is_unicode(path)}
         return {path: items for path, items in kept.items() if items}
 
 
@@ -143,8 +143,3 @@ def _require_one_state(context: StageContext, shard: Shard, records: list[Result
             "and what follows"
         )
         raise SourceChangedError(message)
-
-
-def is_utf8(path: str) -> bool:
-    """Whether a file's name can be written as UTF-8; locally, any bytes can be a name."""
-    return path.isascii() or not any("\ud800" <= character <= "\udfff" for character in path)

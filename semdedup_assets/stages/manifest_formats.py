@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.records import Invalid, Record
+from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
 from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
-from semdedup_assets.stages.kept_rows import KeptShard, is_utf8, kept_rows
+from semdedup_assets.stages.kept_rows import KeptShard, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
 from semdedup_assets.stages.manifest_rows import SampleCounter
 from semdedup_assets.stages.source_copies import kept_records
@@ -103,7 +103,7 @@ def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
             for part in kept_rows(kept):
                 for file, caption in zip(part.files.tolist(), part.table.column("caption").to_pylist(), strict=True):
                     path = paths[file]
-                    if is_utf8(path):
+                    if is_unicode(path):
                         cell = caption_cell(None if caption is None else str(caption))
                         shortened += len(str(caption)) > MOST_CAPTION <= len(cell)
                         (quoting if "\r" in path else writer).writerow((path, cell))
