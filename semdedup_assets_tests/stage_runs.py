@@ -17,16 +17,8 @@ from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stages import (
-    assignments,
-    centroids,
-    duplicate_scores,
-    embeddings,
-    items,
-    keep_masks,
-    manifests,
-    training_sample,
-)
+from semdedup_assets.stage_graph import GRAPH
+from semdedup_assets.stages import keep_masks
 from semdedup_assets.storage.results import RECORD, ResultRecord
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
@@ -34,16 +26,7 @@ Made = dict[str, list[str]]
 """Keys of the partitions that were made, by asset: the stage's name, below the selection's where that has one."""
 
 METHOD = StageGraph(
-    (
-        items.STAGE,
-        embeddings.STAGE,
-        training_sample.STAGE,
-        centroids.STAGE,
-        assignments.STAGE,
-        duplicate_scores.STAGE,
-        keep_masks.STAGE,
-        manifests.STAGE,
-    )
+    tuple(stage for stage in GRAPH.stages if stage.worker.__module__.startswith("semdedup_assets.stages."))
 )
 """The stages of the method, without estimate and analyses."""
 
