@@ -18,6 +18,19 @@ _LONGEST_NAME = 60
 _SHARE = re.compile(r"keep=(\d+(?:\.\d+)?)%", re.ASCII)
 
 
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values, of a setting that lists each once.
+
+    Raises:
+        ValueError: one is listed more than once; names it.
+    """
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        message = f"{', '.join(repeated)}: listed more than once; each is one partition, list it once"
+        raise ValueError(message)
+    return values
+
+
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Clustering:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from semdedup_assets.analysis_settings import Analyses
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
-from semdedup_assets.kept_sets import Clustering, Selection, Target
+from semdedup_assets.kept_sets import Clustering, Selection, Target, distinct
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat
@@ -36,14 +37,6 @@ def _target(value: Any) -> str:
 
 def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1})
-    if repeated:
-        message = f"{', '.join(repeated)}: listed more than once; each is one partition, list it once"
-        raise ValueError(message)
-    return values
 
 
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
@@ -79,14 +72,14 @@ class TrainingSample(BaseModel, frozen=True, extra="forbid"):
 class ClusteringSettings(BaseModel, frozen=True, extra="forbid"):
     """Spherical k-means."""
 
-    k: Annotated[tuple[ClusterCount, ...], AfterValidator(_distinct)] = Field(
+    k: Annotated[tuple[ClusterCount, ...], AfterValidator(distinct)] = Field(
         ("auto",), min_length=1, description="Numbers of clusters, each a partition; `auto` is about sqrt(items / 2)."
     )
     iterations: int | None = Field(
         None, ge=1, description="Passes over the sample; empty: 100, for text 20 (paper, appendix G)."
     )
     seed: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_several), AfterValidator(_distinct)
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_one_or_several), AfterValidator(distinct)
     ] = Field(
         (0,),
         min_length=1,
@@ -178,13 +171,14 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         description="Several selections by name, in place of `selection`: each has scores, masks and manifests of its "
         "own, below the embeddings, centroids and assignments that all share.",
     )
-    epsilons: Annotated[tuple[EpsilonOrShare, ...], AfterValidator(_distinct)] = Field(
+    epsilons: Annotated[tuple[EpsilonOrShare, ...], AfterValidator(distinct)] = Field(
         ("0.05", "keep=50%"), min_length=1, description="Each a partition: an epsilon, or a share to keep."
     )
-    manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(_distinct)] = Field(
+    manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
+    analyses: Analyses = Field(Analyses(), description="What is measured of the dataset beside the main way.")
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
     compute: Compute = Field(Compute(), description="Where and how fast stages run: changes no result.")
 

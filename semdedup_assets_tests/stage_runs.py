@@ -71,7 +71,7 @@ class StageRuns:
         for stage in self.graph.stages:
             named = self.pipeline.named_selections if stage.selected else {None: first.selection}
             for name, selection in named.items():
-                if stage.on_demand:
+                if stage.on_demand or not stage.applies(self.pipeline, selection):
                     continue
                 context = first.with_selection(selection)
                 wanted = context.index.stale(stage.name)

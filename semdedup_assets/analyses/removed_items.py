@@ -7,7 +7,7 @@ from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, read_items
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import Column, Link, Shown, Stage, Worker
+from semdedup_assets.execution.stage import ANALYSE, Column, Link, Shown, Stage, Worker
 from semdedup_assets.stages.keep_masks import mask_files
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import TableWriter, read_arrow
@@ -121,7 +121,7 @@ def _input_version(_: StageContext, name: str, record: ResultRecord) -> str:
 
 STAGE = Stage(
     name="removed_items",
-    step="4-select",
+    step=ANALYSE,
     description="Each removed item with the kept item that it duplicates, by falling similarity (SemDeDup, Alg. A7): a "
     "table to look through or to join with other data. Made on demand: a training job needs the manifests only.",
     dimensions=("epsilon", "k"),

@@ -10,7 +10,7 @@ from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.execution.stage import Column, Stage, Worker
+from semdedup_assets.execution.stage import ANALYSE, Column, Stage, Worker
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
 from semdedup_assets.stages.duplicate_scores import scores_files
 from semdedup_assets.stages.keep_masks import vectors_of
@@ -85,7 +85,7 @@ def _by_range(partition: Partition, assigned: AssignedClusters, epsilon: float) 
 
 STAGE = Stage(
     name="rule_comparison",
-    step="4-select",
+    step=ANALYSE,
     description="How many items of each cluster the paper's chain rule (SemDeDup, Alg. A7) and the greedy rule keep at "
     "one epsilon. The difference are items that only removed ones are similar to. Made on demand: it reads the vectors "
     "of every cluster in which the rules may differ.",

@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Dimension, Partition, bucket_name
-from semdedup_assets.execution.stage import Stage, StageGraph
+from semdedup_assets.execution.stage import ANALYSE, Stage, StageGraph
 from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import fingerprint
@@ -62,12 +62,27 @@ class AssetBuilder:
                 found += [StageAsset(stage, name, selection) for name, selection in selections.items()]
             else:
                 found.append(StageAsset(stage, None, first))
-        return tuple(found)
+        return tuple(asset for asset in found if asset.stage.applies(self.pipeline, asset.selection))
 
     @property
     def automatic(self) -> tuple[StageAsset, ...]:
         """The assets that refreshes and automation make."""
-        return tuple(asset for asset in self.assets if not asset.stage.on_demand)
+        return tuple(asset for asset in self.assets if self.is_automatic(asset))
+
+    def is_automatic(self, asset: StageAsset) -> bool:
+        """Whether refreshes and automation make an asset."""
+        return not asset.stage.on_demand or asset.stage.name in self._followed
+
+    @cached_property
+    def _followed(self) -> set[str]:
+        """The stages that `analyses.follow` names, and what they are made from."""
+        named = set[str](self.pipeline.analyses.follow)
+        return named | {
+            before.name
+            for asset in self.assets
+            if asset.stage.name in named
+            for before in self.graph.before(asset.stage, self.pipeline, asset.selection)
+        }
 
     @property
     def prefix(self) -> list[str]:
@@ -91,8 +106,12 @@ class AssetBuilder:
 
     @property
     def group(self) -> str:
-        """The pipeline's group in the asset graph, and the first part of its jobs' names."""
+        """The group of the pipeline's main way in the asset graph, and the first part of its jobs' names."""
         return dagster_name("__".join(self.prefix))
+
+    def group_of(self, asset: StageAsset) -> str:
+        """The group of an asset: analyses have one of their own, so that the main way stays in sight."""
+        return f"{self.group}__analyses" if asset.stage.step == ANALYSE else self.group
 
     @property
     def refresh_job(self) -> str:

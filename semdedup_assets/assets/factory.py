@@ -27,7 +27,7 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
 
     @dg.asset(
         key=builder.key(asset),
-        group_name=builder.group,
+        group_name=builder.group_of(asset),
         owners=list(builder.pipeline.owners),
         code_version=builder.code_version(asset),
         description=stage.description,
@@ -38,7 +38,7 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         deps=builder.deps(asset),
         backfill_policy=_BACKFILL if partitions_def is not None else None,
         check_specs=check_specs(builder, asset),
-        automation_condition=None if stage.on_demand else refresh_condition(builder, asset),
+        automation_condition=refresh_condition(builder, asset) if builder.is_automatic(asset) else None,
         pool=stage.pool,
     )
     def materialise(

@@ -86,7 +86,7 @@ def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, 
     for asset in builder.assets:
         context = first.with_selection(asset.selection)
         events = PartitionEvents(builder, asset, context, instance)
-        if asset.stage.on_demand:
+        if not builder.is_automatic(asset):
             adopt(events, sink, _current(context, asset.stage.name))
             continue
         yield from _refreshed(events, sink, again=again)

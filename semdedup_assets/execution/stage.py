@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from semdedup_assets.execution.context import StageContext
 
 
+ANALYSE = "6-analyse"
+"""The step of what is measured beside the main way; its assets have a group of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a stage's table: name, type, meaning."""
@@ -174,7 +178,8 @@ class Stage:
             partition (a bucket) groups them freely.
         frozen: whether a result stays when its inputs change.
         exclude: records that a partition could not be made; None where a failure ends the run.
-        on_demand: whether only a person's wish makes it: no refresh and no automation does.
+        on_demand: whether refreshes and automation make it only where `analyses.follow` names it.
+        applies: whether a pipeline and a selection have it at all.
         pool: what it needs that others also need.
         optional_inputs: further inputs, of some pipelines and selections.
         input_version: of an input's record, what of it counts: by default the version of all its content.
@@ -204,6 +209,7 @@ class Stage:
     frozen: bool = False
     exclude: "Callable[[StageContext, Partition, str], ResultRecord] | None" = None
     on_demand: bool = False
+    applies: Callable[[Pipeline, Selection], bool] = field(default=lambda _, __: True)
     pool: str | None = "gpu"
     optional_inputs: Callable[[Pipeline, Selection], tuple[str, ...]] = _no_inputs
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version

@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import numpy as np
 import pytest
 
+from semdedup_assets.analysis_settings import OnDemand
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.settings import Pipeline
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
@@ -157,11 +162,25 @@ def test_too_many_broken_items_hold_back_what_follows(ticks: Ticks) -> None:
 
 def test_what_is_made_on_demand_is_never_asked_for(ticks: Ticks) -> None:
     on_demand = {str(asset) for asset in ticks.runs.builder.assets if asset.stage.on_demand}
-    assert on_demand == {"estimate", "removed_items", "rule_comparison"}
     graph = ticks.runs.definitions.resolve_asset_graph()
     for asset in ticks.runs.builder.assets:
         condition = graph.get(ticks.runs.key(str(asset))).automation_condition
         assert (condition is None) == (str(asset) in on_demand)
+
+
+def test_every_stage_that_is_made_on_demand_can_be_followed() -> None:
+    assert {stage.name for stage in GRAPH.stages if stage.on_demand} == set(get_args(OnDemand))
+
+
+def test_what_is_followed_is_made_with_all_that_it_is_made_from(tmp_path: Path) -> None:
+    settings = vectors_settings(tmp_path) | {"analyses": {"follow": ["rule_comparison"]}}
+    builder = AssetBuilder(Pipeline.model_validate(settings), GRAPH)
+    named = {str(asset) for asset in builder.automatic}
+    assert "rule_comparison" in named
+    assert {"estimate", "removed_items"}.isdisjoint(named)
+    graph = pipeline_definitions(builder.pipeline).resolve_asset_graph()
+    for asset in builder.assets:
+        assert (graph.get(builder.key(asset)).automation_condition is None) == (str(asset) not in named)
 
 
 def test_while_a_refresh_runs_nothing_is_asked_for(ticks: Ticks) -> None:

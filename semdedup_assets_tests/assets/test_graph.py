@@ -13,7 +13,9 @@ import yaml
 from PIL import Image
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.execution.stage import ANALYSE
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stage_graph import GRAPH as STAGES
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.toy_source import vectors_settings
 
@@ -105,9 +107,10 @@ def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
 def test_each_asset_is_of_a_group_and_a_step_and_describes_its_columns(tmp_path: Path) -> None:
     graph = pipeline_definitions(Pipeline.model_validate(vectors_settings(tmp_path))).resolve_asset_graph()
     steps = {}
+    analyses = {stage.name for stage in STAGES.stages if stage.step == ANALYSE}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name == "toy__precomputed"
+        assert node.group_name == ("toy__precomputed__analyses" if key.path[-1] in analyses else "toy__precomputed")
         assert node.description
         steps[key.path[-1]] = node.tags["semdedup/step"]
         if "dagster/column_schema" in node.metadata:

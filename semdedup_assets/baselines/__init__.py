@@ -1,0 +1,1 @@
+"""Manifests to hold SemDeDup against: random pruning, exact and near duplicates, a file each."""
