@@ -1,6 +1,6 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import figures, galleries, reference_leaks, removed_items, rule_comparison
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -13,6 +13,8 @@ from semdedup_assets.stages import (
     items,
     keep_masks,
     manifests,
+    reference_embeddings,
+    reference_matches,
     training_sample,
 )
 
@@ -25,11 +27,14 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        reference_embeddings.STAGE,
+        reference_matches.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,
+        reference_leaks.STAGE,
         rule_comparison.STAGE,
     )
 )

@@ -15,6 +15,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import change_of
 from semdedup_assets.records import Record, content_hash, id_rows, id_shards
 from semdedup_assets.rendering.gallery import ItemCard
+from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.embeddings import content_hashes
 from semdedup_assets.storage.files import FileStat
@@ -96,7 +97,7 @@ def _beyond(limit: int, what: str) -> str:
 
 
 @dataclass
-class _WantedFile:
+class WantedFile:
     """A source file of which some items are wanted.
 
     Attributes:
@@ -114,11 +115,11 @@ class _WantedFile:
     hashes: dict[int, int] = field(default_factory=dict)
 
 
-def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[_WantedFile]:
+def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[WantedFile]:
     """The files that hold the items, in the order of the first item of each."""
     array = np.array(ids, dtype=np.uint64)
     shards = {shard.index: _ShardFiles.of(context, shard) for shard in context.shard_index.shards}
-    files: dict[str, _WantedFile] = {}
+    files: dict[str, WantedFile] = {}
     for item, shard, row in zip(ids, id_shards(array).tolist(), id_rows(array).tolist(), strict=True):
         located = shards[shard].locate(row) if shard in shards else None
         if located is not None:
@@ -171,27 +172,46 @@ class _ShardFiles:
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         return (self.paths[index], row - int(self.starts[index])) if index < len(self.paths) else None
 
-    def wanted(self, path: str) -> _WantedFile:
+    def wanted(self, path: str) -> WantedFile:
         """One of its files, of which nothing is wanted yet."""
         stat = next((file for file in self.shard.files if file.path == path), None)
-        return _WantedFile(path, stat, self.is_current)
+        return WantedFile(path, stat, self.is_current)
 
 
-def _read_images(context: StageContext, files: list[_WantedFile], found: ItemCards) -> None:
+def _read_images(context: StageContext, files: list[WantedFile], found: ItemCards) -> None:
     most = context.pipeline.galleries.files
-    with Progress("galleries", total=min(most, len(files)), unit="files") as progress:
-        for file in files[:most]:
-            problem = _change(file)
-            if problem is None:
-                _read_file(context, file, found)
-            else:
-                found.set_unavailable(list(file.items.values()), problem)
+    sound = []
+    for file in files[:most]:
+        problem = _change(file)
+        if problem is None:
+            sound.append(file)
+        else:
+            found.set_unavailable(list(file.items.values()), problem)
+    read_payloads(context.pipeline.source, sound, found)
+    set_beyond(files[most:], found, most=most)
+
+
+def read_payloads(source: Source, files: Sequence[WantedFile], found: ItemCards) -> None:
+    """Read images or texts of some items, each file up to the last one wanted of it, into their cards.
+
+    Args:
+        source: that the files are of.
+        files: each with the items that are wanted of it.
+        found: has a card for each of them.
+    """
+    with Progress("galleries", total=len(files), unit="files") as progress:
+        for file in files:
+            _read_file(source, file, found)
             progress.advance()
-    for file in files[most:]:
+
+
+def set_beyond(files: Sequence[WantedFile], found: ItemCards, *, most: int) -> None:
+    """Note of the items of some files that these are not read, for so many others are."""
+    for file in files:
         found.set_unavailable(list(file.items.values()), _beyond(most, "files"))
 
 
-def _change(file: _WantedFile) -> str | None:
+def _change(file: WantedFile) -> str | None:
     """Why a file no longer holds what was embedded; None where nothing shows that."""
     if not file.is_current or file.stat is None:
         return _changed(file.path)
@@ -205,34 +225,36 @@ def _changed(path: str) -> str:
     return f"{path} changed since it was embedded"
 
 
-def _read_file(context: StageContext, file: _WantedFile, found: ItemCards) -> None:
+def _read_file(source: Source, file: WantedFile, found: ItemCards) -> None:
     found.files_read += 1
     waiting = dict(file.items)
     try:
-        for row, record in _records(context, file):
+        for row, record in _records(source, file):
             item = waiting.pop(row)
-            found.by_id[item] = _with_image(found.by_id[item], record, file, row)
+            found.by_id[item] = _with_payload(found.by_id[item], record, file, row)
     except (OSError, ValueError) as error:
         found.set_unavailable(list(waiting.values()), f"{file.path} cannot be read ({error})")
         return
     found.set_unavailable(list(waiting.values()), f"{_changed(file.path)}: it ends before this item")
 
 
-def _records(context: StageContext, file: _WantedFile) -> Iterator[tuple[int, object]]:
+def _records(source: Source, file: WantedFile) -> Iterator[tuple[int, object]]:
     """The wanted records of a file with their rows in it; what comes after the last of them is not read."""
     last = max(file.items)
-    for row, record in enumerate(context.pipeline.source.read(file.path)):
+    for row, record in enumerate(source.read(file.path)):
         if row in file.items:
             yield row, record
         if row == last:
             return
 
 
-def _with_image(card: ItemCard, record: object, file: _WantedFile, row: int) -> ItemCard:
-    if not isinstance(record, Record) or record.key != card.key or not isinstance(record.payload, bytes):
+def _with_payload(card: ItemCard, record: object, file: WantedFile, row: int) -> ItemCard:
+    if not isinstance(record, Record) or record.key != card.key or not isinstance(record.payload, bytes | str):
         return replace(card, unavailable=f"{_changed(file.path)}: it holds another item here")
     if content_hash(record.payload) != file.hashes[row]:
         return replace(card, unavailable=f"{_changed(file.path)}: the item holds other content")
+    if isinstance(record.payload, str):
+        return replace(card, text=_head(record.payload))
     try:
         return replace(card, image=_jpeg(record.payload))
     except UndecodableImageError as error:

@@ -43,6 +43,16 @@ class Layout:
         return join(self.folder, "embeddings", shard)
 
     @property
+    def reference_embeddings(self) -> str:
+        """Arrow: ids and vectors of the references' items, with their keys beside it."""
+        return join(self.folder, "reference_embeddings")
+
+    @property
+    def observed_references(self) -> str:
+        """JSON: fingerprint of the files of each reference, as they were last listed."""
+        return join(self.folder, "observed_references.json")
+
+    @property
     def training_sample(self) -> str:
         """Arrow: the vectors that centroids are fitted to."""
         return join(self.folder, "training_sample")
