@@ -1,12 +1,20 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, reference_leaks, removed_items, rule_comparison
+from semdedup_assets.analyses import (
+    caption_disagreement,
+    figures,
+    galleries,
+    reference_leaks,
+    removed_items,
+    rule_comparison,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    caption_embeddings,
     centroids,
     duplicate_scores,
     embeddings,
@@ -29,6 +37,7 @@ GRAPH = StageGraph(
         duplicate_scores.STAGE,
         reference_embeddings.STAGE,
         reference_matches.STAGE,
+        caption_embeddings.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
         figures.STAGE,
@@ -36,6 +45,7 @@ GRAPH = StageGraph(
         removed_items.STAGE,
         reference_leaks.STAGE,
         rule_comparison.STAGE,
+        caption_disagreement.STAGE,
     )
 )
 

@@ -160,7 +160,9 @@ def _sections(context: StageContext, table: "pl.DataFrame") -> "Iterator[Section
             queries.gather(np.linspace(0, len(queries) - 1, groups).round().astype(np.int64)) if groups else queries
         )
         epsilon = f"ε = {reference.epsilon:g}"
-        fate = "removed from every kept set" if reference.remove else "not removed: `remove: true` would"
+        fate = (
+            "removed from every kept set" if reference.remove else "not removed (“remove: true” in its settings would)"
+        )
         note = (
             f"{len(own):,} training items lie within {epsilon} of {len(queries):,} of its items; they are {fate}. Each is "
             "shown beside the reference's item that is most similar to it. Reference items are taken evenly from the one "

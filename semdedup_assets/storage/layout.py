@@ -42,6 +42,10 @@ class Layout:
         """Arrow: a shard's ids and vectors; Parquet: its skipped items with their reasons."""
         return join(self.folder, "embeddings", shard)
 
+    def caption_embeddings(self, shard: str) -> str:
+        """Arrow: ids and vectors of the captions of a shard's images."""
+        return join(self.folder, "caption_embeddings", shard)
+
     @property
     def reference_embeddings(self) -> str:
         """Arrow: ids and vectors of the references' items, with their keys beside it."""
