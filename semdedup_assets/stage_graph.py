@@ -1,6 +1,16 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import (
+    clustering_comparison,
+    cost,
+    epsilon_estimate_errors,
+    epsilon_estimates,
+    figures,
+    galleries,
+    redundancy_by_size,
+    removed_items,
+    rule_comparison,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -31,6 +41,11 @@ GRAPH = StageGraph(
         galleries.STAGE,
         removed_items.STAGE,
         rule_comparison.STAGE,
+        epsilon_estimates.STAGE,
+        epsilon_estimate_errors.STAGE,
+        clustering_comparison.STAGE,
+        redundancy_by_size.STAGE,
+        cost.STAGE,
     )
 )
 

@@ -67,6 +67,10 @@ class Layout:
         """A result that belongs to a clustering and a selection."""
         return self.of_clustering(clustering, selection.path, *parts)
 
+    def of_all_clusterings(self, selection: Selection, *parts: str) -> str:
+        """A result that is made from every clustering, of a selection."""
+        return join(self.folder, "clusterings", selection.path, *parts)
+
     def of_kept_set(self, kept_set: KeptSet, *parts: str) -> str:
         """A result that belongs to a kept set: its masks, manifests, gallery."""
         return join(self.folder, kept_set.path, *parts)
