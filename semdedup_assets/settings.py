@@ -18,7 +18,7 @@ from semdedup_assets.storage.files import FileStat
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
-_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
+_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -176,6 +176,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     )
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
+    )
+    manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
+        None,
+        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
+        "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
     )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
     analyses: Analyses = Field(Analyses(), description="What is measured of the dataset beside the main way.")
