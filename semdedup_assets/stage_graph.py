@@ -1,6 +1,14 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import (
+    figures,
+    galleries,
+    label_precision,
+    outliers,
+    pruned_pairs,
+    removed_items,
+    rule_comparison,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -31,6 +39,9 @@ GRAPH = StageGraph(
         galleries.STAGE,
         removed_items.STAGE,
         rule_comparison.STAGE,
+        pruned_pairs.STAGE,
+        label_precision.STAGE,
+        outliers.STAGE,
     )
 )
 
