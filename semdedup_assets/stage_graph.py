@@ -7,6 +7,9 @@ from semdedup_assets.analyses import (
     epsilon_estimates,
     figures,
     galleries,
+    label_precision,
+    outliers,
+    pruned_pairs,
     redundancy_by_size,
     removed_items,
     rule_comparison,
@@ -46,6 +49,9 @@ GRAPH = StageGraph(
         clustering_comparison.STAGE,
         redundancy_by_size.STAGE,
         cost.STAGE,
+        pruned_pairs.STAGE,
+        label_precision.STAGE,
+        outliers.STAGE,
     )
 )
 
