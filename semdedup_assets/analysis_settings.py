@@ -10,6 +10,24 @@ OnDemand = Literal["estimate", "removed_items", "rule_comparison"]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
 
 
+class Fingerprints(BaseModel, frozen=True, extra="forbid"):
+    """When two items count as near duplicates without a model: for the baselines, and for what is pruned."""
+
+    ngram_words: int = Field(
+        5, ge=1, description="Words of an n-gram, of which MinHash compares the sets of two texts."
+    )
+    permutations: int = Field(
+        256, ge=16, le=4096, description="Of MinHash: four times as many halve the error of a Jaccard similarity."
+    )
+    seed: int = Field(0, ge=0, description="Of MinHash's permutations.")
+    jaccard: float = Field(
+        0.8, gt=0, le=1, description="Texts whose n-grams have this Jaccard similarity or more are near duplicates."
+    )
+    hamming: int = Field(
+        4, ge=0, le=64, description="Images whose perceptual hashes differ in so many of 64 bits or fewer are too."
+    )
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -17,4 +35,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         (),
         description="Assets that are otherwise made on demand, and that refreshes and automation make too, with what "
         "they are made from.",
+    )
+    fingerprints: Fingerprints = Field(
+        Fingerprints(), description="When two items count as near duplicates without a model."
     )

@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import items_file
-from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.records import id_rows, is_unicode, positions_by_shard
 from semdedup_assets.sources.shard_index import Shard
@@ -86,16 +85,16 @@ def kept_rows(kept: KeptShard) -> Iterator[KeptRows]:
         first += len(table)
 
 
-def kept_shards(context: StageContext, partition: Partition, *, copied: bool) -> dict[str, KeptShard]:
+def kept_shards(context: StageContext, masks: ResultRecord, *, copied: bool) -> dict[str, KeptShard]:
     """What is kept of each shard, by its name; one byte an item.
 
     Args:
         context: of the pipeline and the selection.
-        partition: a kept set.
+        masks: record of the masks, whose files all say which items are kept, in any order.
         copied: whether the source's files are read again, so that they must be what items and vectors were made from.
 
     Raises:
-        MissingResultError: masks, items or embeddings are missing, or the masks are of other items than the source has
+        MissingResultError: items or embeddings are missing, or the masks are of other items than the source has
             now.
         SourceChangedError: a shard's items, its vectors and its files are not of one state of the source.
     """
@@ -105,7 +104,6 @@ def kept_shards(context: StageContext, partition: Partition, *, copied: bool) ->
         _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=copied)
     bits = {shard.index: np.zeros(int(items[shard.name].details["items"]), dtype=bool) for shard in shards}
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
-    masks = context.index.require("keep_masks", partition)
     for part in (part for file in mask_files(masks) for part in read_tables(file, ["id", "kept"])):
         rows = id_rows(part["id"])
         for shard_index, positions in positions_by_shard(part["id"]):

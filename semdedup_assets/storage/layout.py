@@ -73,9 +73,14 @@ class Layout:
 
     def current_manifest(self, kept_set: KeptSet) -> str:
         """JSON: which manifest a training job reads."""
-        return self.of_kept_set(kept_set, "manifests", "current.json")
+        return current_manifest(self.of_kept_set(kept_set, "manifests"))
 
     @property
     def estimate(self) -> str:
         """JSON: what the pipeline is predicted to take."""
         return join(self.folder, "estimate")
+
+
+def current_manifest(manifests: str) -> str:
+    """JSON: which of the manifests in a folder a training job reads."""
+    return join(manifests, "current.json")
