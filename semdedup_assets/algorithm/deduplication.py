@@ -9,6 +9,13 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+from semdedup_assets.algorithm.detection_efficiency import (
+    NEIGHBOURS,
+    ClusterRows,
+    DetectionEfficiency,
+    DuplicateCounter,
+    sample_clusters,
+)
 from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
 from semdedup_assets.algorithm.keep_order import (
     KeepStrategy,
@@ -59,6 +66,13 @@ class _ClusteredRows:
         """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
         members = torch.as_tensor(self.order[self.offsets[first] : self.offsets[stop]], device=self.vectors.device)
         return unit_rows(self.vectors[members].to(self.device))
+
+    def of_sample(self, clusters: np.ndarray) -> ClusterRows:
+        """The items of some clusters, (c,) ascending, by the numbers of their rows."""
+        parts = [self.order[self.offsets[cluster] : self.offsets[cluster + 1]] for cluster in clusters.tolist()]
+        members = np.concatenate(parts)
+        vectors = unit_rows(self.vectors[torch.as_tensor(members, device=self.vectors.device)].to(self.device))
+        return ClusterRows(members.astype(np.uint64), np.repeat(clusters, list(map(len, parts))), vectors)
 
     def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
         """The slice of `order`, and the unit rows, of each of some clusters."""
@@ -188,6 +202,46 @@ class Deduplication:
             )
             raise ValueError(message)
         return epsilon_for(lambda: [self.similarity], keep=keep)
+
+    def detection_efficiency(
+        self,
+        *,
+        epsilon: float | Sequence[float],
+        neighbours: int | None = NEIGHBOURS,
+        clusters: int | None = None,
+        seed: int = 0,
+    ) -> DetectionEfficiency:
+        """Which share of the duplicates the search within clusters finds (SemDeDup, appendix A.2): η.
+
+        Args:
+            epsilon: one or several, in [0, 2].
+            neighbours: clusters that each sampled one is compared with beside itself, nearest first; None: all, which
+                compares all pairs where all clusters are sampled.
+            clusters: how many are sampled; None: all.
+            seed: of the sample and of the interval's resampling.
+
+        Returns:
+            `items.share` and `pairs.share` by epsilon, with their intervals; `searched` for what a repair would find.
+
+        Raises:
+            ValueError: an epsilon is outside [0, 2], or no cluster is to be sampled.
+        """
+        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
+        for each in epsilons.tolist():
+            check_epsilon(each)
+        if clusters is not None and clusters < 1:
+            message = f"clusters: {clusters} is not a positive number; None samples all"
+            raise ValueError(message)
+        rows, centroids = self._rows, torch.from_numpy(self.centroids).to(self._rows.device)
+        sampled = sample_clusters(len(centroids), most=clusters, seed=seed)
+        counter = DuplicateCounter(
+            rows.of_sample(sampled), centroids=centroids, epsilons=epsilons, neighbours=neighbours, budget=_BUDGET
+        )
+        sizes = np.diff(rows.offsets)
+        needed = np.where(np.isin(np.arange(len(sizes)), counter.needed), sizes, 0)
+        for first, stop in cluster_batches(needed, most=max(1, _BUDGET // (16 * rows.vectors.shape[1]))):
+            counter.add(rows.of_sample(np.arange(first, stop)))
+        return counter.result(sizes, all_clusters=len(sampled) == len(centroids), seed=seed)
 
     def _in_keep_order(self) -> EarlierSimilarity:
         """The scores by cluster and in keep-order, with positions in that order."""
