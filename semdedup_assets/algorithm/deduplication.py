@@ -18,11 +18,13 @@ from semdedup_assets.algorithm.detection_efficiency import (
 )
 from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
 from semdedup_assets.algorithm.keep_order import (
+    ClusteredItems,
+    KeepOrder,
     KeepStrategy,
     check_keep,
     cluster_offsets,
     cluster_order,
-    keep_priority,
+    keep_keys,
 )
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
@@ -267,7 +269,7 @@ def semdedup(
     vectors: np.ndarray | Tensor,
     *,
     k: int | None = None,
-    keep: KeepStrategy | np.ndarray = "hard",
+    keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
 ) -> Deduplication:
@@ -278,8 +280,10 @@ def semdedup(
     Args:
         vectors: (n, d) floats; need not be of unit norm.
         k: clusters; None: a suggestion for n.
-        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar,
-            `random`; or (n,) integers, floats or `datetime64`, smallest first, NaN last; integers keep their exact order.
+        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar, `middle`
+            the one nearest to the median of its cluster, `random`; or (n,) integers, floats or `datetime64`, smallest
+            first, NaN last; integers keep their exact order. A sequence of such arrays, which a strategy may end: the
+            next decides where the first ties.
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
@@ -303,14 +307,14 @@ def semdedup(
         message = "vectors: there are no rows to deduplicate"
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
-    check_keep(keep, items=len(tensor))
+    order = check_keep(keep, items=len(tensor))
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
-    priority = keep_priority(keep, centroid_similarity=assigned.similarity, ids=identity, seed=seed)
-    order = cluster_order(assigned.cluster, priority=priority, ids=identity)
-    rows = _ClusteredRows(tensor, order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
+    items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
+    in_order = cluster_order(assigned.cluster, keys=keep_keys(order, items, seed=seed), ids=identity)
+    rows = _ClusteredRows(tensor, in_order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
     return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
 
 
