@@ -32,6 +32,8 @@ EFFICIENCY = "efficiency.parquet"
 SEARCHED = "next_clusters.parquet"
 """The share found and the comparisons made if each item's next-nearest clusters are searched too, in the record."""
 
+# Of the sampled items' vectors, whatever the machine: what is sampled must not depend on it.
+_SAMPLE_BYTES = 512 << 20
 _NEIGHBOURS, _ALL_PAIRS = "neighbours", "all pairs"
 
 
@@ -126,11 +128,11 @@ class _Search:
         return counter.result(self.sizes, all_clusters=len(chosen) == len(self.centroids), seed=settings.seed)
 
     def _sampled(self, clusters: int | None) -> np.ndarray:
-        """(c,) int64: clusters whose items, as predicted, fit a quarter of the budget; at least one."""
+        """(c,) int64: clusters whose items, as predicted, are held in memory; at least one."""
         from semdedup_assets.algorithm.detection_efficiency import sample_clusters
 
         k, seed = len(self.centroids), self.context.pipeline.analyses.detection_efficiency.seed
-        most = self.context.compute.budget // 4 // (8 * self.centroids.shape[1] + 1024)
+        most = _SAMPLE_BYTES // (4 * self.centroids.shape[1])
         if clusters is None:
             return np.arange(k, dtype=np.int64)
         while clusters > 1 and self.sizes[sample_clusters(k, most=clusters, seed=seed)].sum() > most:
