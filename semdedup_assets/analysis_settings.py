@@ -9,6 +9,7 @@ from semdedup_assets.kept_sets import distinct
 OnDemand = Literal[
     "clustering_comparison",
     "cost",
+    "detection_efficiency",
     "epsilon_estimate_errors",
     "epsilon_estimates",
     "estimate",
@@ -39,9 +40,14 @@ def _two_apart(values: tuple[float, float]) -> tuple[float, float]:
 
 
 Epsilon = Annotated[float, Field(ge=0, le=2)]
+
+
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
 Size = Annotated[float, AfterValidator(_size)]
 """How much is kept: a share in (0, 1], or a number of items."""
+
 
 # Sizes of LAION-440M that the paper trains on.
 _PAPER_SHARES = (0.8, 0.63, 0.5, 0.4, 0.2)
@@ -152,6 +158,27 @@ class Outliers(BaseModel, frozen=True, extra="forbid"):
     items: int = Field(24, ge=1, description="Items of each list.")
 
 
+class DetectionEfficiencySettings(BaseModel, frozen=True, extra="forbid"):
+    """Which share of the duplicates the search within clusters finds."""
+
+    epsilons: Annotated[tuple[Annotated[float, Field(ge=0, le=2)], ...], AfterValidator(distinct)] = Field(
+        (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2), description="Beside the pipeline's own that are numbers."
+    )
+    clusters: int = Field(
+        200, ge=1, description="Clusters that are sampled; more narrow the interval. Fewer where memory would not do."
+    )
+    neighbours: int = Field(
+        20, ge=1, description="Clusters that each sampled one is compared with beside itself; the paper's number."
+    )
+    all_pairs_up_to: int = Field(
+        50_000, ge=0, description="Of at most so many items all pairs are compared too, which is exact."
+    )
+    seed: int = Field(0, ge=0, description="Of the sample, and of its interval.")
+    warn_below: float = Field(
+        0.9, ge=0, le=1, description="Share of items found at the pipeline's largest epsilon below which a check warns."
+    )
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -188,3 +215,6 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         "and a check warns where less are.",
     )
     outliers: Outliers = Field(Outliers(), description="How many outliers and typical items are listed.")
+    detection_efficiency: DetectionEfficiencySettings = Field(
+        DetectionEfficiencySettings(), description="Which share of the duplicates the search within clusters finds."
+    )

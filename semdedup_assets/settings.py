@@ -310,3 +310,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def targets(self) -> tuple[Target, ...]:
         """The epsilons and shares."""
         return tuple(Target.parse(text) for text in self.epsilons)
+
+    @property
+    def own_epsilons(self) -> tuple[float, ...]:
+        """The targets that are epsilons, ascending; what epsilon a share stands for is known only by its masks."""
+        return tuple(sorted(target.epsilon for target in self.targets if target.epsilon is not None))
+
+    @property
+    def largest_epsilon(self) -> float | None:
+        """The greatest of these; None where all targets are shares."""
+        return max(self.own_epsilons, default=None)

@@ -3,6 +3,7 @@
 from semdedup_assets.analyses import (
     clustering_comparison,
     cost,
+    detection_efficiency,
     epsilon_estimate_errors,
     epsilon_estimates,
     figures,
@@ -40,6 +41,7 @@ GRAPH = StageGraph(
         duplicate_scores.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
+        detection_efficiency.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,

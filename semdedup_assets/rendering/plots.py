@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,12 @@ TITLES = {
     "cluster_sizes": "Cluster sizes",
 }
 """Name and title of each figure of one k."""
+
+EFFICIENCY_TITLES = {
+    "efficiency": "Duplicates found within clusters, by epsilon",
+    "next_clusters": "Duplicates found if next-nearest clusters are searched too",
+}
+"""Name and title of each figure of the detection efficiency."""
 
 # Dagster's dialog shows 600 pixels without scaling.
 _WIDTH, _HEIGHT, _DPI = 600, 380, 100
@@ -50,6 +56,25 @@ class EpsilonLabel:
     name: str
     epsilon: float
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShareCurve:
+    """A share by epsilon with its interval.
+
+    Attributes:
+        name: in the legend.
+        epsilon: (m,) ascending.
+        share: (m,) in [0, 1], NaN where there is none.
+        low: (m,) lower end of the interval.
+        high: (m,) upper end.
+    """
+
+    name: str
+    epsilon: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def kept_by_epsilon(epsilon: np.ndarray, kept: np.ndarray, *, labels: Sequence[EpsilonLabel], note: str) -> bytes:
@@ -338,6 +363,68 @@ def convergence(objective: Sequence[float], *, title: str) -> bytes:
     marker = "o" if len(values) <= 24 else None
     axes.plot(np.arange(1, len(values) + 1), values, color=_BLUE, linewidth=1.8, marker=marker, markersize=4)
     return _png(figure)
+
+
+def detection_efficiency(curves: Sequence[ShareCurve], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found within clusters against epsilon (SemDeDup, Table A1).
+
+    Args:
+        curves: at most four.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["efficiency"], note)
+    _epsilon_axis(axes, [])
+    _share_axis(axes, "found within clusters")
+    known = [curve for curve in curves if np.isfinite(curve.share).any()]
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    styles = ((_BLUE, "-"), (_ORANGE, "-"), (_BLUE, "--"), (_ORANGE, "--"))
+    for curve, (colour, style) in zip(known, styles, strict=False):
+        # A logarithmic axis cannot show 0.
+        x = np.maximum(curve.epsilon, _MIN_EPSILON)
+        axes.plot(x, curve.share, style, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=curve.name)
+        axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+    _zoom_to_one(axes, min(float(np.nanmin([curve.share, curve.low])) for curve in known))
+    _legend(axes)
+    return _png(figure)
+
+
+def found_by_next_clusters(clusters: Sequence[int], shares: Mapping[float, np.ndarray], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found if next-nearest clusters are searched too.
+
+    Args:
+        clusters: (p,) how many, ascending.
+        shares: (p,) shares in [0, 1] by epsilon; at most six are drawn.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["next_clusters"], note)
+    axes.set_xlabel("next-nearest clusters searched for each item", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "pairs found")
+    known = {epsilon: share for epsilon, share in shares.items() if np.isfinite(share).all()}
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    labels = [EpsilonLabel(f"{epsilon:g}", epsilon, 0.0) for epsilon in known]
+    for index, colour in _coloured(labels, limit=_MAX_BANDS):
+        share = known[labels[index].epsilon]
+        axes.plot(range(len(clusters)), share, color=colour, marker="o", markersize=3.5, label=labels[index].name)
+    axes.set_xticks(range(len(clusters)), [f"{count:,}" for count in clusters])
+    _zoom_to_one(axes, min(float(share.min()) for share in known.values()))
+    _legend(axes, title="epsilon")
+    return _png(figure)
+
+
+def _zoom_to_one(axes: "Axes", least: float) -> None:
+    """Show shares from a little below the least to 1."""
+    room = max(0.01, 1 - least)
+    axes.set_ylim(max(0.0, least - 0.1 * room), 1 + 0.05 * room)
 
 
 def _new_figure(title: str, note: str) -> tuple["Figure", "Axes"]:
