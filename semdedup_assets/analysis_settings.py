@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from semdedup_assets.kept_sets import distinct
 
 OnDemand = Literal[
+    "caption_disagreement",
+    "caption_embeddings",
     "clustering_comparison",
     "cost",
     "detection_efficiency",
@@ -179,6 +181,18 @@ class DetectionEfficiencySettings(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class Captions(BaseModel, frozen=True, extra="forbid"):
+    """When two captions of similar images disagree."""
+
+    agree_from: float = Field(
+        0.5,
+        ge=-1,
+        le=1,
+        description="Cosine similarity of two captions, by the text tower of the model that embeds the images, below which "
+        "they disagree. Models differ: look at the picture of `caption_disagreement` first.",
+    )
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -218,3 +232,4 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
     detection_efficiency: DetectionEfficiencySettings = Field(
         DetectionEfficiencySettings(), description="Which share of the duplicates the search within clusters finds."
     )
+    captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")

@@ -1,6 +1,7 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import (
+    caption_disagreement,
     clustering_comparison,
     cost,
     detection_efficiency,
@@ -12,6 +13,7 @@ from semdedup_assets.analyses import (
     outliers,
     pruned_pairs,
     redundancy_by_size,
+    reference_leaks,
     removed_items,
     rule_comparison,
 )
@@ -21,12 +23,15 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    caption_embeddings,
     centroids,
     duplicate_scores,
     embeddings,
     items,
     keep_masks,
     manifests,
+    reference_embeddings,
+    reference_matches,
     training_sample,
 )
 
@@ -39,12 +44,16 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        reference_embeddings.STAGE,
+        reference_matches.STAGE,
+        caption_embeddings.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
         detection_efficiency.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,
+        reference_leaks.STAGE,
         rule_comparison.STAGE,
         epsilon_estimates.STAGE,
         epsilon_estimate_errors.STAGE,
@@ -54,6 +63,7 @@ GRAPH = StageGraph(
         pruned_pairs.STAGE,
         label_precision.STAGE,
         outliers.STAGE,
+        caption_disagreement.STAGE,
     )
 )
 

@@ -42,6 +42,20 @@ class Layout:
         """Arrow: a shard's ids and vectors; Parquet: its skipped items with their reasons."""
         return join(self.folder, "embeddings", shard)
 
+    def caption_embeddings(self, shard: str) -> str:
+        """Arrow: ids and vectors of the captions of a shard's images."""
+        return join(self.folder, "caption_embeddings", shard)
+
+    @property
+    def reference_embeddings(self) -> str:
+        """Arrow: ids and vectors of the references' items, with their keys beside it."""
+        return join(self.folder, "reference_embeddings")
+
+    @property
+    def observed_references(self) -> str:
+        """JSON: fingerprint of the files of each reference, as they were last listed."""
+        return join(self.folder, "observed_references.json")
+
     @property
     def training_sample(self) -> str:
         """Arrow: the vectors that centroids are fitted to."""
