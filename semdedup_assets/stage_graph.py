@@ -1,6 +1,6 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import figures, galleries, removed_by_value, removed_items, rule_comparison
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -26,6 +26,7 @@ GRAPH = StageGraph(
         assignments.STAGE,
         duplicate_scores.STAGE,
         keep_masks.STAGE,
+        removed_by_value.STAGE,
         manifests.STAGE,
         figures.STAGE,
         galleries.STAGE,
