@@ -6,7 +6,21 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from semdedup_assets.kept_sets import distinct
 
-OnDemand = Literal["estimate", "removed_items", "rule_comparison"]
+OnDemand = Literal[
+    "estimate",
+    "removed_items",
+    "rule_comparison",
+    "exact_masks",
+    "exact_manifests",
+    "text_signatures",
+    "near_duplicate_masks",
+    "near_duplicate_manifests",
+    "perceptual_hashes",
+    "perceptual_masks",
+    "perceptual_manifests",
+    "random_masks",
+    "random_manifests",
+]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
 
 
@@ -28,6 +42,21 @@ class Fingerprints(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class RandomPruning(BaseModel, frozen=True, extra="forbid"):
+    """The random choices that a kept set is held against."""
+
+    same: Literal["items", "words", "bytes"] = Field(
+        "items",
+        description="What a random choice keeps as much of as the kept set does: `items`; `words` of texts, between "
+        "white space; or `bytes` of encoded images or of texts in UTF-8.",
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="Of the choices that `baseline_overlaps` compares; masks and manifest are those of the first.",
+    )
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -38,4 +67,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
     )
     fingerprints: Fingerprints = Field(
         Fingerprints(), description="When two items count as near duplicates without a model."
+    )
+    random_pruning: RandomPruning = Field(
+        RandomPruning(), description="The random choices that a kept set is held against."
     )

@@ -1,6 +1,18 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.baselines import (
+    exact_manifests,
+    exact_masks,
+    near_duplicate_manifests,
+    near_duplicate_masks,
+    perceptual_hashes,
+    perceptual_manifests,
+    perceptual_masks,
+    random_manifests,
+    random_masks,
+    text_signatures,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -31,6 +43,16 @@ GRAPH = StageGraph(
         galleries.STAGE,
         removed_items.STAGE,
         rule_comparison.STAGE,
+        exact_masks.STAGE,
+        exact_manifests.STAGE,
+        text_signatures.STAGE,
+        near_duplicate_masks.STAGE,
+        near_duplicate_manifests.STAGE,
+        perceptual_hashes.STAGE,
+        perceptual_masks.STAGE,
+        perceptual_manifests.STAGE,
+        random_masks.STAGE,
+        random_manifests.STAGE,
     )
 )
 
