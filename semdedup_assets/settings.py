@@ -18,7 +18,7 @@ from semdedup_assets.storage.files import FileStat
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
-_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
+_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -108,6 +108,28 @@ class Galleries(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Of the choice of seed items.")
 
 
+class Reference(BaseModel, frozen=True, extra="forbid"):
+    """Data that are never in a manifest: an evaluation set, or what was trained on before."""
+
+    source: Source = Field(description="Where its items come from; of the same content as the pipeline's own source.")
+    epsilon: float = Field(
+        0.05,
+        ge=0,
+        le=2,
+        description="Training items more similar than 1 - epsilon to one of its items are listed, whatever the epsilons "
+        "of the kept sets.",
+    )
+    remove: bool = Field(
+        default=False, description="Whether these training items are removed from every kept set; protected ones stay."
+    )
+    clusters: int | None = Field(
+        None,
+        ge=1,
+        description="Clusters that each of its items is compared with at most, the nearest ones; empty: every cluster "
+        "in which an item within epsilon can lie, so that none is missed.",
+    )
+
+
 class Refresh(BaseModel, frozen=True, extra="forbid"):
     """How results follow the source."""
 
@@ -183,8 +205,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
+    manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
+        None,
+        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
+        "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
+    )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
     analyses: Analyses = Field(Analyses(), description="What is measured of the dataset beside the main way.")
+    references: dict[Annotated[str, Field(pattern=_NAME)], Reference] = Field(
+        {},
+        description="Evaluation sets and other data that are never in a manifest, by name, such as `{test: {source: {kind: "
+        "folder, path: data/test}, remove: true}}`: the training items near to theirs are listed and counted, and removed "
+        "where that is wanted.",
+    )
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
     compute: Compute = Field(Compute(), description="Where and how fast stages run: changes no result.")
 
@@ -198,6 +232,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             self._selection_problem(),
             *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
             self._manifest_problem(),
+            *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
         problems = [problem for problem in found if problem]
         if problems:
@@ -274,6 +309,14 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
                 return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
         return None
 
+    def _reference_problem(self, name: str, reference: Reference) -> str | None:
+        if reference.source.content == self.source.content:
+            return None
+        return (
+            f"references.{name}.source.kind: {reference.source.kind!r} holds {reference.source.content}s, the pipeline's own "
+            f"source {self.source.content}s; one encoder embeds both"
+        )
+
     def new_shards(self, files: Sequence[FileStat]) -> list[tuple[FileStat, ...]]:
         """How new files are joined to shards.
 
@@ -311,3 +354,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def targets(self) -> tuple[Target, ...]:
         """The epsilons and shares."""
         return tuple(Target.parse(text) for text in self.epsilons)
+
+    @property
+    def own_epsilons(self) -> tuple[float, ...]:
+        """The targets that are epsilons, ascending; what epsilon a share stands for is known only by its masks."""
+        return tuple(sorted(target.epsilon for target in self.targets if target.epsilon is not None))
+
+    @property
+    def largest_epsilon(self) -> float | None:
+        """The greatest of these; None where all targets are shares."""
+        return max(self.own_epsilons, default=None)

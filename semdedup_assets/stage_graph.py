@@ -1,6 +1,22 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import (
+    caption_disagreement,
+    clustering_comparison,
+    cost,
+    detection_efficiency,
+    epsilon_estimate_errors,
+    epsilon_estimates,
+    figures,
+    galleries,
+    label_precision,
+    outliers,
+    pruned_pairs,
+    redundancy_by_size,
+    reference_leaks,
+    removed_items,
+    rule_comparison,
+)
 from semdedup_assets.baselines import (
     exact_manifests,
     exact_masks,
@@ -19,12 +35,15 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    caption_embeddings,
     centroids,
     duplicate_scores,
     embeddings,
     items,
     keep_masks,
     manifests,
+    reference_embeddings,
+    reference_matches,
     training_sample,
 )
 
@@ -37,12 +56,26 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        reference_embeddings.STAGE,
+        reference_matches.STAGE,
+        caption_embeddings.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
+        detection_efficiency.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,
+        reference_leaks.STAGE,
         rule_comparison.STAGE,
+        epsilon_estimates.STAGE,
+        epsilon_estimate_errors.STAGE,
+        clustering_comparison.STAGE,
+        redundancy_by_size.STAGE,
+        cost.STAGE,
+        pruned_pairs.STAGE,
+        label_precision.STAGE,
+        outliers.STAGE,
+        caption_disagreement.STAGE,
         exact_masks.STAGE,
         exact_manifests.STAGE,
         text_signatures.STAGE,

@@ -9,13 +9,22 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+from semdedup_assets.algorithm.detection_efficiency import (
+    NEIGHBOURS,
+    ClusterRows,
+    DetectionEfficiency,
+    DuplicateCounter,
+    sample_clusters,
+)
 from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
 from semdedup_assets.algorithm.keep_order import (
+    ClusteredItems,
+    KeepOrder,
     KeepStrategy,
     check_keep,
     cluster_offsets,
     cluster_order,
-    keep_priority,
+    keep_keys,
 )
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
@@ -59,6 +68,13 @@ class _ClusteredRows:
         """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
         members = torch.as_tensor(self.order[self.offsets[first] : self.offsets[stop]], device=self.vectors.device)
         return unit_rows(self.vectors[members].to(self.device))
+
+    def of_sample(self, clusters: np.ndarray) -> ClusterRows:
+        """The items of some clusters, (c,) ascending, by the numbers of their rows."""
+        parts = [self.order[self.offsets[cluster] : self.offsets[cluster + 1]] for cluster in clusters.tolist()]
+        members = np.concatenate(parts)
+        vectors = unit_rows(self.vectors[torch.as_tensor(members, device=self.vectors.device)].to(self.device))
+        return ClusterRows(members.astype(np.uint64), np.repeat(clusters, list(map(len, parts))), vectors)
 
     def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
         """The slice of `order`, and the unit rows, of each of some clusters."""
@@ -189,6 +205,46 @@ class Deduplication:
             raise ValueError(message)
         return epsilon_for(lambda: [self.similarity], keep=keep)
 
+    def detection_efficiency(
+        self,
+        *,
+        epsilon: float | Sequence[float],
+        neighbours: int | None = NEIGHBOURS,
+        clusters: int | None = None,
+        seed: int = 0,
+    ) -> DetectionEfficiency:
+        """Which share of the duplicates the search within clusters finds (SemDeDup, appendix A.2): η.
+
+        Args:
+            epsilon: one or several, in [0, 2].
+            neighbours: clusters that each sampled one is compared with beside itself, nearest first; None: all, which
+                compares all pairs where all clusters are sampled.
+            clusters: how many are sampled; None: all.
+            seed: of the sample and of the interval's resampling.
+
+        Returns:
+            `items.share` and `pairs.share` by epsilon, with their intervals; `searched` for what a repair would find.
+
+        Raises:
+            ValueError: an epsilon is outside [0, 2], or no cluster is to be sampled.
+        """
+        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
+        for each in epsilons.tolist():
+            check_epsilon(each)
+        if clusters is not None and clusters < 1:
+            message = f"clusters: {clusters} is not a positive number; None samples all"
+            raise ValueError(message)
+        rows, centroids = self._rows, torch.from_numpy(self.centroids).to(self._rows.device)
+        sampled = sample_clusters(len(centroids), most=clusters, seed=seed)
+        counter = DuplicateCounter(
+            rows.of_sample(sampled), centroids=centroids, epsilons=epsilons, neighbours=neighbours, budget=_BUDGET
+        )
+        sizes = np.diff(rows.offsets)
+        needed = np.where(np.isin(np.arange(len(sizes)), counter.needed), sizes, 0)
+        for first, stop in cluster_batches(needed, most=max(1, _BUDGET // (16 * rows.vectors.shape[1]))):
+            counter.add(rows.of_sample(np.arange(first, stop)))
+        return counter.result(sizes, all_clusters=len(sampled) == len(centroids), seed=seed)
+
     def _in_keep_order(self) -> EarlierSimilarity:
         """The scores by cluster and in keep-order, with positions in that order."""
         order = self._rows.order
@@ -213,7 +269,7 @@ def semdedup(
     vectors: np.ndarray | Tensor,
     *,
     k: int | None = None,
-    keep: KeepStrategy | np.ndarray = "hard",
+    keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
 ) -> Deduplication:
@@ -224,8 +280,10 @@ def semdedup(
     Args:
         vectors: (n, d) floats; need not be of unit norm.
         k: clusters; None: a suggestion for n.
-        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar,
-            `random`; or (n,) integers, floats or `datetime64`, smallest first, NaN last; integers keep their exact order.
+        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar, `middle`
+            the one nearest to the median of its cluster, `random`; or (n,) integers, floats or `datetime64`, smallest
+            first, NaN last; integers keep their exact order. A sequence of such arrays, which a strategy may end: the
+            next decides where the first ties.
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
@@ -249,14 +307,14 @@ def semdedup(
         message = "vectors: there are no rows to deduplicate"
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
-    check_keep(keep, items=len(tensor))
+    order = check_keep(keep, items=len(tensor))
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
-    priority = keep_priority(keep, centroid_similarity=assigned.similarity, ids=identity, seed=seed)
-    order = cluster_order(assigned.cluster, priority=priority, ids=identity)
-    rows = _ClusteredRows(tensor, order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
+    items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
+    in_order = cluster_order(assigned.cluster, keys=keep_keys(order, items, seed=seed), ids=identity)
+    rows = _ClusteredRows(tensor, in_order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
     return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
 
 

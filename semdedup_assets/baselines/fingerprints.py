@@ -8,12 +8,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semdedup_assets.analysis_settings import Fingerprints
 from semdedup_assets.encoders.decoding import MAX_PIXELS, rgb_image
-from semdedup_assets.records import content_hash
+from semdedup_assets.records import Content, content_hash
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _INSTALL = "install it with `pip install 'semdedup-assets[baselines]'`"
 
@@ -39,19 +43,19 @@ def normalised_text(text: str) -> str:
     return " ".join(folded.split())
 
 
-def decoded_hash(payload: bytes | str, *, max_pixels: int = MAX_PIXELS) -> int:
+def decoded_hash(payload: "bytes | Image.Image | str", *, max_pixels: int = MAX_PIXELS) -> int:
     """What identifies an item after decoding: 64 bits of an image's size and RGB pixels, or of a normalised text.
 
     Args:
-        payload: an encoded image or a text.
-        max_pixels: of the image.
+        payload: an encoded image, one that `rgb_image` decoded, or a text.
+        max_pixels: of an encoded image.
 
     Raises:
         UndecodableImageError: the image cannot be decoded; says why.
     """
     if isinstance(payload, str):
         return content_hash(normalised_text(payload))
-    image = rgb_image(payload, shortest_side=None, max_pixels=max_pixels)
+    image = _decoded(payload, max_pixels)
     return content_hash(b"%d %d\n" % image.size + image.tobytes())
 
 
@@ -107,19 +111,19 @@ def minhash_jaccard(signatures: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shares
 
 
-def image_phash(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+def image_phash(image: "bytes | Image.Image", *, max_pixels: int = MAX_PIXELS) -> int:
     """Perceptual hash of an image by `imagehash`: 64 bits, the signs of its lowest frequencies around their median.
 
     Args:
-        encoded: a file's content; decoded as the encoders do.
-        max_pixels: of the image.
+        image: an encoded image, which is decoded as the encoders do, or one that `rgb_image` decoded.
+        max_pixels: of an encoded image.
 
     Raises:
         MissingExtraError: `imagehash` is not installed.
         UndecodableImageError: the image cannot be decoded; says why.
     """
     imagehash = _library("imagehash")
-    bits = imagehash.phash(rgb_image(encoded, shortest_side=None, max_pixels=max_pixels), hash_size=8).hash
+    bits = imagehash.phash(_decoded(image, max_pixels), hash_size=8).hash
     return int.from_bytes(np.packbits(bits.reshape(-1)).tobytes(), "big")
 
 
@@ -129,6 +133,19 @@ def hamming_distance(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     bits: np.ndarray = np.unpackbits(differing.view(np.uint8).reshape(len(differing), 8), axis=1)
     counts: np.ndarray = bits.sum(axis=1, dtype=np.int64)
     return counts
+
+
+def require_library(content: Content) -> None:
+    """See that near duplicates of a kind of content can be recognised, before anything is read.
+
+    Raises:
+        MissingExtraError: the library is not installed; says how to install it.
+    """
+    _library("imagehash" if content == "image" else "rensa")
+
+
+def _decoded(image: "bytes | Image.Image", max_pixels: int) -> "Image.Image":
+    return rgb_image(image, shortest_side=None, max_pixels=max_pixels) if isinstance(image, bytes) else image
 
 
 def _batches(texts: Sequence[str]) -> Iterator[slice]:

@@ -3,13 +3,12 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from semdedup_assets.baselines.choices import has_images
-from semdedup_assets.baselines.fingerprints import image_phash
+from semdedup_assets.baselines.fingerprints import image_phash, require_library
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.encoders.decoding import MAX_PIXELS, UndecodableImageError
 from semdedup_assets.execution import usage
@@ -29,9 +28,7 @@ HASHES = "hashes.parquet"
 
 
 def _worker(context: StageContext) -> Worker:
-    # Of no image, so that a library that is missing ends the run before any shard is read.
-    with suppress(UndecodableImageError):
-        image_phash(b"")
+    require_library("image")
     return lambda partition: hash_shard(context, partition, context.shard(partition.required_shard))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from semdedup_assets.baselines.choices import has_texts
-from semdedup_assets.baselines.fingerprints import text_minhash
+from semdedup_assets.baselines.fingerprints import require_library, text_minhash
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -28,8 +28,7 @@ _TEXTS = 4096
 
 
 def _worker(context: StageContext) -> Worker:
-    # Of no text, so that a library that is missing ends the run before any shard is read.
-    text_minhash([], context.pipeline.analyses.fingerprints)
+    require_library("text")
     return lambda partition: sign_shard(context, partition, context.shard(partition.required_shard))
 
 

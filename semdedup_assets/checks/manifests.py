@@ -43,8 +43,8 @@ def manifest_checks(stage: ManifestStage) -> tuple[Check, ...]:
     return (
         Check(
             _of(stage, counts_are_conserved),
-            "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, and "
-            "its files are as they were written.",
+            "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, the "
+            "groups hold each item once, and the files are as they were written.",
         ),
         Check(
             _of(stage, files_can_be_named),
@@ -96,9 +96,15 @@ def _miscounts(details: dict[str, Any]) -> Iterator[str]:
     if total != details["records"]:
         yield f"kept, removed and skipped are {total:,}, records {details['records']:,}"
     for kind, rows in details["rows_written"].items():
+        if kind == "removed":
+            if rows != details["removed"]:
+                yield f"{rows:,} rows in removed, {details['removed']:,} removed"
+            continue
         nameable = details["kept"] - (details["unnameable"] if kind == "open_clip.csv" else 0)
         if rows != nameable:
             yield f"{rows:,} rows in {kind}, {nameable:,} kept"
+    if details.get("stood_for") != details.get("grouped"):
+        yield f"the kept items stand for {details['stood_for']:,}, {details['grouped']:,} belong to one"
 
 
 def _tampered(context: StageContext, stage: str) -> Iterator[Problem]:

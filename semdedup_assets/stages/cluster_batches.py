@@ -8,7 +8,14 @@ import numpy as np
 
 from semdedup_assets.algorithm.budget import rows_within
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
-from semdedup_assets.algorithm.keep_order import KeepStrategy, cluster_offsets, cluster_order, keep_priority
+from semdedup_assets.algorithm.keep_order import (
+    ClusteredItems,
+    KeepStrategy,
+    cluster_offsets,
+    cluster_order,
+    descending,
+    keep_keys,
+)
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.kept_sets import Clustering, KeepColumn
@@ -117,13 +124,12 @@ class AssignedClusters:
         selection = self.context.selection
         keep: KeepStrategy | np.ndarray
         if isinstance(selection.keep, KeepColumn):
-            keep, descending = self._values_of(ids), selection.keep.order == "descending"
+            keep = self._values_of(ids)
+            keep = descending(keep) if selection.keep.order == "descending" else keep
         else:
-            keep, descending = selection.keep, False
-        priority = keep_priority(
-            keep, centroid_similarity=similarity, ids=ids, seed=selection.seed, descending=descending
-        )
-        order = cluster_order(cluster, priority=priority, ids=ids)
+            keep = selection.keep
+        keys = keep_keys([keep], ClusteredItems(ids, cluster, similarity), seed=selection.seed)
+        order = cluster_order(cluster, keys=keys, ids=ids)
         vectors = np.concatenate([table.vectors[here] for table, here in pairs])[order]
         offsets = cluster_offsets(cluster, k=last - first)
         return ClusterBatch(start + first, offsets, ids[order], similarity[order], vectors)

@@ -9,14 +9,14 @@ from semdedup_assets.checks.manifests import MANIFESTS, ManifestStage, manifest_
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import Stage, Worker
+from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, kept_shards
 from semdedup_assets.stages.manifest_formats import COPIES, SHARD_FORMATS, Counts, write_csv
-from semdedup_assets.stages.manifest_rows import rows_written
+from semdedup_assets.stages.manifest_rows import group_counts, rows_written
 from semdedup_assets.storage.files import join, write_bytes
 from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.results import (
@@ -87,8 +87,15 @@ class ManifestWorker:
                         found |= SHARD_FORMATS[name](context, kept[task.shard], writer)
             with usage.phase("count"):
                 sent = found.pop("samples_sent", 0)
-                rows = rows_written(join(location, task.attempt), writer.files, samples_sent=sent)
-        details = {"rows_written": rows, "changed": found, **_counts(None if task.shard is None else kept[task.shard])}
+                folder = join(location, task.attempt)
+                rows = rows_written(folder, writer.files, samples_sent=sent)
+                groups = group_counts(folder, writer.files)
+        details = {
+            "rows_written": rows,
+            "group_counts": groups,
+            "changed": found,
+            **_counts(None if task.shard is None else kept[task.shard]),
+        }
         return PartOfResult(task.inputs, writer.files, {**details, "attempt": task.attempt, "usage": used_for(None)})
 
     def _kept_shards(self, task: _ManifestTask) -> dict[str, KeptShard]:
@@ -134,6 +141,7 @@ def _finish(
         "unnameable_examples": [printable(path) for path in list(unnameable)[:_LISTED]],
         "changed": _added(parts, "changed"),
         "rows_written": _added(parts, "rows_written"),
+        **(_added(parts, "group_counts") if "parquet" in context.pipeline.manifests else {}),
         "made_with": _made_with(context, partition, masks),
     }
     writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
@@ -206,6 +214,23 @@ def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
     return ("shards",) if COPIES & set(pipeline.manifests) else ()
 
 
+def _settings(context: StageContext) -> dict[str, Any]:
+    pipeline = context.pipeline
+    weight = {"weight": pipeline.manifest_weight} if "parquet" in pipeline.manifests else {}
+    return {"formats": sorted(pipeline.manifests), **weight}
+
+
+def manifest_columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    """What the Parquet files of a manifest tell of each kept item."""
+    weight = (Column("weight", "float64", "What the item counts in training, by the setting `manifest_weight`."),)
+    return (
+        *item_columns(pipeline),
+        Column("group", "uint64", "The kept item that stands for this one: here its own id."),
+        Column("group_size", "uint32", "How many items it stands for, itself counted."),
+        *(() if pipeline.manifest_weight is None else weight),
+    )
+
+
 def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker]) -> Stage:
     """A stage that writes manifests from masks: the method's own, or a baseline's with what it replaces.
 
@@ -216,19 +241,20 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
     return Stage(
         name=stage.name,
         step="5-train",
-        description="The kept items in the order of the source, in the formats that training jobs read. A manifest is "
-        "never changed: a new one lies beside the old, and `current.json` says which is current.",
+        description="The kept items in the order of the source, in the formats that training jobs read, each with how "
+        "many it stands for; and the removed ones, each with the kept item that stands for it (`removed/`). A manifest "
+        "is never changed: a new one lies beside the old, and `current.json` says which is current.",
         dimensions=("epsilon", "k"),
         inputs=(stage.masks, "items"),
         optional_inputs=_optional_inputs,
-        settings=lambda context: {"formats": sorted(context.pipeline.manifests)},
+        settings=_settings,
         location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), stage.name),
         worker=worker,
-        version=2,
+        version=3,
         tasks=lambda context, partition: _tasks(context, stage, partition),
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"parquet"}),
-        columns=item_columns,
+        columns=manifest_columns,
         checks=manifest_checks(stage),
         selected=True,
         pool=None,

@@ -35,6 +35,10 @@ GRAPH = {
         ("epsilon", "k"),
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
+    "toy/precomputed/detection_efficiency": (
+        ("k",),
+        ("toy/precomputed/assignments", "toy/precomputed/centroids", "toy/shard_index"),
+    ),
     "toy/precomputed/figures": (("k",), ("toy/precomputed/duplicate_scores", "toy/precomputed/keep_masks")),
     "toy/precomputed/galleries": (
         ("epsilon", "k"),
