@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from semdedup_assets.analyses import removed_by_value
@@ -17,6 +18,7 @@ from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, 
 GRAPH = StageGraph((*METHOD.stages, removed_by_value.STAGE))
 HOSTILE = "a\nb\t|\u202e\U0001f600" + "x" * 10_000
 TYPES = {"source": "string", "year": "int", "size": "uint", "mine": "bool", "score": "float"}
+ARROW = {"source": pa.string(), "year": pa.int64(), "size": pa.uint64(), "mine": pa.bool_(), "score": pa.float64()}
 LIMITS = [{"column": column, "max_removed": 0.5} for column in TYPES]
 
 
@@ -38,7 +40,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     for file in range(3):
         # One item cannot be embedded: it is in no mask, and counts nowhere.
         vectors = [None if row == 5 else each for row, each in enumerate(near_duplicates(file))]
-        write_table(folder, str(file), vectors, columns_of(file))
+        columns = {name: pa.array(values, ARROW[name]) for name, values in columns_of(file).items()}
+        write_table(folder, str(file), vectors, columns)
     settings = vectors_settings(folder, max_skipped=0.5, selection={"limit": LIMITS}, epsilons=["0.02", "0.3"])
     settings["source"] |= {"key": "name", "columns": TYPES}
     runs = StageRuns(settings, GRAPH).changed(shards={"files_per_shard": 2})
