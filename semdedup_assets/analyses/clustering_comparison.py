@@ -219,16 +219,21 @@ def _drawn(
         )
         for index, share in enumerate(shares.tolist())
     ]
-    note = f"{note}; of each row's set, the share that the column's has too"
+    note = f"{note}; of each row's set, the share that the column's has too, by k (and seed)"
     yield (
         "kept_set_intersections",
-        analysis_plots.kept_set_intersections([_label(each) for each in found], matrices, note=note),
+        analysis_plots.kept_set_intersections([_short_label(each) for each in found], matrices, note=note),
     )
 
 
 def _label(scores: ClusteringScores) -> str:
     seed = scores.clustering.seed
     return f"k = {scores.k:,}" + (f", seed {seed}" if seed else "")
+
+
+def _short_label(scores: ClusteringScores) -> str:
+    k = f"{scores.k // 1000}k" if scores.k % 1000 == 0 else str(scores.k)
+    return f"{k} ({scores.clustering.seed})" if scores.clustering.seed else k
 
 
 def _details(found: Sequence[ClusteringScores], both: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
