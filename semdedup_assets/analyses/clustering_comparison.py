@@ -66,7 +66,7 @@ def compare_clusterings(context: StageContext, partition: Partition) -> ResultRe
     shares = np.sort(context.pipeline.analyses.clustering_comparison.shares)[::-1]
     with context.writing("clustering_comparison", partition) as result:
         with usage.phase("solve"):
-            found = [_scores_of(context, clustering, shares) for clustering in context.pipeline.clusterings]
+            found = [scores_of(context, clustering, shares) for clustering in context.pipeline.clusterings]
         with usage.phase("intersect"):
             both = kept_by_both(found, budget=context.compute.budget)
         with result.open(INTERSECTIONS) as stream:
@@ -82,7 +82,17 @@ def compare_clusterings(context: StageContext, partition: Partition) -> ResultRe
     return result.committed
 
 
-def _scores_of(context: StageContext, clustering: Clustering, shares: np.ndarray) -> ClusteringScores:
+def scores_of(context: StageContext, clustering: Clustering, shares: np.ndarray) -> ClusteringScores:
+    """Read what a clustering keeps, and solve the epsilon of each size.
+
+    Args:
+        context: of the pipeline and the selection.
+        clustering: which.
+        shares: (s,) of its items to keep, in falling order.
+
+    Raises:
+        MissingResultError: its scores are missing, or are made from other inputs than there are now.
+    """
     files = scores_files(context, clustering)
     k = int(context.index.require("centroids", Partition(clustering=clustering)).details["k"])
     return ClusteringScores(clustering, k, files, ScoreCurve.of(files), epsilons_keeping(files, shares.tolist()))

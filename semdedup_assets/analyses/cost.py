@@ -177,14 +177,16 @@ def _stage_costs(context: StageContext) -> Iterator[StageCost]:
 
 def _stage_cost(context: StageContext, stage: str, clustering: Clustering | None) -> StageCost:
     within = Partition(clustering=clustering)
+    found = {each: record for each, record in context.index.records(stage, within).items() if record.excluded is None}
     made = [
         record
-        for partition, record in context.index.records(stage, within).items()
-        if _is_current(context, stage, partition) and "seconds" in record.details
+        for partition, record in found.items()
+        if "seconds" in record.details and _is_current(context, stage, partition)
     ]
     details = [record.details for record in made]
     seconds = sum(each["seconds"] for each in details) if made else float("nan")
-    results = len(context.index.stored(stage, within))
+    excluded = len(context.index.records(stage, within)) - len(found)
+    results = len(context.index.stored(stage, within)) - excluded
     items = sum(int(each.get("items", each.get("records", each.get("sample", 0)))) for each in details)
     projected = _projected(context, stage, clustering, made) if len(made) == results else float("nan")
     return StageCost(
@@ -265,12 +267,16 @@ def _own_sums(context: StageContext, costs: Sequence[StageCost]) -> Iterator[Cos
             ("this pipeline, projected", settings.items, settings.k, "projected_device_hours"),
         ):
             hours = [
-                sum(float(getattr(own[stage], field)) for stage in stages)
-                for stages in (_EMBEDDING, _CLUSTERING, _COMPARING)
+                sum(_hours(own[stage], field) for stage in stages) for stages in (_EMBEDDING, _CLUSTERING, _COMPARING)
             ]
             total = hours[1] + hours[2]
             share = _share_of_epoch(context, total, n)
             yield CostSum(source, str(clustering), n, clusters, hours[0], hours[1], hours[2], total, share)
+
+
+def _hours(cost: StageCost, field: str) -> float:
+    """Of a whole stage; NaN where some of its results were not measured."""
+    return float(getattr(cost, field)) if cost.measured == cost.results else float("nan")
 
 
 def _paper_sums(context: StageContext) -> Iterator[CostSum]:

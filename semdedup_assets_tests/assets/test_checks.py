@@ -39,6 +39,10 @@ BLOCKING = {
     "galleries": set[str](),
     "removed_items": set[str](),
     "rule_comparison": set[str](),
+    "epsilon_estimates": set[str](),
+    "epsilon_estimate_errors": set[str](),
+    "clustering_comparison": set[str](),
+    "cost": set[str](),
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
@@ -47,6 +51,16 @@ WARNING = {
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
     "manifests": {"files_can_be_named"},
+    "epsilon_estimate_errors": {"estimates_are_near"},
+}
+ON_DEMAND = {
+    "estimate",
+    "removed_items",
+    "rule_comparison",
+    "epsilon_estimates",
+    "epsilon_estimate_errors",
+    "clustering_comparison",
+    "cost",
 }
 UP_TO_DATE = {
     "assignments",
@@ -57,8 +71,12 @@ UP_TO_DATE = {
     "galleries",
     "removed_items",
     "rule_comparison",
+    "epsilon_estimates",
+    "epsilon_estimate_errors",
+    "clustering_comparison",
+    "cost",
 }
-AUTOMATIC = set(BLOCKING) - {"estimate", "removed_items", "rule_comparison"}
+AUTOMATIC = set(BLOCKING) - ON_DEMAND
 
 
 def checks_of(asset: str) -> set[str]:
