@@ -65,8 +65,7 @@ def test_estimates_are_solved_on_whole_clusters_and_their_errors_counted_on_all(
     assert estimates["share"].to_list() == [0.8, 0.5, 100 / 720]
     details, k = record.details, int(key.partition("-")[0])
     assert (details["items"], details["clusters"]) == (720, k)
-    assert details["sampled_clusters"] == max(3, round(0.3 * k if k <= 32 else 0.3 * k))
-    # The sampled clusters are the only whole ones whose curve is the one that was drawn.
+    assert details["sampled_clusters"] == max(3, round(0.3 * k))
     chosen = sampled_clusters(runs, key)
     own = scores.filter(pl.col("cluster").is_in(chosen))
     assert details["sampled_items"] == len(own)
