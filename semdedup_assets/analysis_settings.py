@@ -74,10 +74,12 @@ class EpsilonEstimates(BaseModel, frozen=True, extra="forbid"):
     )
     clusters: Share = Field(0.1, description="Share of the clusters that is scored; the paper's.")
     fewest_clusters: int = Field(
-        10, ge=2, description="Clusters that are scored at least: from fewer nothing can be estimated."
+        20,
+        ge=2,
+        description="Clusters that are scored at least, as far as there are so many: intervals from fewer are too narrow.",
     )
     start: Annotated[tuple[Epsilon, Epsilon], AfterValidator(_two_apart)] = Field(
-        (0.02, 0.1), description="The two epsilons between which the paper's method interpolates."
+        (0.02, 0.2), description="The two epsilons between which the paper's method interpolates."
     )
     seed: int = Field(0, ge=0, description="Of the choice of clusters, and of the intervals.")
     max_error: float = Field(
