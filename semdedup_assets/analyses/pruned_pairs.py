@@ -285,7 +285,8 @@ def _note(row: dict[str, Any]) -> str:
     parts = [f"{row[kind]:,} {_NAMES[kind]}" for kind in KINDS if row[kind]]
     scaled = f", scaled from {row['compared']:,} compared" if row["estimated"] else ""
     hidden = " Pairs of equal bytes are not shown." if row["bytes"] else ""
-    return f"{row['pairs']:,} pairs: {'; '.join(parts)}{scaled}.{hidden}" if parts else "No pairs."
+    orphans = " Orphans: no kept item lies within epsilon of them." if row["band"].startswith("beyond") else ""
+    return f"{row['pairs']:,} pairs: {'; '.join(parts)}{scaled}.{hidden}{orphans}" if parts else "No pairs."
 
 
 def _write(drawing: _Drawing, compared: _Compared, result: ResultWriter) -> None:
@@ -314,7 +315,7 @@ def _sheets(drawing: _Drawing, shown: list[ShownPair]) -> dict[str, bytes]:
         ]
         if pairs:
             title = f"{name.replace('–', ' to ')}: {len(pairs)} pairs of other bytes, drawn at random"
-            sheets[f"band{index}.png"] = contact_sheet(pairs, title=title, columns=_SHEET_COLUMNS)
+            sheets[f"band{index}.png"] = contact_sheet(pairs, title=title, columns=_SHEET_COLUMNS, colours=256)
     return sheets
 
 

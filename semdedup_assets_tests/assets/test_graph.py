@@ -50,6 +50,10 @@ GRAPH = {
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
     "toy/precomputed/rule_comparison": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/outliers": (
+        ("k",),
+        ("toy/precomputed/assignments", "toy/precomputed/items", "toy/shard_index"),
+    ),
 }
 
 
