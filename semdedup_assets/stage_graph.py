@@ -1,13 +1,34 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import (
+    caption_disagreement,
+    clustering_comparison,
+    cost,
+    detection_efficiency,
+    epsilon_estimate_errors,
+    epsilon_estimates,
     figures,
     galleries,
     label_precision,
     outliers,
     pruned_pairs,
+    redundancy_by_size,
+    reference_leaks,
+    removed_by_value,
     removed_items,
     rule_comparison,
+)
+from semdedup_assets.baselines import (
+    exact_manifests,
+    exact_masks,
+    near_duplicate_manifests,
+    near_duplicate_masks,
+    perceptual_hashes,
+    perceptual_manifests,
+    perceptual_masks,
+    random_manifests,
+    random_masks,
+    text_signatures,
 )
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
@@ -15,12 +36,15 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    caption_embeddings,
     centroids,
     duplicate_scores,
     embeddings,
     items,
     keep_masks,
     manifests,
+    reference_embeddings,
+    reference_matches,
     training_sample,
 )
 
@@ -33,15 +57,37 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        reference_embeddings.STAGE,
+        reference_matches.STAGE,
+        caption_embeddings.STAGE,
         keep_masks.STAGE,
+        removed_by_value.STAGE,
         manifests.STAGE,
+        detection_efficiency.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,
+        reference_leaks.STAGE,
         rule_comparison.STAGE,
+        epsilon_estimates.STAGE,
+        epsilon_estimate_errors.STAGE,
+        clustering_comparison.STAGE,
+        redundancy_by_size.STAGE,
+        cost.STAGE,
         pruned_pairs.STAGE,
         label_precision.STAGE,
         outliers.STAGE,
+        caption_disagreement.STAGE,
+        exact_masks.STAGE,
+        exact_manifests.STAGE,
+        text_signatures.STAGE,
+        near_duplicate_masks.STAGE,
+        near_duplicate_manifests.STAGE,
+        perceptual_hashes.STAGE,
+        perceptual_masks.STAGE,
+        perceptual_manifests.STAGE,
+        random_masks.STAGE,
+        random_manifests.STAGE,
     )
 )
 

@@ -9,13 +9,22 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+from semdedup_assets.algorithm.detection_efficiency import (
+    NEIGHBOURS,
+    ClusterRows,
+    DetectionEfficiency,
+    DuplicateCounter,
+    sample_clusters,
+)
 from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
 from semdedup_assets.algorithm.keep_order import (
+    ClusteredItems,
+    KeepOrder,
     KeepStrategy,
     check_keep,
     cluster_offsets,
     cluster_order,
-    keep_priority,
+    keep_keys,
 )
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
@@ -60,6 +69,13 @@ class _ClusteredRows:
         members = torch.as_tensor(self.order[self.offsets[first] : self.offsets[stop]], device=self.vectors.device)
         return unit_rows(self.vectors[members].to(self.device))
 
+    def of_sample(self, clusters: np.ndarray) -> ClusterRows:
+        """The items of some clusters, (c,) ascending, by the numbers of their rows."""
+        parts = [self.order[self.offsets[cluster] : self.offsets[cluster + 1]] for cluster in clusters.tolist()]
+        members = np.concatenate(parts)
+        vectors = unit_rows(self.vectors[torch.as_tensor(members, device=self.vectors.device)].to(self.device))
+        return ClusterRows(members.astype(np.uint64), np.repeat(clusters, list(map(len, parts))), vectors)
+
     def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
         """The slice of `order`, and the unit rows, of each of some clusters."""
         for cluster in sorted(clusters):
@@ -75,8 +91,9 @@ class Deduplication:
     rule read the vectors again, of clusters that need them; so the vectors are held, not copied, and must not be changed.
 
     Attributes:
-        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first.
-        duplicate_of: (n,) int64, row of that earlier item, -1 for the first of a cluster.
+        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first and for
+            protected items.
+        duplicate_of: (n,) int64, row of that earlier item, -1 where there is none.
         cluster: (n,) int32.
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         centroids: (k, d) float32 unit rows.
@@ -141,6 +158,22 @@ class Deduplication:
         neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
         return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
 
+    def groups(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+        """The kept item that stands for each item: a kept one for itself, a removed one's is its nearest.
+
+        Args:
+            epsilon: in [0, 2].
+            rule: `chain` or `greedy`.
+
+        Returns:
+            (n,) int64, rows; each item belongs to one group. `numpy.bincount` of them gives the groups' sizes.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+        """
+        found = self.nearest_kept(epsilon, rule=rule)
+        return np.where(found.keep, np.arange(len(found.keep)), found.kept_neighbour)
+
     def orphans(self, epsilon: float) -> np.ndarray:
         """Items that the chain rule removes though no kept one is within epsilon: (n,) bool.
 
@@ -189,6 +222,46 @@ class Deduplication:
             raise ValueError(message)
         return epsilon_for(lambda: [self.similarity], keep=keep)
 
+    def detection_efficiency(
+        self,
+        *,
+        epsilon: float | Sequence[float],
+        neighbours: int | None = NEIGHBOURS,
+        clusters: int | None = None,
+        seed: int = 0,
+    ) -> DetectionEfficiency:
+        """Which share of the duplicates the search within clusters finds (SemDeDup, appendix A.2): η.
+
+        Args:
+            epsilon: one or several, in [0, 2].
+            neighbours: clusters that each sampled one is compared with beside itself, nearest first; None: all, which
+                compares all pairs where all clusters are sampled.
+            clusters: how many are sampled; None: all.
+            seed: of the sample and of the interval's resampling.
+
+        Returns:
+            `items.share` and `pairs.share` by epsilon, with their intervals; `searched` for what a repair would find.
+
+        Raises:
+            ValueError: an epsilon is outside [0, 2], or no cluster is to be sampled.
+        """
+        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
+        for each in epsilons.tolist():
+            check_epsilon(each)
+        if clusters is not None and clusters < 1:
+            message = f"clusters: {clusters} is not a positive number; None samples all"
+            raise ValueError(message)
+        rows, centroids = self._rows, torch.from_numpy(self.centroids).to(self._rows.device)
+        sampled = sample_clusters(len(centroids), most=clusters, seed=seed)
+        counter = DuplicateCounter(
+            rows.of_sample(sampled), centroids=centroids, epsilons=epsilons, neighbours=neighbours, budget=_BUDGET
+        )
+        sizes = np.diff(rows.offsets)
+        needed = np.where(np.isin(np.arange(len(sizes)), counter.needed), sizes, 0)
+        for first, stop in cluster_batches(needed, most=max(1, _BUDGET // (16 * rows.vectors.shape[1]))):
+            counter.add(rows.of_sample(np.arange(first, stop)))
+        return counter.result(sizes, all_clusters=len(sampled) == len(centroids), seed=seed)
+
     def _in_keep_order(self) -> EarlierSimilarity:
         """The scores by cluster and in keep-order, with positions in that order."""
         order = self._rows.order
@@ -209,13 +282,14 @@ class Deduplication:
         return by_row
 
 
-def semdedup(
+def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
     vectors: np.ndarray | Tensor,
     *,
     k: int | None = None,
-    keep: KeepStrategy | np.ndarray = "hard",
+    keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
+    protect: np.ndarray | None = None,
 ) -> Deduplication:
     """Deduplicate vectors by SemDeDup (Abbas et al. 2023).
 
@@ -224,11 +298,14 @@ def semdedup(
     Args:
         vectors: (n, d) floats; need not be of unit norm.
         k: clusters; None: a suggestion for n.
-        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar,
-            `random`; or (n,) integers, floats or `datetime64`, smallest first, NaN last; integers keep their exact order.
+        keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar, `middle`
+            the one nearest to the median of its cluster, `random`; or (n,) integers, floats or `datetime64`, smallest
+            first, NaN last; integers keep their exact order. A sequence of such arrays, which a strategy may end: the
+            next decides where the first ties.
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
+        protect: (n,) bool, items that are never removed; they come first in their cluster, and so remove others.
 
     Returns:
         Scores from which any epsilon's keep mask follows. It refers to the vectors, so do not change them.
@@ -249,15 +326,20 @@ def semdedup(
         message = "vectors: there are no rows to deduplicate"
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
-    check_keep(keep, items=len(tensor))
+    order = check_keep(keep, items=len(tensor))
+    if protect is not None:
+        order = [~_checked_protection(protect, len(tensor)), *order]
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
-    priority = keep_priority(keep, centroid_similarity=assigned.similarity, ids=identity, seed=seed)
-    order = cluster_order(assigned.cluster, priority=priority, ids=identity)
-    rows = _ClusteredRows(tensor, order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
-    return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
+    items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
+    in_order = cluster_order(assigned.cluster, keys=keep_keys(order, items, seed=seed), ids=identity)
+    rows = _ClusteredRows(tensor, in_order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
+    similarity, duplicate_of = _score(rows)
+    if protect is not None:
+        similarity[protect], duplicate_of[protect] = -np.inf, -1
+    return Deduplication(similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids, rows)
 
 
 def _device(vectors: Tensor) -> torch.device:
@@ -274,6 +356,13 @@ def _checked_ids(ids: np.ndarray | None, n: int) -> np.ndarray:
         message = f"ids: expected {n} distinct non-negative integers, one per row"
         raise ValueError(message)
     return ids.astype(np.uint64)
+
+
+def _checked_protection(protect: np.ndarray, n: int) -> np.ndarray:
+    if not isinstance(protect, np.ndarray) or protect.shape != (n,) or protect.dtype != bool:
+        message = f"protect: expected a NumPy array of {n} bools, one per row"
+        raise ValueError(message)
+    return protect
 
 
 def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,12 @@ TITLES = {
     "cluster_sizes": "Cluster sizes",
 }
 """Name and title of each figure of one k."""
+
+EFFICIENCY_TITLES = {
+    "efficiency": "Duplicates found within clusters, by epsilon",
+    "next_clusters": "Duplicates found if next-nearest clusters are searched too",
+}
+"""Name and title of each figure of the detection efficiency."""
 
 # Dagster's dialog shows 600 pixels without scaling.
 _WIDTH, _HEIGHT, _DPI = 600, 380, 100
@@ -50,6 +56,25 @@ class EpsilonLabel:
     name: str
     epsilon: float
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShareCurve:
+    """A share by epsilon with its interval.
+
+    Attributes:
+        name: in the legend.
+        epsilon: (m,) ascending.
+        share: (m,) in [0, 1], NaN where there is none.
+        low: (m,) lower end of the interval.
+        high: (m,) upper end.
+    """
+
+    name: str
+    epsilon: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def kept_by_epsilon(epsilon: np.ndarray, kept: np.ndarray, *, labels: Sequence[EpsilonLabel], note: str) -> bytes:
@@ -337,6 +362,115 @@ def convergence(objective: Sequence[float], *, title: str) -> bytes:
     axes.ticklabel_format(axis="y", useOffset=False)
     marker = "o" if len(values) <= 24 else None
     axes.plot(np.arange(1, len(values) + 1), values, color=_BLUE, linewidth=1.8, marker=marker, markersize=4)
+    return _png(figure)
+
+
+def detection_efficiency(curves: Sequence[ShareCurve], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found within clusters against epsilon (SemDeDup, Table A1).
+
+    Args:
+        curves: at most four.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["efficiency"], note)
+    _epsilon_axis(axes, [])
+    _share_axis(axes, "found within clusters")
+    known = [curve for curve in curves if np.isfinite(curve.share).any()]
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    styles = ((_BLUE, "-"), (_ORANGE, "-"), (_BLUE, "--"), (_ORANGE, "--"))
+    for curve, (colour, style) in zip(known, styles, strict=False):
+        # A logarithmic axis cannot show 0.
+        x = np.maximum(curve.epsilon, _MIN_EPSILON)
+        axes.plot(x, curve.share, style, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=curve.name)
+        axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+    _zoom_to_one(axes, min(float(np.nanmin([curve.share, curve.low])) for curve in known))
+    _legend(axes)
+    return _png(figure)
+
+
+def found_by_next_clusters(clusters: Sequence[int], shares: Mapping[float, np.ndarray], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found if next-nearest clusters are searched too.
+
+    Args:
+        clusters: (p,) how many, ascending.
+        shares: (p,) shares in [0, 1] by epsilon; at most six are drawn.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["next_clusters"], note)
+    axes.set_xlabel("next-nearest clusters searched for each item", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "pairs found")
+    known = {epsilon: share for epsilon, share in shares.items() if np.isfinite(share).all()}
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    labels = [EpsilonLabel(f"{epsilon:g}", epsilon, 0.0) for epsilon in known]
+    for index, colour in _coloured(labels, limit=_MAX_BANDS):
+        share = known[labels[index].epsilon]
+        axes.plot(range(len(clusters)), share, color=colour, marker="o", markersize=3.5, label=labels[index].name)
+    axes.set_xticks(range(len(clusters)), [f"{count:,}" for count in clusters])
+    _zoom_to_one(axes, min(float(share.min()) for share in known.values()))
+    _legend(axes, title="epsilon")
+    return _png(figure)
+
+
+def _zoom_to_one(axes: "Axes", least: float) -> None:
+    """Show shares from a little below the least to 1."""
+    room = max(0.01, 1 - least)
+    axes.set_ylim(max(0.0, least - 0.1 * room), 1 + 0.05 * room)
+
+
+def caption_agreement(
+    pairs: np.ndarray, *, image: np.ndarray, caption: np.ndarray, agree_from: float, note: str
+) -> bytes:
+    """Draw pairs of images by the similarity of the images and of their captions.
+
+    Args:
+        pairs: (b, c) their number in each cell.
+        image: (b + 1,) edges of the images' similarity.
+        caption: (c + 1,) edges of the captions' similarity.
+        agree_from: similarity of captions below which they disagree.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure("Images that agree, and their captions", note)
+    axes.set_xlabel("cosine similarity of the images", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("cosine similarity of the captions", fontsize=_FONT_SIZE, color=_INK)
+    if not pairs.any():
+        _draw_empty(axes, "no pairs with captions")
+        return _png(figure)
+    shown = np.ma.masked_equal(pairs.T, 0)
+    mesh = axes.pcolormesh(image, caption, shown, cmap="viridis_r", norm=LogNorm(1, max(2, int(pairs.max()))))
+    bar = figure.colorbar(mesh, ax=axes, format=StrMethodFormatter("{x:,.0f}"))
+    bar.ax.minorticks_off()
+    bar.locator = MaxNLocator(integer=True, nbins=6)
+    bar.update_ticks()
+    bar.set_label("pairs in a cell", fontsize=_FONT_SIZE, color=_INK)
+    bar.ax.tick_params(labelsize=_FONT_SIZE, colors=_INK)
+    filled = caption[:-1][pairs.any(axis=0)]
+    axes.set_ylim(min(float(filled.min()), agree_from) - 0.05, 1.02)
+    axes.axhline(agree_from, color=_ORANGE, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"below {agree_from:g} they disagree",
+        (0.0, agree_from),
+        xytext=(4, -11),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=_FONT_SIZE,
+        color=_ORANGE,
+    )
     return _png(figure)
 
 

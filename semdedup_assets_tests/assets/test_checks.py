@@ -35,6 +35,7 @@ BLOCKING = {
     "duplicate_scores": {"every_item_scored_once"},
     "keep_masks": {"masks_are_monotone", "every_cluster_keeps_one", "every_item_masked_once"},
     "manifests": {"counts_are_conserved"},
+    "detection_efficiency": set[str](),
     "figures": set[str](),
     "galleries": set[str](),
     "removed_items": set[str](),
@@ -47,18 +48,20 @@ WARNING = {
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
     "manifests": {"files_can_be_named"},
+    "detection_efficiency": {"finds_most_duplicates"},
 }
 UP_TO_DATE = {
     "assignments",
     "duplicate_scores",
     "keep_masks",
     "manifests",
+    "detection_efficiency",
     "figures",
     "galleries",
     "removed_items",
     "rule_comparison",
 }
-AUTOMATIC = set(BLOCKING) - {"estimate", "removed_items", "rule_comparison"}
+AUTOMATIC = set(BLOCKING) - {"detection_efficiency", "estimate", "removed_items", "rule_comparison"}
 
 
 def checks_of(asset: str) -> set[str]:
