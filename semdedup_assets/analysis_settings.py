@@ -175,7 +175,7 @@ class PrunedPairs(BaseModel, frozen=True, extra="forbid"):
     shown: int = Field(20, ge=1, description="Pairs of a band that are shown, and that a person can label.")
     files: int = Field(
         64,
-        ge=1,
+        ge=2,
         description="Source files (of texts: shards) that are read at most; of more, a seeded choice is. A folder of "
         "single images has no such limit.",
     )
