@@ -14,8 +14,21 @@ from semdedup_assets.analyses import (
     pruned_pairs,
     redundancy_by_size,
     reference_leaks,
+    removed_by_value,
     removed_items,
     rule_comparison,
+)
+from semdedup_assets.baselines import (
+    exact_manifests,
+    exact_masks,
+    near_duplicate_manifests,
+    near_duplicate_masks,
+    perceptual_hashes,
+    perceptual_manifests,
+    perceptual_masks,
+    random_manifests,
+    random_masks,
+    text_signatures,
 )
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
@@ -48,6 +61,7 @@ GRAPH = StageGraph(
         reference_matches.STAGE,
         caption_embeddings.STAGE,
         keep_masks.STAGE,
+        removed_by_value.STAGE,
         manifests.STAGE,
         detection_efficiency.STAGE,
         figures.STAGE,
@@ -64,6 +78,16 @@ GRAPH = StageGraph(
         label_precision.STAGE,
         outliers.STAGE,
         caption_disagreement.STAGE,
+        exact_masks.STAGE,
+        exact_manifests.STAGE,
+        text_signatures.STAGE,
+        near_duplicate_masks.STAGE,
+        near_duplicate_manifests.STAGE,
+        perceptual_hashes.STAGE,
+        perceptual_masks.STAGE,
+        perceptual_manifests.STAGE,
+        random_masks.STAGE,
+        random_manifests.STAGE,
     )
 )
 

@@ -228,9 +228,9 @@ def _gallery(context: StageContext, partition: Partition, table: "pl.DataFrame",
     groups = tuple(_group(table.filter(pl.col("kept_id") == query), settings.items) for query in queries)
     total, both, disagree = pairs.totals
     note = (
-        f"Of {total:,} removed images that lie within ε = {pairs.epsilon:.4g} of a kept one, {both:,} and their kept ones "
-        f"have captions; of {disagree:,} the captions are less similar than {pairs.agree_from:g} to each other. The least "
-        "similar captions come first. Numbers below the pictures are the images' similarities. A selection's setting "
+        f"{total:,} removed images lie within ε = {pairs.epsilon:.4g} of the kept one that is nearest; {both:,} of these pairs "
+        f"have both captions, and in {disagree:,} of them the captions are less similar than {pairs.agree_from:g} to each "
+        "other. The least similar captions come first. Numbers are the images' similarities. A selection's setting "
         "spare_captions_below keeps such items."
     )
     section = Section("captions_that_disagree", "Images that agree, captions that do not", note, groups)

@@ -79,32 +79,35 @@ class _Contents:
         hashes: content hash of each record, 0 for one without content.
         seconds: a second hash, independent of the first, 0 for one without content.
         sizes: bytes of each record (of a text, in UTF-8), 0 for one without content.
+        words: of each text, between white space; 0 for any other record.
         expected_missing: how many of them have no content by the source's own account.
     """
 
     def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
-        self.hashes, self.seconds, self.sizes = array("Q"), array("Q"), array("Q")
+        self.hashes, self.seconds, self.sizes, self.words = array("Q"), array("Q"), array("Q"), array("Q")
         self.expected_missing = 0
         self._records = records
 
     def __iter__(self) -> Iterator[Any]:
         for record in self._records:
             if isinstance(record, Record) and isinstance(record.payload, bytes | str):
-                self._add(content_bytes(record.payload))
+                self._add(record.payload)
             elif isinstance(record, Invalid):
-                for numbers in (self.hashes, self.seconds, self.sizes):
+                for numbers in (self.hashes, self.seconds, self.sizes, self.words):
                     numbers.append(0)
                 self.expected_missing += record.expected
             yield record
 
-    def _add(self, content: bytes) -> None:
+    def _add(self, payload: bytes | str) -> None:
+        content = content_bytes(payload)
         self.hashes.append(content_hash(content))
         self.seconds.append(xxhash.xxh3_128_intdigest(content) >> 64)
         self.sizes.append(len(content))
+        self.words.append(len(payload.split()) if isinstance(payload, str) else 0)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """(records,) uint64 each: hash, second_hash, bytes."""
-        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes}
+        """(records,) uint64 each: hash, second_hash, bytes, words."""
+        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes, "words": self.words}
         return {name: np.array(numbers, np.uint64) for name, numbers in columns.items()}
 
 
@@ -114,11 +117,11 @@ class StoredContents:
 
     Attributes:
         hashes: (records, 2) uint64; two independent hashes: contents that differ have no pair in common.
-        sizes: (records,) int64, bytes; of a text, in UTF-8.
+        sizes: (records,) int64 each: `bytes` (of a text, in UTF-8) and `words` (of a text, between white space).
     """
 
     hashes: np.ndarray
-    sizes: np.ndarray
+    sizes: dict[str, np.ndarray]
 
 
 def stored_contents(record: ResultRecord) -> StoredContents:
@@ -131,16 +134,15 @@ def stored_contents(record: ResultRecord) -> StoredContents:
         MissingResultError: an earlier version of this software embedded the shard; names it and the remedy.
     """
     try:
-        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes"])
+        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes", "words"])
     except KeyError as error:
         message = (
             f"{record.location}: was embedded by an earlier version, which noted neither sizes nor second hashes; "
             "materialise these embeddings with `again`"
         )
         raise MissingResultError(message) from error
-    return StoredContents(
-        np.stack([columns["hash"], columns["second_hash"]], axis=1), columns["bytes"].astype(np.int64)
-    )
+    sizes = {name: columns[name].astype(np.int64) for name in ("bytes", "words")}
+    return StoredContents(np.stack([columns["hash"], columns["second_hash"]], axis=1), sizes)
 
 
 def content_hashes(record: ResultRecord) -> np.ndarray:

@@ -16,7 +16,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Target
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
-from semdedup_assets.stages.duplicate_scores import SCORES, scores_files
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, SCORES, scores_files
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
+_PROTECTION = ("protected", "protected_would_be_removed")
 
 
 def mask_name(cluster_range: int) -> str:
@@ -93,7 +94,8 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
 
     stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
     record = context.index.require("duplicate_scores", stored)
-    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of"])
+    protects = [PROTECTED_SIMILARITY] if context.selection.protect is not None else []
+    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of", *protects])
     position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
     with usage.phase("select"):
         selection = select_clusters(
@@ -126,9 +128,22 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
             "clusters": len(clusters),
             "clusters_without_kept": len(clusters) - len(kept_clusters),
             "id_checksum": id_checksum(scores["id"]),
+            **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
             "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_LARGEST_GROUPS)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
+
+
+def _protection(similarity: np.ndarray, epsilon: float) -> dict[str, int]:
+    """How many items are protected, and how many of them the chain rule would remove if they were not.
+
+    Args:
+        similarity: (n,) float32, of protected items to those that would be earlier, NaN of others.
+        epsilon: of the masks.
+    """
+    protected = similarity[~np.isnan(similarity)]
+    removed = int((protected.astype(np.float64) > 1.0 - epsilon).sum())
+    return {"protected": len(protected), "protected_would_be_removed": removed}
 
 
 def vectors_of(
@@ -155,8 +170,8 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
 
     total = Counter[str]()
     for part in parts:
-        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept")
-        total.update({name: part.details[name] for name in names})
+        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_PROTECTION)
+        total.update({name: part.details[name] for name in names if name in part.details})
     groups = merge_groups(
         (GroupSize(*group) for part in parts for group in part.details["groups"]), most=_LARGEST_GROUPS
     )
@@ -169,6 +184,7 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         "removed": total["items"] - total["kept"],
         "kept_fraction": total["kept"] / total["items"] if total["items"] else None,
         "orphans": total["orphans"],
+        **({name: total[name] for name in _PROTECTION} if context.selection.protect is not None else {}),
         "clusters": total["clusters"],
         "clusters_without_kept": total["clusters_without_kept"],
         "largest_groups": [asdict(group) for group in groups],
@@ -201,7 +217,8 @@ STAGE = Stage(
     description="Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
     "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
     "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
-    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them.",
+    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them. "
+    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule).",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
     settings=lambda _: {},

@@ -111,11 +111,7 @@ class ReferenceSearch:
         ]
 
     @cached_property
-    def _held(self) -> "list[list[tuple[str, np.ndarray, ReferenceRows]]]":
-        return [self._loaded(group) for group in self._groups]
-
-    @cached_property
-    def _groups(self) -> list[list[_Chunk]]:
+    def groups_held_apart(self) -> list[list[_Chunk]]:
         """Chunks that are held together: a range of clusters is read once for each group."""
         groups: list[list[_Chunk]] = []
         free = 0
@@ -127,12 +123,19 @@ class ReferenceSearch:
             free -= chunk.bytes
         return groups
 
-    def _loaded(self, group: list[_Chunk]) -> "list[tuple[str, np.ndarray, ReferenceRows]]":
-        return [(chunk.part.reference, *chunk.ready(self)) for chunk in group]
-
     def groups(self) -> "Iterator[list[tuple[str, np.ndarray, ReferenceRows]]]":
         """Name, ids and vectors of some chunks of references after the other; held where all fit."""
-        yield from self._held if len(self._groups) <= 1 else map(self._loaded, self._groups)
+        if len(self.groups_held_apart) == 1:
+            yield self._only_group
+        else:
+            yield from map(self._loaded, self.groups_held_apart)
+
+    @cached_property
+    def _only_group(self) -> "list[tuple[str, np.ndarray, ReferenceRows]]":
+        return self._loaded(self.groups_held_apart[0])
+
+    def _loaded(self, group: list[_Chunk]) -> "list[tuple[str, np.ndarray, ReferenceRows]]":
+        return [(chunk.part.reference, *chunk.ready(self)) for chunk in group]
 
     @cached_property
     def names(self) -> list[str]:
