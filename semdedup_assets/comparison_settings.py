@@ -50,13 +50,16 @@ class Comparison(BaseModel, frozen=True, extra="forbid"):
     )
     memory_mib: int = Field(1024, ge=16, description="MiB that joined rows may take.")
     manifests: tuple[ComparedManifest, ...] = Field(
-        min_length=2,
+        json_schema_extra={"minItems": 2},
         description="What is compared: of any pipelines of the project. At equal size, such as `keep=50%`, their "
         "intersections say how robust the kept set is to k, seed, keep strategy or model.",
     )
 
     @model_validator(mode="after")
-    def _distinct_names(self) -> "Comparison":
+    def _can_be_compared(self) -> "Comparison":
+        if len(self.manifests) < 2:
+            message = f"manifests: {len(self.manifests)} cannot be compared; name two or more"
+            raise ValueError(message)
         given = [manifest.name for manifest in self.manifests if manifest.name is not None]
         repeated = sorted({name for name in given if given.count(name) > 1})
         if repeated:

@@ -17,6 +17,7 @@ from semdedup_assets.assets.comparison import (
     UnknownManifestError,
     comparison_definitions,
     find_manifest,
+    labelled,
 )
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
@@ -124,12 +125,12 @@ class ManifestComparison(dg.Component):
                 found.append(find_manifest(wanted, pipelines))
             except UnknownManifestError as error:
                 problems.append(Problem(("manifests", index, error.setting), error.message))
+        found = labelled(found)
         labels = Counter(each.label for each in found)
         for index, each in enumerate(found if not problems else []):
             if labels[each.label] > 1:
-                problems.append(
-                    Problem(("manifests", index, "name"), f"two manifests are {each.label!r}; name them apart")
-                )
+                message = f"{each.label!r} is also the name of another; name them apart, or remove one"
+                problems.append(Problem(("manifests", index, "name"), message))
         return found, problems
 
 

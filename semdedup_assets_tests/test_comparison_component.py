@@ -119,7 +119,7 @@ def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_chang
             "15 attributes.manifests.1.selection: 'best' is none of those that there are: h",
         ),
         ("k = 9", {"baseline": "luck"}, "18 attributes.manifests.1.baseline: 'luck' is none of those that there are: "),
-        ("easy", {"name": "k = 3"}, "attributes.manifests: manifests: the name k = 3 is given more than once"),
+        ("easy", {"name": "k = 3"}, "attributes.manifests: the name k = 3 is given more than once; each needs its own"),
         ("easy", {"kk": 3}, "attributes.manifests.2.kk: no such setting; near names: k"),
         ("easy", {"epsilon": "half"}, "attributes.manifests.2.epsilon: 'half' is neither an epsilon"),
     ],

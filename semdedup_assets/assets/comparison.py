@@ -76,7 +76,7 @@ def find_manifest(wanted: ComparedManifest, pipelines: Sequence[Pipeline]) -> Fo
     builder = AssetBuilder(next(each for each in of_dataset if each.model_name == model), GRAPH)
     asset = _asset(wanted, builder)
     pipeline, dimensions = builder.pipeline, asset.stage.dimensions
-    parts = {}
+    parts: dict[str, str] = {}
     for name, given, there in (
         ("epsilon", wanted.epsilon, [str(each) for each in pipeline.targets]),
         ("k", wanted.k, [str(each) for each in pipeline.clusterings]),
@@ -86,11 +86,12 @@ def find_manifest(wanted: ComparedManifest, pipelines: Sequence[Pipeline]) -> Fo
     # Dagster joins the dimensions of a partition in the order of their names: epsilon, k.
     partition = "|".join(parts.values())
     folder = builder.context(asset).location(asset.stage.name, Partition.parse(partition, dimensions))
-    named = {"dataset": wanted.dataset, "model": model, "selection": asset.name, "baseline": wanted.baseline, **parts}
+    named: dict[str, str | None] = {"dataset": wanted.dataset, "model": model, "selection": asset.name}
+    named |= {"baseline": wanted.baseline, **parts, "version": wanted.version}
     return FoundManifest(
         pipeline.store,
         wanted.name or "",
-        {name: value for name, value in {**named, "version": wanted.version}.items() if value is not None},
+        {name: value for name, value in named.items() if value is not None},
         builder.key(asset),
         partition,
         join(folder, wanted.version) if wanted.version else folder,
