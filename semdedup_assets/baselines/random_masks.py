@@ -107,7 +107,7 @@ def with_sizes(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
     return () if pipeline.analyses.random_pruning.same == "items" else ("embeddings",)
 
 
-def input_version(_: StageContext, name: str, record: ResultRecord) -> str:
+def sizes_version(_: StageContext, name: str, record: ResultRecord) -> str:
     """Of the embeddings only the sizes count."""
     return record.files[CONTENTS].checksum if name == "embeddings" else record.version
 
@@ -120,7 +120,7 @@ STAGE = Stage(
     dimensions=("epsilon", "k"),
     inputs=("keep_masks",),
     optional_inputs=with_sizes,
-    input_version=input_version,
+    input_version=sizes_version,
     settings=_settings,
     location=lambda layout, partition, selection: layout.of_kept_set(
         partition.kept_set(selection), "baselines", "random", "masks"

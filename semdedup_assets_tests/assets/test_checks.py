@@ -40,6 +40,9 @@ BLOCKING = {
     "galleries": set[str](),
     "removed_items": set[str](),
     "rule_comparison": set[str](),
+    "random_masks": set[str](),
+    "random_manifests": {"counts_are_conserved"},
+    "baseline_overlaps": set[str](),
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
@@ -48,6 +51,7 @@ WARNING = {
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
     "manifests": {"files_can_be_named"},
+    "random_manifests": {"files_can_be_named"},
     "detection_efficiency": {"finds_most_duplicates"},
 }
 UP_TO_DATE = {
@@ -60,8 +64,19 @@ UP_TO_DATE = {
     "galleries",
     "removed_items",
     "rule_comparison",
+    "random_masks",
+    "random_manifests",
+    "baseline_overlaps",
 }
-AUTOMATIC = set(BLOCKING) - {"detection_efficiency", "estimate", "removed_items", "rule_comparison"}
+AUTOMATIC = set(BLOCKING) - {
+    "detection_efficiency",
+    "estimate",
+    "removed_items",
+    "rule_comparison",
+    "random_masks",
+    "random_manifests",
+    "baseline_overlaps",
+}
 
 
 def checks_of(asset: str) -> set[str]:

@@ -54,6 +54,15 @@ GRAPH = {
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
     "toy/precomputed/rule_comparison": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/random_manifests": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/random_masks", "toy/shard_index"),
+    ),
+    "toy/precomputed/baseline_overlaps": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
+    ),
 }
 
 
@@ -136,6 +145,9 @@ def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> N
         "galleries",
         "removed_items",
         "rule_comparison",
+        "random_masks",
+        "random_manifests",
+        "baseline_overlaps",
     }
     shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
     assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}
