@@ -26,7 +26,7 @@ from semdedup_assets.rendering.plots import RemovalBars, removal_bars
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.keep_masks import mask_files
 from semdedup_assets.storage.results import MissingResultError, ResultRecord, ResultWriter
-from semdedup_assets.storage.tables import read_tables, write_table
+from semdedup_assets.storage.tables import read_arrow, write_table
 
 OVERLAPS, PAIRS, PICTURE, PAGE = "overlaps.parquet", "pairs.parquet", "overlaps.png", "only_semdedup.html"
 """The tables by baseline and of pairs that no baseline finds, the picture, and the page of such pairs, in the record."""
@@ -35,6 +35,15 @@ _GROUPED = (exact_masks.STAGE, near_duplicate_masks.STAGE, perceptual_masks.STAG
 """The baselines that know which items belong together."""
 
 _NO_SEED = -1
+_COUNTS = (
+    "items", "kept", "kept_by_other", "kept_by_both", "removed_by_both", "removed_only", "removed_only_by_other",
+    "pairs_of_other", "other_pairs",
+)  # fmt: skip
+_REMOVED = {
+    "removed_by_both": "removed by both",
+    "removed_only": "only by SemDeDup",
+    "removed_only_by_other": "only by the baseline",
+}
 
 
 def grouped_baselines(pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:
@@ -127,7 +136,7 @@ def _choices(context: StageContext, masks: ResultRecord) -> _Choices:
 
 
 def _choice(masks: ResultRecord, ids: np.ndarray) -> tuple[Choice, np.ndarray]:
-    """What masks keep of some items, each removed one for another's sake, and the similarities that they hold.
+    """What masks keep of some items, for whose sake each other is removed, and the similarities that they hold.
 
     Raises:
         MissingResultError: they are of other items.
@@ -135,12 +144,16 @@ def _choice(masks: ResultRecord, ids: np.ndarray) -> tuple[Choice, np.ndarray]:
     kept, group, found = np.zeros(len(ids), bool), np.arange(len(ids)), 0
     similarity = np.full(len(ids), np.nan, np.float32)
     for file in mask_files(masks):
-        for part in read_tables(file, ["id", "kept", "kept_neighbour", "kept_similarity"]):
-            at, is_kept = np.searchsorted(ids, part["id"]), part["kept"].astype(bool)
-            if not np.array_equal(ids.take(at, mode="clip") if len(ids) else ids, part["id"]):
+        for table in read_arrow(file, ["id", "kept", "kept_neighbour", "kept_similarity"]):
+            part, neighbour = table.column("id").to_numpy(), table.column("kept_neighbour")
+            at = np.minimum(np.searchsorted(ids, part), max(0, len(ids) - 1))
+            if len(part) and not (len(ids) and np.array_equal(ids[at], part)):
                 break
-            kept[at], similarity[at], found = is_kept, part["kept_similarity"], found + len(at)
-            group[at[~is_kept]] = np.searchsorted(ids, part["kept_neighbour"][~is_kept])
+            kept[at], found = table.column("kept").to_numpy(), found + len(at)
+            similarity[at] = table.column("kept_similarity").to_numpy()
+            # Whoever is removed for no item's sake is a group of its own.
+            has_one = neighbour.is_valid().to_numpy()
+            group[at[has_one]] = np.searchsorted(ids, neighbour.fill_null(0).to_numpy()[has_one])
     if found != len(ids):
         message = f"{masks.location}: made of other items than the kept set; materialise what is stale of both"
         raise MissingResultError(message)
@@ -237,17 +250,6 @@ def _section(context: StageContext, choices: _Choices) -> Section:
         "item for which they were removed, drawn at random."
     )
     return Section("only_semdedup", "Found by SemDeDup only", note, tuple(groups))
-
-
-_COUNTS = (
-    "items", "kept", "kept_by_other", "kept_by_both", "removed_by_both", "removed_only", "removed_only_by_other",
-    "pairs_of_other", "other_pairs",
-)  # fmt: skip
-_REMOVED = {
-    "removed_by_both": "removed by both",
-    "removed_only": "only by SemDeDup",
-    "removed_only_by_other": "only by the baseline",
-}
 
 
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
