@@ -221,6 +221,13 @@ class Captions(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class BaselineOverlaps(BaseModel, frozen=True, extra="forbid"):
+    """What is shown of the items that no baseline finds."""
+
+    pairs: int = Field(24, ge=1, description="Pairs on the page.")
+    seed: int = Field(0, ge=0, description="Of their choice.")
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -263,4 +270,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
     captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")
     random_pruning: RandomPruning = Field(
         RandomPruning(), description="The random choices that a kept set is held against."
+    )
+    baseline_overlaps: BaselineOverlaps = Field(
+        BaselineOverlaps(), description="What is shown of the items that no baseline finds."
     )
