@@ -230,6 +230,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             self._column_problem(),
             self._selection_problem(),
             *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
+            *(self._caption_problem(name, selection) for name, selection in self.named_selections.items()),
             self._manifest_problem(),
             *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
@@ -289,6 +290,22 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         return (
             f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int, uint or float "
             f"(now: {numeric})"
+        )
+
+    def _caption_problem(self, name: str | None, selection: Selection) -> str | None:
+        if selection.spare_captions_below is None:
+            return None
+        setting = f"{'selection' if name is None else f'selections.{name}'}.spare_captions_below"
+        if self.encoder.kind != "openclip":
+            return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
+        if self.source.column_types.get("caption") != "string":
+            return f"{setting}: source.kind {self.source.kind!r} carries no text column `caption`; declare it in source.columns"
+        shares = [str(target) for target in self.targets if target.share is not None]
+        return (
+            f"{setting}: it cannot be solved for {', '.join(shares)}, for which items captions spare depends on epsilon; "
+            "give epsilons"
+            if shares
+            else None
         )
 
     def _manifest_problem(self) -> str | None:

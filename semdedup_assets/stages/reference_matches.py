@@ -199,7 +199,8 @@ class _Found:
         ids, references, similarities = (np.concatenate(arrays) for arrays in zip(nothing, *chosen, strict=True))
         return {
             "id": ids,
-            "reference": np.concatenate([np.empty(0, dtype=object), *names]),
+            # Of no row this is a text too.
+            "reference": np.concatenate([np.empty(0, dtype=object), *names]).astype(str),
             "reference_id": references,
             "similarity": similarities,
         }

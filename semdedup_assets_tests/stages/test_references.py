@@ -224,7 +224,7 @@ def test_keys_are_never_cut_and_invalid_items_are_counted(tmp_path: Path) -> Non
     shutil.move(tmp_path / "source", tmp_path / "test")
     runs = referring(tmp_path)
     source = {"kind": "vectors", "path": str(tmp_path / "test" / "0.parquet"), "vector": "embedding", "key": "text"}
-    runs = runs.changed(references={"hostile": {"source": source, "epsilon": 0.5}})
+    runs.settings["references"] = {"hostile": {"source": source, "epsilon": 0.5}}
     runs.run()
     keys = set(pl.read_parquet(runs.record("reference_leaks", "3").file("leaks.parquet").path)["reference_key"])
     assert keys <= set(HOSTILE)
