@@ -1,6 +1,8 @@
 """Rows that must go, and rows that are spared, against the rules' definitions on the rest."""
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def selected(rows: np.ndarray, offsets: np.ndarray, epsilon: float, rule: Select
     cluster = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     vectors = torch.from_numpy(rows)
 
-    def vectors_of(wanted: set[int]):  # type: ignore[no-untyped-def]
+    def vectors_of(wanted: set[int]) -> Iterator[tuple[slice, torch.Tensor]]:
         for each in sorted(wanted):
             part = slice(int(offsets[each]), int(offsets[each + 1]))
             yield part, vectors[part]
@@ -48,7 +50,7 @@ def test_gone_rows_are_removed_as_if_by_one_before_all(rule: SelectionRule, seed
     gone = rng.random(len(rows)) < share
     epsilon = oracle.epsilon_in_gap(rows, 0.2)
     found = selected(rows, offsets, epsilon, rule, gone)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         own, lost = rows[start:stop], gone[start:stop]
         if rule == "chain":
             keep = oracle.chain_keep(own, epsilon) & ~lost if len(own) else np.zeros(0, bool)
@@ -76,7 +78,7 @@ def test_only_clusters_that_lose_a_kept_row_are_read() -> None:
         np.array([np.nan, 0.99, np.nan, 0.98], np.float32),
     )
 
-    def never(wanted: set[int]):  # type: ignore[no-untyped-def]
+    def never(wanted: set[int]) -> Iterator[tuple[slice, torch.Tensor]]:
         assert not wanted
         return iter(())
 
