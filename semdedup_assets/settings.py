@@ -1,7 +1,7 @@
 """The settings of a pipeline: one dataset and one embedding model, as they stand in a `defs.yaml`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from semdedup_assets.analysis_settings import Analyses
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
-from semdedup_assets.kept_sets import Clustering, Selection, Target, distinct
+from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target, distinct
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat
@@ -229,8 +229,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             self._sameness_problem(),
             self._column_problem(),
             self._selection_problem(),
-            *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
-            *(self._caption_problem(name, selection) for name, selection in self.named_selections.items()),
+            *self._selections_problems(),
             self._manifest_problem(),
             *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
@@ -271,42 +270,95 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
                 return f"selections: {first} and {second} keep the same items; remove one of them"
         return None
 
-    def _keep_problem(self, name: str | None, selection: Selection) -> str | None:
-        setting = "selection" if name is None else f"selections.{name}"
+    def _selections_problems(self) -> Iterator[str | None]:
+        for name, selection in self.named_selections.items():
+            setting = "selection" if name is None else f"selections.{name}"
+            yield self._rule_problem(setting, selection)
+            yield from self._keep_problems(f"{setting}.keep", selection)
+            yield self._protect_problem(f"{setting}.protect", selection)
+            yield from self._limit_problems(f"{setting}.limit", selection)
+            yield self._caption_problem(f"{setting}.spare_captions_below", selection)
+
+    def _rule_problem(self, setting: str, selection: Selection) -> str | None:
         shares = [target for target in self.targets if target.share is not None]
         if selection.rule == "greedy" and shares:
             return (
                 f"{setting}.rule: `greedy` cannot be solved for {', '.join(map(str, shares))}: what it keeps does not "
                 "only fall as epsilon rises, and each trial reads all vectors; give epsilons, or use the rule `chain`"
             )
-        if selection.column is None:
+        return None
+
+    def _keep_problems(self, setting: str, selection: Selection) -> Iterator[str]:
+        several, seen = isinstance(selection.keep, tuple), set[str]()
+        for index, criterion in enumerate(selection.criteria):
+            own = f"{setting}.{index}" if several else setting
+            if not isinstance(criterion, KeepColumn):
+                if index + 1 < len(selection.criteria):
+                    yield f"{own}: {criterion!r} is not the last; it settles what columns leave open, put it at the end"
+                continue
+            if criterion.column in seen:
+                yield f"{own}.column: {criterion.column!r} is there already; a second time it decides nothing, remove it"
+            seen.add(criterion.column)
+            problem = self._order_problem(criterion)
+            if problem is not None:
+                yield f"{own}.{problem}"
+
+    def _order_problem(self, keep: KeepColumn) -> str | None:
+        """What is wrong with a column that orders items, after the name of the setting."""
+        kind = self.source.column_types.get(keep.column)
+        if kind is None:
+            kinds = "int, uint, float or bool, or as string and rank its `values`"
+            return (
+                f"column: {keep.column!r} is not carried; declare it in source.columns as {kinds} ({self._carried()})"
+            )
+        if kind == "string" and keep.values is None:
+            return (
+                f"column: {keep.column!r} is carried as a string, which has no order of its own; rank its values, the "
+                "preferred first (`values: [a, b]`), or declare it in source.columns as int, uint, float or bool"
+            )
+        if kind == "string" and "order" in keep.model_fields_set:
+            return f"order: {keep.column!r} is ordered by `values`, the preferred first; remove `order`"
+        if kind != "string" and keep.values is not None:
+            return f"values: {keep.column!r} is carried as {kind}, which `order` orders; remove `values`"
+        repeated = sorted({value for value in keep.values or () if (keep.values or ()).count(value) > 1})
+        return f"values: {', '.join(map(repr, repeated))} listed more than once; list each once" if repeated else None
+
+    def _protect_problem(self, setting: str, selection: Selection) -> str | None:
+        if selection.protect is None:
             return None
-        kind = self.source.column_types.get(selection.column)
-        numbers = ("int", "uint", "float")
-        if kind in numbers:
+        kind = self.source.column_types.get(selection.protect)
+        if kind == "bool":
             return None
-        numeric = sorted(column for column, of in self.source.column_types.items() if of in numbers)
-        found = f"is carried as a {kind}" if kind else "is not carried"
+        found = f"is carried as {kind}" if kind else "is not carried"
         return (
-            f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int, uint or float "
-            f"(now: {numeric})"
+            f"{setting}: {selection.protect!r} {found}; declare it in source.columns as bool ({self._carried('bool')})"
         )
 
-    def _caption_problem(self, name: str | None, selection: Selection) -> str | None:
+    def _limit_problems(self, setting: str, selection: Selection) -> Iterator[str]:
+        columns = [limit.column for limit in selection.limit]
+        for index, column in enumerate(columns):
+            if column not in self.source.column_types:
+                yield f"{setting}.{index}.column: {column!r} is not carried; declare it in source.columns ({self._carried()})"
+            if column in columns[:index]:
+                yield f"{setting}.{index}.column: {column!r} has a limit already; remove one of them"
+
+    def _carried(self, *kinds: str) -> str:
+        """The columns there are, of some types or of all, for a message."""
+        found = sorted(name for name, kind in self.source.column_types.items() if not kinds or kind in kinds)
+        return f"now: {found}"
+
+    def _caption_problem(self, setting: str, selection: Selection) -> str | None:
         if selection.spare_captions_below is None:
             return None
-        setting = f"{'selection' if name is None else f'selections.{name}'}.spare_captions_below"
         if self.encoder.kind != "openclip":
             return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
         if self.source.column_types.get("caption") != "string":
             return f"{setting}: source.kind {self.source.kind!r} carries no text column `caption`; declare it in source.columns"
-        shares = [str(target) for target in self.targets if target.share is not None]
-        return (
-            f"{setting}: it cannot be solved for {', '.join(shares)}, for which items captions spare depends on epsilon; "
-            "give epsilons"
-            if shares
-            else None
+        shares = ", ".join(str(target) for target in self.targets if target.share is not None)
+        solved = (
+            f"{setting}: it cannot be solved for {shares}: which items captions spare depends on epsilon; give epsilons"
         )
+        return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
         possible: dict[str, tuple[str, ...]] = {

@@ -14,6 +14,7 @@ from semdedup_assets.analyses import (
     pruned_pairs,
     redundancy_by_size,
     reference_leaks,
+    removed_by_value,
     removed_items,
     rule_comparison,
 )
@@ -48,6 +49,7 @@ GRAPH = StageGraph(
         reference_matches.STAGE,
         caption_embeddings.STAGE,
         keep_masks.STAGE,
+        removed_by_value.STAGE,
         manifests.STAGE,
         detection_efficiency.STAGE,
         figures.STAGE,

@@ -91,8 +91,9 @@ class Deduplication:
     rule read the vectors again, of clusters that need them; so the vectors are held, not copied, and must not be changed.
 
     Attributes:
-        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first.
-        duplicate_of: (n,) int64, row of that earlier item, -1 for the first of a cluster.
+        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first and for
+            protected items.
+        duplicate_of: (n,) int64, row of that earlier item, -1 where there is none.
         cluster: (n,) int32.
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         centroids: (k, d) float32 unit rows.
@@ -156,6 +157,22 @@ class Deduplication:
         )
         neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
         return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
+
+    def groups(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+        """The kept item that stands for each item: a kept one for itself, a removed one's is its nearest.
+
+        Args:
+            epsilon: in [0, 2].
+            rule: `chain` or `greedy`.
+
+        Returns:
+            (n,) int64, rows; each item belongs to one group. `numpy.bincount` of them gives the groups' sizes.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+        """
+        found = self.nearest_kept(epsilon, rule=rule)
+        return np.where(found.keep, np.arange(len(found.keep)), found.kept_neighbour)
 
     def orphans(self, epsilon: float) -> np.ndarray:
         """Items that the chain rule removes though no kept one is within epsilon: (n,) bool.
@@ -265,13 +282,14 @@ class Deduplication:
         return by_row
 
 
-def semdedup(
+def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
     vectors: np.ndarray | Tensor,
     *,
     k: int | None = None,
     keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
+    protect: np.ndarray | None = None,
 ) -> Deduplication:
     """Deduplicate vectors by SemDeDup (Abbas et al. 2023).
 
@@ -287,6 +305,7 @@ def semdedup(
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
+        protect: (n,) bool, items that are never removed; they come first in their cluster, and so remove others.
 
     Returns:
         Scores from which any epsilon's keep mask follows. It refers to the vectors, so do not change them.
@@ -308,6 +327,8 @@ def semdedup(
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
     order = check_keep(keep, items=len(tensor))
+    if protect is not None:
+        order = [~_checked_protection(protect, len(tensor)), *order]
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
@@ -315,7 +336,10 @@ def semdedup(
     items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
     in_order = cluster_order(assigned.cluster, keys=keep_keys(order, items, seed=seed), ids=identity)
     rows = _ClusteredRows(tensor, in_order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
-    return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
+    similarity, duplicate_of = _score(rows)
+    if protect is not None:
+        similarity[protect], duplicate_of[protect] = -np.inf, -1
+    return Deduplication(similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids, rows)
 
 
 def _device(vectors: Tensor) -> torch.device:
@@ -332,6 +356,13 @@ def _checked_ids(ids: np.ndarray | None, n: int) -> np.ndarray:
         message = f"ids: expected {n} distinct non-negative integers, one per row"
         raise ValueError(message)
     return ids.astype(np.uint64)
+
+
+def _checked_protection(protect: np.ndarray, n: int) -> np.ndarray:
+    if not isinstance(protect, np.ndarray) or protect.shape != (n,) or protect.dtype != bool:
+        message = f"protect: expected a NumPy array of {n} bools, one per row"
+        raise ValueError(message)
+    return protect
 
 
 def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Clustering, Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
-from semdedup_assets.stages.duplicate_scores import SCORES, scores_files
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, SCORES, scores_files
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.stages.mask_adjustments import (
     MaskAdjustment,
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
 # Of an item that is removed at every epsilon: no cosine similarity is as great.
 _BEYOND = 2.0
+_PROTECTION = ("protected", "protected_would_be_removed")
 # What references removed, and could not, and what captions spared, and could not tell.
 _ADJUSTED = ("removed_by_reference", "protected_leaks", "spared", "removed_without_caption")
-_COUNTED = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_ADJUSTED)
+_COUNTED = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_PROTECTION, *_ADJUSTED)
 
 
 def mask_name(cluster_range: int) -> str:
@@ -69,16 +70,19 @@ def _gone(context: StageContext, clustering: Clustering, index: int, scores: Sto
     """(n,) bool: the rows of a range's scores that are removed at every epsilon."""
     table = read_table(scores, ["id", *_protection_columns(context)])
     stored = Partition(clustering=clustering).of_range(index)
-    return range_leaks(context, stored, table["id"], _protected(context, table)).gone
+    return range_leaks(context, stored, table["id"], _protected(table)).gone
 
 
 def _protection_columns(context: StageContext) -> list[str]:
-    return []
+    return [] if context.selection.protect is None else [PROTECTED_SIMILARITY]
 
 
-def _protected(context: StageContext, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+def _protected(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     """(n,) bool: the items that are never removed."""
-    return np.zeros(len(scores["id"]), dtype=bool)
+    if PROTECTED_SIMILARITY not in scores:
+        return np.zeros(len(scores["id"]), dtype=bool)
+    protected: np.ndarray = ~np.isnan(scores[PROTECTED_SIMILARITY])
+    return protected
 
 
 def solved_epsilon(
@@ -139,10 +143,11 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
 
     stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
     record = context.index.require("duplicate_scores", stored)
-    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of"])
+    protects = _protection_columns(context)
+    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of", *protects])
     position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
     vectors = partial(vectors_of, assigned, task.cluster_range, scores["cluster"])
-    leaks = range_leaks(context, stored, scores["id"], _protected(context, scores))
+    leaks = range_leaks(context, stored, scores["id"], _protected(scores))
     with usage.phase("select"):
         by_scores = select_clusters(
             EarlierSimilarity(scores["similarity"], position),
@@ -184,9 +189,22 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
             "clusters_without_kept": len(clusters) - len(with_kept),
             **adjusted.counts,
             "id_checksum": id_checksum(scores["id"]),
+            **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
             "groups": [astuple(group) for group in largest_groups(neighbour[has_neighbour], most=_LARGEST_GROUPS)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
+
+
+def _protection(similarity: np.ndarray, epsilon: float) -> dict[str, int]:
+    """How many items are protected, and how many of them the chain rule would remove if they were not.
+
+    Args:
+        similarity: (n,) float32, of protected items to those that would be earlier, NaN of others.
+        epsilon: of the masks.
+    """
+    protected = similarity[~np.isnan(similarity)]
+    removed = int((protected.astype(np.float64) > 1.0 - epsilon).sum())
+    return {"protected": len(protected), "protected_would_be_removed": removed}
 
 
 def vectors_of(
@@ -226,7 +244,7 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         "removed": total["items"] - total["kept"],
         "kept_fraction": total["kept"] / total["items"] if total["items"] else None,
         "orphans": total["orphans"],
-        **{name: total[name] for name in _ADJUSTED if name in total},
+        **{name: total[name] for name in (*_PROTECTION, *_ADJUSTED) if name in total},
         "clusters": total["clusters"],
         "clusters_without_kept": total["clusters_without_kept"],
         "largest_groups": [asdict(group) for group in groups],
@@ -274,7 +292,8 @@ STAGE = Stage(
     description="Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
     "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
     "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
-    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them.",
+    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them. "
+    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule).",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
     optional_inputs=adjusting_inputs,

@@ -122,6 +122,24 @@ def test_under_the_greedy_rule_they_suppress_nothing(tmp_path: Path) -> None:
     assert revived == masks["kept"].sum() > 0
 
 
+def test_protection_wins_and_the_check_counts_what_stays(tmp_path: Path) -> None:
+    runs = removing(tmp_path, "chain").changed(selection={"protect": "precious"})
+    runs.run()
+    items = pl.concat([pl.read_parquet(runs.record("items", f"s00000{n}").file("items.parquet").path) for n in range(3)])
+    precious, gone = set(items.filter(pl.col("precious"))["id"]), removed_by_old(runs)
+    stay = gone & precious
+    assert stay
+    assert gone - precious
+    for epsilon in EPSILONS:
+        masks = runs.masks(f"{epsilon}|6")
+        assert precious <= set(masks.filter(pl.col("kept"))["id"])
+        assert set(masks.filter(pl.col("removed_by") == "old")["id"]) == gone - precious
+        assert not gone - precious & set(masks.filter(pl.col("kept"))["id"])
+    found = references_are_removed(runs.context())
+    assert [problem.measured.split()[0] for problem in found.problems] == [str(len(stay))] * len(EPSILONS)
+    assert runs.masks("keep=40%|6")["kept"].sum() == np.ceil(0.4 * len(items))
+
+
 def test_masks_know_nothing_of_references_that_remove_nothing(chain: StageRuns) -> None:
     plain = {**chain.settings, "references": {}}
     kept = {name: {**each, "remove": False} for name, each in chain.settings["references"].items()}
