@@ -271,8 +271,10 @@ def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[st
     return {"largest_groups": Rows(rows)}
 
 
+REMOVED_BY = Column("removed_by", "string", "The reference that removes the item; null where none does.")
+
+
 def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
-    by_reference = Column("removed_by", "string", "The reference that removes the item; null where none does.")
     return (
         ID,
         Column("kept", "bool", "Whether the item stays."),
@@ -282,7 +284,7 @@ def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
             "The most similar kept item of the cluster; null where the item is kept, or removed by a reference.",
         ),
         Column("kept_similarity", "float32", "Cosine similarity to it; null where there is none."),
-        *((by_reference,) if removing_references(pipeline) else ()),
+        *((REMOVED_BY,) if removing_references(pipeline) else ()),
     )
 
 

@@ -125,7 +125,9 @@ def test_under_the_greedy_rule_they_suppress_nothing(tmp_path: Path) -> None:
 def test_protection_wins_and_the_check_counts_what_stays(tmp_path: Path) -> None:
     runs = removing(tmp_path, "chain").changed(selection={"protect": "precious"})
     runs.run()
-    items = pl.concat([pl.read_parquet(runs.record("items", f"s00000{n}").file("items.parquet").path) for n in range(3)])
+    items = pl.concat(
+        [pl.read_parquet(runs.record("items", f"s00000{n}").file("items.parquet").path) for n in range(3)]
+    )
     precious, gone = set(items.filter(pl.col("precious"))["id"]), removed_by_old(runs)
     stay = gone & precious
     assert stay
