@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from semdedup_assets.kept_sets import distinct
 
 OnDemand = Literal[
+    "baseline_overlaps",
     "caption_disagreement",
     "caption_embeddings",
     "clustering_comparison",
@@ -15,12 +16,22 @@ OnDemand = Literal[
     "epsilon_estimate_errors",
     "epsilon_estimates",
     "estimate",
+    "exact_manifests",
+    "exact_masks",
     "label_precision",
+    "near_duplicate_manifests",
+    "near_duplicate_masks",
     "outliers",
+    "perceptual_hashes",
+    "perceptual_manifests",
+    "perceptual_masks",
     "pruned_pairs",
+    "random_manifests",
+    "random_masks",
     "redundancy_by_size",
     "removed_items",
     "rule_comparison",
+    "text_signatures",
 ]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
 
@@ -121,6 +132,21 @@ class Fingerprints(BaseModel, frozen=True, extra="forbid"):
     )
     hamming: int = Field(
         4, ge=0, le=64, description="Images whose perceptual hashes differ in so many of 64 bits or fewer are too."
+    )
+
+
+class RandomPruning(BaseModel, frozen=True, extra="forbid"):
+    """The random choices that a kept set is held against."""
+
+    same: Literal["items", "words", "bytes"] = Field(
+        "items",
+        description="What a random choice keeps as much of as the kept set does: `items`; `words` of texts, between "
+        "white space; or `bytes` of encoded images or of texts in UTF-8.",
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="Of the choices that `baseline_overlaps` compares; masks and manifest are those of the first.",
     )
 
 
@@ -233,3 +259,6 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         DetectionEfficiencySettings(), description="Which share of the duplicates the search within clusters finds."
     )
     captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")
+    random_pruning: RandomPruning = Field(
+        RandomPruning(), description="The random choices that a kept set is held against."
+    )

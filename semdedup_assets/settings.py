@@ -227,6 +227,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         found = (
             self._content_problem(),
             self._sameness_problem(),
+            self._random_pruning_problem(),
             self._column_problem(),
             self._selection_problem(),
             *self._selections_problems(),
@@ -251,6 +252,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         if needed is None or self.source.content == needed:
             return None
         return f"embed_once: {self.embed_once!r} is for {needed}s, and the source holds {self.source.content}s; use `bytes`"
+
+    def _random_pruning_problem(self) -> str | None:
+        same, content = self.analyses.random_pruning.same, self.source.content
+        if same == "items" or (content != "vector" and (same == "bytes" or content == "text")):
+            return None
+        return f"analyses.random_pruning.same: a source of {content}s has no {same}; use `items`"
 
     def _column_problem(self) -> str | None:
         reserved = sorted(_RESERVED & set(self.source.column_types))

@@ -18,6 +18,18 @@ from semdedup_assets.analyses import (
     removed_items,
     rule_comparison,
 )
+from semdedup_assets.baselines import (
+    exact_manifests,
+    exact_masks,
+    near_duplicate_manifests,
+    near_duplicate_masks,
+    perceptual_hashes,
+    perceptual_manifests,
+    perceptual_masks,
+    random_manifests,
+    random_masks,
+    text_signatures,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -66,6 +78,16 @@ GRAPH = StageGraph(
         label_precision.STAGE,
         outliers.STAGE,
         caption_disagreement.STAGE,
+        exact_masks.STAGE,
+        exact_manifests.STAGE,
+        text_signatures.STAGE,
+        near_duplicate_masks.STAGE,
+        near_duplicate_manifests.STAGE,
+        perceptual_hashes.STAGE,
+        perceptual_masks.STAGE,
+        perceptual_manifests.STAGE,
+        random_masks.STAGE,
+        random_manifests.STAGE,
     )
 )
 

@@ -83,6 +83,11 @@ class WrittenSchema(GenerateJsonSchema):
         """A text; a template fits no pattern."""
         return {name: value for name, value in super().str_schema(schema).items() if name != "pattern"}
 
+    def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
+        """A list; one of a fixed length says what its values are as a list of any length does, which Dagster asks for."""
+        written = super().tuple_schema(schema)
+        return {"items": written["prefixItems"][0], **written} if written.get("prefixItems") else written
+
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         """What a validator of ours makes a text of: `auto` and 50000, `keep=50%` and 0.05."""
         return {**super().function_before_schema(schema), "type": ["string", "number"]}

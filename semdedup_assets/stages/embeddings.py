@@ -20,6 +20,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import Invalid, Record, Skipped, VectorBatch, content_bytes, content_hash, item_ids
+from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.storage.results import MissingResultError, ResultRecord, ResultWriter
@@ -79,32 +80,35 @@ class _Contents:
         hashes: content hash of each record, 0 for one without content.
         seconds: a second hash, independent of the first, 0 for one without content.
         sizes: bytes of each record (of a text, in UTF-8), 0 for one without content.
+        words: of each text, between white space; 0 for any other record.
         expected_missing: how many of them have no content by the source's own account.
     """
 
     def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
-        self.hashes, self.seconds, self.sizes = array("Q"), array("Q"), array("Q")
+        self.hashes, self.seconds, self.sizes, self.words = array("Q"), array("Q"), array("Q"), array("Q")
         self.expected_missing = 0
         self._records = records
 
     def __iter__(self) -> Iterator[Any]:
         for record in self._records:
             if isinstance(record, Record) and isinstance(record.payload, bytes | str):
-                self._add(content_bytes(record.payload))
+                self._add(record.payload)
             elif isinstance(record, Invalid):
-                for numbers in (self.hashes, self.seconds, self.sizes):
+                for numbers in (self.hashes, self.seconds, self.sizes, self.words):
                     numbers.append(0)
                 self.expected_missing += record.expected
             yield record
 
-    def _add(self, content: bytes) -> None:
+    def _add(self, payload: bytes | str) -> None:
+        content = content_bytes(payload)
         self.hashes.append(content_hash(content))
         self.seconds.append(xxhash.xxh3_128_intdigest(content) >> 64)
         self.sizes.append(len(content))
+        self.words.append(len(payload.split()) if isinstance(payload, str) else 0)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """(records,) uint64 each: hash, second_hash, bytes."""
-        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes}
+        """(records,) uint64 each: hash, second_hash, bytes, words."""
+        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes, "words": self.words}
         return {name: np.array(numbers, np.uint64) for name, numbers in columns.items()}
 
 
@@ -114,11 +118,11 @@ class StoredContents:
 
     Attributes:
         hashes: (records, 2) uint64; two independent hashes: contents that differ have no pair in common.
-        sizes: (records,) int64, bytes; of a text, in UTF-8.
+        sizes: (records,) int64 each: `bytes` (of a text, in UTF-8) and `words` (of a text, between white space).
     """
 
     hashes: np.ndarray
-    sizes: np.ndarray
+    sizes: dict[str, np.ndarray]
 
 
 def stored_contents(record: ResultRecord) -> StoredContents:
@@ -131,16 +135,15 @@ def stored_contents(record: ResultRecord) -> StoredContents:
         MissingResultError: an earlier version of this software embedded the shard; names it and the remedy.
     """
     try:
-        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes"])
+        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes", "words"])
     except KeyError as error:
         message = (
             f"{record.location}: was embedded by an earlier version, which noted neither sizes nor second hashes; "
             "materialise these embeddings with `again`"
         )
         raise MissingResultError(message) from error
-    return StoredContents(
-        np.stack([columns["hash"], columns["second_hash"]], axis=1), columns["bytes"].astype(np.int64)
-    )
+    sizes = {name: columns[name].astype(np.int64) for name in ("bytes", "words")}
+    return StoredContents(np.stack([columns["hash"], columns["second_hash"]], axis=1), sizes)
 
 
 def content_hashes(record: ResultRecord) -> np.ndarray:
@@ -263,15 +266,15 @@ def _shared(shard: Shard, rows: np.ndarray, vectors: np.ndarray, contents: np.nd
     return [{**asdict(each), "example": int(ids[each.example])} for each in found]
 
 
-def _settings(context: StageContext) -> dict[str, Any]:
-    pipeline = context.pipeline
-    determining = {
-        "source": pipeline.source.payload_settings(),
-        "encoder": pipeline.encoder.identity(),
-        "vectors": pipeline.vectors,
-    }
+def model_settings(pipeline: Pipeline) -> dict[str, Any]:
+    """What determines the vectors of given payloads."""
+    determining = {"encoder": pipeline.encoder.identity(), "vectors": pipeline.vectors}
     # Whether equal input is embedded once changes no vector, just as the batch size does not.
     return determining | ({"embed_once": "normalised"} if pipeline.embed_once == "normalised" else {})
+
+
+def _settings(context: StageContext) -> dict[str, Any]:
+    return {"source": context.pipeline.source.payload_settings(), **model_settings(context.pipeline)}
 
 
 ID = Column("id", "uint64", "Identity: shard (32 bits) and row in the shard (32 bits).")

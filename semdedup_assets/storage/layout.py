@@ -89,6 +89,10 @@ class Layout:
         """A result that belongs to a kept set: its masks, manifests, gallery."""
         return join(self.folder, kept_set.path, *parts)
 
+    def of_baseline(self, name: str, *parts: str) -> str:
+        """A result of a baseline that needs no clustering: its fingerprints, masks, manifests."""
+        return join(self.folder, "baselines", name, *parts)
+
     def current_manifest(self, kept_set: KeptSet) -> str:
         """JSON: which manifest a training job reads."""
         return current_manifest(self.of_kept_set(kept_set, "manifests"))
