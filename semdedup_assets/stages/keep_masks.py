@@ -295,7 +295,8 @@ STAGE = Stage(
     "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
     "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
     "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them. "
-    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule).",
+    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule). References that "
+    "remove come before all items; captions that disagree spare an item, where the selection asks for it.",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
     optional_inputs=adjusting_inputs,

@@ -280,6 +280,14 @@ def test_a_reference_without_files_is_an_error_that_names_it(tmp_path: Path) -> 
         runs.run()
 
 
+def test_references_of_another_width_are_an_error_that_names_them(tmp_path: Path) -> None:
+    runs = referring(tmp_path)
+    for path in (tmp_path / "test").iterdir():
+        np.save(path, near_duplicates(1, dimension=8))
+    with pytest.raises(ValueError, match=r"references.test: its vectors have 8 numbers, the centroids 16"):
+        runs.run()
+
+
 def test_what_cannot_be_is_rejected_by_the_settings(tmp_path: Path) -> None:
     runs = referring(tmp_path)
     folder = {"source": {"kind": "folder", "path": "pictures"}}
