@@ -154,6 +154,14 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
     )
     seed: int = Field(0, ge=0, description="Of `random`.")
+    spare_captions_below: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="An image stays, however similar to its nearest kept one, where the cosine similarity of their captions "
+        "is below this, by the text tower of the same CLIP; empty: captions do not matter. What fits a model, the picture "
+        "of `caption_disagreement` shows.",
+    )
 
     @property
     def criteria(self) -> tuple[KeepStrategy | KeepColumn, ...]:
@@ -183,7 +191,9 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     @property
     def path(self) -> str:
         """Folder of all that it keeps."""
-        return self.keep_order if self.rule == "chain" else f"{self.keep_order}-{self.rule}"
+        rule = "" if self.rule == "chain" else f"-{self.rule}"
+        spared = "" if self.spare_captions_below is None else f"-spare{self.spare_captions_below:g}"
+        return f"{self.keep_order}{rule}{spared}"
 
     @property
     def label(self) -> str:
@@ -193,11 +203,16 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
             for each in self.criteria
         ]
         protected = [] if self.protect is None else [f"{self.protect} protected"]
-        return ", ".join([" then ".join(labels), *protected, *([] if self.rule == "chain" else [self.rule])])
+        spared = [] if self.spare_captions_below is None else [f"captions below {self.spare_captions_below:g} spared"]
+        rule = [] if self.rule == "chain" else [self.rule]
+        return ", ".join([" then ".join(labels), *protected, *rule, *spared])
 
     def identity(self) -> dict[str, Any]:
         """What can change a kept set; the seed only where it is used."""
-        return {"keep_order": self.keep_order, "rule": self.rule}
+        found: dict[str, Any] = {"keep_order": self.keep_order, "rule": self.rule}
+        return (
+            found if self.spare_captions_below is None else {**found, "spare_captions_below": self.spare_captions_below}
+        )
 
 
 def _path_name(column: str) -> str:

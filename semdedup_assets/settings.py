@@ -284,6 +284,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             yield from self._keep_problems(f"{setting}.keep", selection)
             yield self._protect_problem(f"{setting}.protect", selection)
             yield from self._limit_problems(f"{setting}.limit", selection)
+            yield self._caption_problem(f"{setting}.spare_captions_below", selection)
 
     def _rule_problem(self, setting: str, selection: Selection) -> str | None:
         shares = [target for target in self.targets if target.share is not None]
@@ -352,6 +353,19 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         """The columns there are, of some types or of all, for a message."""
         found = sorted(name for name, kind in self.source.column_types.items() if not kinds or kind in kinds)
         return f"now: {found}"
+
+    def _caption_problem(self, setting: str, selection: Selection) -> str | None:
+        if selection.spare_captions_below is None:
+            return None
+        if self.encoder.kind != "openclip":
+            return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
+        if self.source.column_types.get("caption") != "string":
+            return f"{setting}: source.kind {self.source.kind!r} carries no text column `caption`; declare it in source.columns"
+        shares = ", ".join(str(target) for target in self.targets if target.share is not None)
+        solved = (
+            f"{setting}: it cannot be solved for {shares}: which items captions spare depends on epsilon; give epsilons"
+        )
+        return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
         possible: dict[str, tuple[str, ...]] = {

@@ -51,6 +51,7 @@ WARNING = {
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
+    "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
     "detection_efficiency": {"finds_most_duplicates"},
     "epsilon_estimate_errors": {"estimates_are_near"},
