@@ -18,7 +18,7 @@ from semdedup_assets.storage.files import FileStat
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
-_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
+_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -153,6 +153,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")
     shards: Shards = Field(Shards(), description="How files are joined to shards.")
+    embed_once: Literal["bytes", "decoded", "normalised", "never"] = Field(
+        "bytes",
+        description="What was seen in the shard is not embedded again but shares the vector: items of equal `bytes`; "
+        "images of equal pixels too (`decoded`: each is decoded twice, which pays where the model is slow); texts that "
+        "are equal but for white space too (`normalised`: the vectors of such texts change). Or `never`.",
+    )
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
     max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
     cut_files: Literal["exclude", "accept"] = Field(
@@ -177,6 +183,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
+    manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
+        None,
+        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
+        "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
+    )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
     analyses: Analyses = Field(Analyses(), description="What is measured of the dataset beside the main way.")
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
@@ -186,6 +198,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "Pipeline":
         found = (
             self._content_problem(),
+            self._sameness_problem(),
             self._column_problem(),
             self._selection_problem(),
             *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
@@ -203,6 +216,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             f"source.kind {self.source.kind!r} holds {self.source.content}s, "
             f"encoder.kind {self.encoder.kind!r} takes {self.encoder.accepts}s"
         )
+
+    def _sameness_problem(self) -> str | None:
+        needed = {"decoded": "image", "normalised": "text"}.get(self.embed_once)
+        if needed is None or self.source.content == needed:
+            return None
+        return f"embed_once: {self.embed_once!r} is for {needed}s, and the source holds {self.source.content}s; use `bytes`"
 
     def _column_problem(self) -> str | None:
         reserved = sorted(_RESERVED & set(self.source.column_types))

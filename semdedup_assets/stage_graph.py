@@ -1,6 +1,20 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
-from semdedup_assets.analyses import detection_efficiency, figures, galleries, removed_items, rule_comparison
+from semdedup_assets.analyses import (
+    clustering_comparison,
+    cost,
+    detection_efficiency,
+    epsilon_estimate_errors,
+    epsilon_estimates,
+    figures,
+    galleries,
+    label_precision,
+    outliers,
+    pruned_pairs,
+    redundancy_by_size,
+    removed_items,
+    rule_comparison,
+)
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import StageGraph
@@ -32,6 +46,14 @@ GRAPH = StageGraph(
         galleries.STAGE,
         removed_items.STAGE,
         rule_comparison.STAGE,
+        epsilon_estimates.STAGE,
+        epsilon_estimate_errors.STAGE,
+        clustering_comparison.STAGE,
+        redundancy_by_size.STAGE,
+        cost.STAGE,
+        pruned_pairs.STAGE,
+        label_precision.STAGE,
+        outliers.STAGE,
     )
 )
 

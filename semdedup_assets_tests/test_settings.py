@@ -107,6 +107,9 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             "give either `selection` or `selections`, not both",
         ),
         (TARS, "manifests", ["csv"], "", "'csv' needs a source of kind folder, not 'webdataset'"),
+        (VECTORS, "manifest_weight", "group", "manifest_weight", "'group_size' or 'inverse_group_size'"),
+        (VECTORS, "source.columns", {"group": "int"}, "", "['group'] name columns of our own tables"),
+        (VECTORS, "source.columns", {"weight": "float"}, "", "['weight'] name columns of our own tables"),
         (VECTORS, "manifests", ["webdataset"], "", "'webdataset' needs a source of kind webdataset or folder"),
         (IMAGES, "manifests", ["jsonl"], "", "'jsonl' needs a source of kind jsonl, not 'folder'"),
         (VECTORS, "manifests", ["tsv"], "manifests.0", "'keep_lists'"),
@@ -202,6 +205,7 @@ def test_what_changes_no_result_changes_no_code_version(path: str, value: Any) -
         ("training_sample.per_cluster", 10, {"centroids"}),
         ("clustering.iterations", 5, {"centroids"}),
         ("manifests", ["parquet"], {"manifests"}),
+        ("manifest_weight", "group_size", {"manifests"}),
     ],
 )
 def test_a_setting_changes_the_code_version_of_its_own_stage(path: str, value: Any, stages: set[str]) -> None:

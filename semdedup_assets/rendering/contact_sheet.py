@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _INK, _GREY, _BLUE, _GREEN, _RED, _OCHRE = "#222222", "#6b6b6b", "#2b6cd4", "#3a7d44", "#c0392b", "#b8860b"
-_FRAMES = {"kept": _GREEN, "removed": _RED, "orphan": _OCHRE}
+_FRAMES = {"kept": _GREEN, "removed": _RED, "orphan": _OCHRE, "": _GREY}
 
 # All lengths are pixels. Of a contact sheet: the sides of an image, and the heights of a text line and of the title.
 _SIDE, _GAP, _LINE, _TITLE = 64, 12, 12, 26
@@ -172,6 +172,8 @@ def _legend(section: Section, groups: Sequence[Group]) -> list[tuple[str, str]]:
     has_query = any(group.query is not None for group in groups)
     has_orphan = any(item.state == "orphan" for group in groups for row in group.rows for item in row.items)
     has_label = any(row.short_label for group in groups for row in group.rows)
+    if not any(item.state for group in groups for item in group.items()):
+        return [(f"below: {groups[0].rows[0].label}", _GREY)]
     below = "below: similarity" if has_query else "below: similarity to the centroid"
     return [
         *([(f"{section.query_label} item", _BLUE)] if has_query else []),

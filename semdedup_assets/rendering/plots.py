@@ -235,6 +235,108 @@ def cluster_sizes(sizes: np.ndarray, *, note: str) -> bytes:
     return _png(figure)
 
 
+@dataclass(frozen=True, slots=True)
+class BandBars:
+    """Bars of bands of epsilon, each made of parts.
+
+    Attributes:
+        bands: name of each of the b bands.
+        parts: (b,) counts by the part's name, from the bottom up; parts of nothing are not drawn.
+        estimated: (b,) whether a band's parts are scaled from a sample.
+    """
+
+    bands: Sequence[str]
+    parts: dict[str, np.ndarray]
+    estimated: np.ndarray
+
+
+_PART_COLOURS = ("#1f4e79", "#4f8fc4", "#9ecae1", "#e6a15c", "#d9d9d9")
+
+
+def removed_by_band(bars: BandBars, *, title: str, note: str) -> bytes:
+    """Draw how many pairs lie in each band of epsilon, and of which kind they are (SemDeDup, sections 4.3 and 5.3).
+
+    Args:
+        bars: of the bands.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure(title, note)
+    axes.set_xlabel("1 − similarity of the removed item to its kept one", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("removed items", fontsize=_FONT_SIZE, color=_INK)
+    totals = np.sum(list(bars.parts.values()), axis=0)
+    if not totals.any():
+        _draw_empty(axes, "nothing is removed")
+        return _png(figure)
+    positions, base = np.arange(len(bars.bands)), np.zeros(len(bars.bands), dtype=np.int64)
+    for (name, counts), colour in zip(bars.parts.items(), _PART_COLOURS, strict=False):
+        if counts.any():
+            axes.bar(positions, counts, 0.72, bottom=base, color=colour, label=name)
+        base = base + counts
+    for position, total, scaled in zip(positions, totals.tolist(), bars.estimated, strict=True):
+        text = f"{total:,}{' *' if scaled else ''}"
+        axes.annotate(text, (position, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(positions, [name.replace("beyond ", "beyond\n") for name in bars.bands])
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, 1.12 * int(totals.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes)
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class BandShares:
+    """A share in each band of epsilon, and up to each, with 95 % intervals; NaN where nothing is known.
+
+    Attributes:
+        bands: name of each of the b bands.
+        share: (3, b) value, low and high in each band.
+        cumulative: (3, b) the same in it and all before it.
+        wanted: the share that is wanted.
+    """
+
+    bands: Sequence[str]
+    share: np.ndarray
+    cumulative: np.ndarray
+    wanted: float
+
+
+def precision_by_band(shares: BandShares, *, title: str, note: str) -> bytes:
+    """Draw the share of duplicates among removed items by band of epsilon, and up to each.
+
+    Args:
+        shares: of the bands.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(title, note)
+    axes.set_xlabel("1 − similarity of the removed item to its kept one", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "duplicates among removed items")
+    axes.set_ylim(0, 1.05)
+    positions = np.arange(len(shares.bands))
+    axes.set_xlim(-0.6, len(positions) - 0.4)
+    axes.set_xticks(positions, [name.replace("beyond ", "beyond\n") for name in shares.bands])
+    if np.isfinite(shares.share[0]).any():
+        drawn = ((shares.share, -0.1, _BLUE, "in the band"), (shares.cumulative, 0.1, _ORANGE, "up to its end"))
+        for (value, low, high), shift, colour, name in drawn:
+            bars = np.stack([value - low, high - value]).clip(0)
+            axes.errorbar(positions + shift, value, bars, fmt="o", color=colour, markersize=4, capsize=3, label=name)
+        axes.axhline(shares.wanted, color=_GREY, linewidth=1, linestyle="--", label=f"wanted, {shares.wanted:.0%}")
+        _legend(axes)
+    else:
+        _draw_empty(axes, "no labels")
+    return _png(figure)
+
+
 def convergence(objective: Sequence[float], *, title: str) -> bytes:
     """Draw the objective of k-means by iteration.
 

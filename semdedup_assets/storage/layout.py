@@ -67,15 +67,24 @@ class Layout:
         """A result that belongs to a clustering and a selection."""
         return self.of_clustering(clustering, selection.path, *parts)
 
+    def of_all_clusterings(self, selection: Selection, *parts: str) -> str:
+        """A result that is made from every clustering, of a selection."""
+        return join(self.folder, "clusterings", selection.path, *parts)
+
     def of_kept_set(self, kept_set: KeptSet, *parts: str) -> str:
         """A result that belongs to a kept set: its masks, manifests, gallery."""
         return join(self.folder, kept_set.path, *parts)
 
     def current_manifest(self, kept_set: KeptSet) -> str:
         """JSON: which manifest a training job reads."""
-        return self.of_kept_set(kept_set, "manifests", "current.json")
+        return current_manifest(self.of_kept_set(kept_set, "manifests"))
 
     @property
     def estimate(self) -> str:
         """JSON: what the pipeline is predicted to take."""
         return join(self.folder, "estimate")
+
+
+def current_manifest(manifests: str) -> str:
+    """JSON: which of the manifests in a folder a training job reads."""
+    return join(manifests, "current.json")

@@ -362,9 +362,13 @@ def test_manifests_hold_the_kept_items_in_the_order_of_the_source(selected: Sele
             for row in range(ROWS)
             if id_of(file, row) in kept
         ]
-        assert [{**row, "file": Path(row["file"]).name} for row in table.iter_rows(named=True)] == expected
+        of_groups = ("group", "group_size")
+        assert table.columns == [*list(expected[0])[:6], *of_groups, *selected.columns[0]]
+        rows = table.drop(of_groups).iter_rows(named=True)
+        assert [{**row, "file": Path(row["file"]).name} for row in rows] == expected
         assert details["kept"] == len(expected)
-        assert details["rows_written"] == {"parquet": len(expected), "keep_lists": len(expected)}
+        removed = len(selected.cluster) - len(expected)
+        assert details["rows_written"] == {"parquet": len(expected), "removed": removed, "keep_lists": len(expected)}
 
 
 def test_the_same_is_kept_whatever_the_shards_and_the_buckets(base: StageRuns, tmp_path: Path) -> None:
