@@ -8,7 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property, total_ordering
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -85,6 +85,29 @@ class KeepColumn(BaseModel, frozen=True, extra="forbid"):
     order: Literal["ascending", "descending"] = Field("descending", description="`descending` keeps the greatest.")
 
 
+class Repair(BaseModel, frozen=True, extra="forbid"):
+    """The search for duplicates in other clusters than an item's own."""
+
+    clusters: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        4, description="Next-nearest clusters that each item searches too; `all` misses nothing, and costs the most."
+    )
+    epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=2,
+        description="Up to which epsilon duplicates are searched: clusters whose boundary is too far from an item to hold "
+        "one are passed over. No epsilon of the pipeline may be larger.",
+    )
+
+    @property
+    def most(self) -> int | None:
+        """How many clusters; None: all."""
+        return None if self.clusters == "all" else self.clusters
+
+    def __str__(self) -> str:
+        return f"repair{self.clusters}-{_digits(self.epsilon)}"
+
+
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """Which item of a group is kept, and what counts as a group."""
 
@@ -96,6 +119,11 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
     )
     seed: int = Field(0, ge=0, description="Of `random`.")
+    repair: Repair | None = Field(
+        None,
+        description="Whether duplicates are searched in the next-nearest clusters of each item too; empty: within clusters, "
+        "as the paper does. `detection_efficiency` measures what that misses, and what a repair costs.",
+    )
 
     @property
     def column(self) -> str | None:
@@ -112,13 +140,15 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     @property
     def path(self) -> str:
         """Folder of all that it keeps."""
-        return self.keep_order if self.rule == "chain" else f"{self.keep_order}-{self.rule}"
+        rule = "" if self.rule == "chain" else f"-{self.rule}"
+        return f"{self.keep_order}{f'-{self.repair}' if self.repair else ''}{rule}"
 
     @property
     def label(self) -> str:
         """For titles and tables."""
         keep = self.keep_order.replace("-", " ") if self.column is None else f"{self.column} {self._direction}"
-        return keep if self.rule == "chain" else f"{keep}, {self.rule}"
+        repair = "" if self.repair is None else f", {self.repair.clusters} next clusters"
+        return f"{keep}{repair}" if self.rule == "chain" else f"{keep}{repair}, {self.rule}"
 
     @property
     def _direction(self) -> str:
@@ -126,7 +156,8 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
 
     def identity(self) -> dict[str, Any]:
         """What can change a kept set; the seed only where it is used."""
-        return {"keep_order": self.keep_order, "rule": self.rule}
+        repair = {} if self.repair is None else {"repair": str(self.repair)}
+        return {"keep_order": self.keep_order, "rule": self.rule, **repair}
 
 
 def _path_name(column: str) -> str:

@@ -249,6 +249,9 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
                 f"{setting}.rule: `greedy` cannot be solved for {', '.join(map(str, shares))}: what it keeps does not "
                 "only fall as epsilon rises, and each trial reads all vectors; give epsilons, or use the rule `chain`"
             )
+        beyond = [each for each in self.own_epsilons if selection.repair and each > selection.repair.epsilon]
+        if selection.repair and (selection.rule == "greedy" or beyond):
+            return _repair_problem(setting, selection, beyond)
         if selection.column is None:
             return None
         kind = self.source.column_types.get(selection.column)
@@ -320,3 +323,15 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def largest_epsilon(self) -> float | None:
         """The greatest of these; None where all targets are shares."""
         return max(self.own_epsilons, default=None)
+
+
+def _repair_problem(setting: str, selection: Selection, beyond: Sequence[float]) -> str:
+    if selection.rule == "greedy":
+        return (
+            f"{setting}.repair: the rule `greedy` needs all pairs within epsilon, and a repair finds the greatest "
+            "similarity of each item; use the rule `chain`, or no repair"
+        )
+    return (
+        f"{setting}.repair.epsilon: {', '.join(map(str, beyond))} of `epsilons` exceed it, and beyond it duplicates in "
+        f"other clusters are not searched; set it to {max(beyond)}, which costs more, or remove them"
+    )

@@ -21,12 +21,15 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    boundary_items,
     centroids,
+    cross_cluster_scores,
     duplicate_scores,
     embeddings,
     items,
     keep_masks,
     manifests,
+    repaired_scores,
     training_sample,
 )
 
@@ -39,6 +42,9 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        boundary_items.STAGE,
+        cross_cluster_scores.STAGE,
+        repaired_scores.STAGE,
         keep_masks.STAGE,
         manifests.STAGE,
         detection_efficiency.STAGE,

@@ -10,7 +10,7 @@ from semdedup_assets.algorithm.budget import rows_within
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
 from semdedup_assets.algorithm.keep_order import (
     ClusteredItems,
-    KeepStrategy,
+    KeepOrder,
     cluster_offsets,
     cluster_order,
     descending,
@@ -122,17 +122,19 @@ class AssignedClusters:
         cluster = np.concatenate([table.column("cluster")[here] for table, here in pairs]) - (start + first)
         similarity = np.concatenate([table.column("centroid_similarity")[here] for table, here in pairs])
         selection = self.context.selection
-        keep: KeepStrategy | np.ndarray
-        if isinstance(selection.keep, KeepColumn):
-            keep = self._values_of(ids)
-            keep = descending(keep) if selection.keep.order == "descending" else keep
-        else:
-            keep = selection.keep
-        keys = keep_keys([keep], ClusteredItems(ids, cluster, similarity), seed=selection.seed)
+        keys = keep_keys(self.order_of(ids), ClusteredItems(ids, cluster, similarity), seed=selection.seed)
         order = cluster_order(cluster, keys=keys, ids=ids)
         vectors = np.concatenate([table.vectors[here] for table, here in pairs])[order]
         offsets = cluster_offsets(cluster, k=last - first)
         return ClusterBatch(start + first, offsets, ids[order], similarity[order], vectors)
+
+    def order_of(self, ids: np.ndarray) -> "KeepOrder":
+        """What orders some items, of whatever clusters, for `keep_keys`."""
+        selection = self.context.selection
+        if not isinstance(selection.keep, KeepColumn):
+            return [selection.keep]
+        values = self._values_of(ids)
+        return [descending(values) if selection.keep.order == "descending" else values]
 
     def _values_of(self, ids: np.ndarray) -> np.ndarray:
         """(n,) the ordering column's value of each item; where it has none, masked."""
