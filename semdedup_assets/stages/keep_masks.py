@@ -16,15 +16,20 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Target
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
-from semdedup_assets.stages.duplicate_scores import SCORES, scores_files
+from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files, scores_of_range
 from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.stages.repaired_masks import KeptItems
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from semdedup_assets.algorithm.selection import Selection
+
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
+# A repaired group may lie in many ranges: more of each are added up than are named.
+_GROUPS_OF_A_RANGE = 200
 
 
 def mask_name(cluster_range: int) -> str:
@@ -71,41 +76,44 @@ def solved_epsilon(target: Target, scores: Sequence[StoredFile]) -> float:
 
 def _worker(context: StageContext) -> Worker:
     clusterings = AssignedClusterings(context)
+    last: dict[Partition, KeptItems] = {}
+
+    def kept_of(task: _MaskTask) -> KeptItems | None:
+        """What a repaired kept set keeps of all ranges, read once for all tasks of a partition."""
+        if context.selection.repair is not None and task.partition not in last:
+            last.clear()
+            last[task.partition] = KeptItems.of(scores_files(context, task.partition.required_clustering), task.epsilon)
+        return last.get(task.partition)
 
     def worker(task: _MaskTask) -> PartOfResult:
         context.index.require_inputs("keep_masks", task.partition, task.inputs)
-        return mask_range(context, task, assigned=clusterings[task.partition.required_clustering])
+        assigned = clusterings[task.partition.required_clustering]
+        return mask_range(context, task, assigned=assigned, kept=kept_of(task))
 
     return worker
 
 
-def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClusters) -> PartOfResult:
+def mask_range(
+    context: StageContext, task: _MaskTask, *, assigned: AssignedClusters, kept: KeptItems | None = None
+) -> PartOfResult:
     """Decide what is kept of a range of clusters (SemDeDup, Alg. A7).
 
     Args:
         context: of the pipeline and the selection.
         task: which range, and the epsilon.
         assigned: the clusters, whose vectors find the nearest kept items where the scores do not show them.
+        kept: what is kept of all ranges, of a selection that repairs.
     """
     from semdedup_assets.algorithm.gallery_choice import largest_groups
-    from semdedup_assets.algorithm.selection import earlier_positions, orphans, select_clusters
-    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+    from semdedup_assets.algorithm.selection import orphans
 
-    stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
-    record = context.index.require("duplicate_scores", stored)
-    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of"])
-    position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
+    file = scores_of_range(context, task.partition.required_clustering, task.cluster_range)
+    scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of"])
     with usage.phase("select"):
-        selection = select_clusters(
-            EarlierSimilarity(scores["similarity"], position),
-            scores["cluster"],
-            task.epsilon,
-            rule=context.selection.rule,
-            vectors_of=lambda wanted: vectors_of(assigned, task.cluster_range, scores["cluster"], wanted),
-            budget=context.compute.budget,
-        )
+        selection, neighbour = _select(_Range(context, task, scores, assigned), kept)
     removed = ~selection.keep
-    neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
+    # The kept item of a group in another cluster may be too many steps away for its similarity to be known.
+    unknown = np.isnan(selection.kept_similarity)
     with context.writing_part("keep_masks", task.partition) as part:
         with part.open(mask_name(task.cluster_range)) as stream:
             write_table(
@@ -114,7 +122,7 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
                     "id": scores["id"],
                     "kept": selection.keep,
                     "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
-                    "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=selection.keep),
+                    "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=unknown),
                 },
             )
         clusters, kept_clusters = np.unique(scores["cluster"]), np.unique(scores["cluster"][selection.keep])
@@ -126,9 +134,44 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
             "clusters": len(clusters),
             "clusters_without_kept": len(clusters) - len(kept_clusters),
             "id_checksum": id_checksum(scores["id"]),
-            "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_LARGEST_GROUPS)],
+            "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_GROUPS_OF_A_RANGE)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What the masks of a range are made from."""
+
+    context: StageContext
+    task: _MaskTask
+    scores: dict[str, np.ndarray]
+    assigned: AssignedClusters
+
+    def vectors(self, wanted: set[int]) -> Iterator[tuple[slice, "Tensor"]]:
+        """The vectors of some clusters, each with its slice of rows."""
+        return vectors_of(self.assigned, self.task.cluster_range, self.scores["cluster"], wanted)
+
+
+def _select(of_range: _Range, kept: KeptItems | None) -> tuple["Selection", np.ndarray]:
+    """What is kept of a range, and (n,) uint64, the kept item that stands for each removed one."""
+    from semdedup_assets.algorithm.selection import earlier_positions, select_clusters
+    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+    from semdedup_assets.stages.repaired_masks import repaired_selection
+
+    scores, epsilon, budget = of_range.scores, of_range.task.epsilon, of_range.context.compute.budget
+    if kept is not None:
+        return repaired_selection(scores, kept, epsilon, vectors_of=of_range.vectors, budget=budget)
+    position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
+    selection = select_clusters(
+        EarlierSimilarity(scores["similarity"], position),
+        scores["cluster"],
+        epsilon,
+        rule=of_range.context.selection.rule,
+        vectors_of=of_range.vectors,
+        budget=budget,
+    )
+    return selection, scores["id"][np.maximum(selection.kept_neighbour, 0)]
 
 
 def vectors_of(
@@ -204,6 +247,7 @@ STAGE = Stage(
     "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them.",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
+    optional_inputs=repaired_input,
     settings=lambda _: {},
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "masks"),
     worker=_worker,
@@ -213,8 +257,16 @@ STAGE = Stage(
     columns=lambda _: (
         ID,
         Column("kept", "bool", "Whether the item stays."),
-        Column("kept_neighbour", "uint64", "The most similar kept item of the cluster; null where the item is kept."),
-        Column("kept_similarity", "float32", "Cosine similarity to it; null where the item is kept."),
+        Column(
+            "kept_neighbour",
+            "uint64",
+            "The most similar kept item of the cluster, or of those searched; null where the item is kept.",
+        ),
+        Column(
+            "kept_similarity",
+            "float32",
+            "Cosine similarity to it; null where the item is kept, or where it is not known.",
+        ),
     ),
     checks=CHECKS,
     shown=_shown,
