@@ -7,18 +7,31 @@ from pydantic import AfterValidator, BaseModel, Field
 from semdedup_assets.kept_sets import distinct
 
 OnDemand = Literal[
+    "baseline_overlaps",
+    "caption_disagreement",
+    "caption_embeddings",
     "clustering_comparison",
     "cost",
     "detection_efficiency",
     "epsilon_estimate_errors",
     "epsilon_estimates",
     "estimate",
+    "exact_manifests",
+    "exact_masks",
     "label_precision",
+    "near_duplicate_manifests",
+    "near_duplicate_masks",
     "outliers",
+    "perceptual_hashes",
+    "perceptual_manifests",
+    "perceptual_masks",
     "pruned_pairs",
+    "random_manifests",
+    "random_masks",
     "redundancy_by_size",
     "removed_items",
     "rule_comparison",
+    "text_signatures",
 ]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
 
@@ -40,9 +53,14 @@ def _two_apart(values: tuple[float, float]) -> tuple[float, float]:
 
 
 Epsilon = Annotated[float, Field(ge=0, le=2)]
+
+
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
 Size = Annotated[float, AfterValidator(_size)]
 """How much is kept: a share in (0, 1], or a number of items."""
+
 
 # Sizes of LAION-440M that the paper trains on.
 _PAPER_SHARES = (0.8, 0.63, 0.5, 0.4, 0.2)
@@ -138,6 +156,21 @@ class Fingerprints(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class RandomPruning(BaseModel, frozen=True, extra="forbid"):
+    """The random choices that a kept set is held against."""
+
+    same: Literal["items", "words", "bytes"] = Field(
+        "items",
+        description="What a random choice keeps as much of as the kept set does: `items`; `words` of texts, between "
+        "white space; or `bytes` of encoded images or of texts in UTF-8.",
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="Of the choices that `baseline_overlaps` compares; masks and manifest are those of the first.",
+    )
+
+
 def _ascending(edges: tuple[float, ...]) -> tuple[float, ...]:
     if list(edges) != sorted(set(edges)):
         message = f"{list(edges)} does not rise from each to the next; sort it, and list each once"
@@ -172,6 +205,18 @@ class Outliers(BaseModel, frozen=True, extra="forbid"):
     """How many outliers and typical items are listed."""
 
     items: int = Field(24, ge=1, description="Items of each list.")
+
+
+class Captions(BaseModel, frozen=True, extra="forbid"):
+    """When two captions of similar images disagree."""
+
+    agree_from: float = Field(
+        0.5,
+        ge=-1,
+        le=1,
+        description="Cosine similarity of two captions, by the text tower of the model that embeds the images, below which "
+        "they disagree. Models differ: look at the picture of `caption_disagreement` first.",
+    )
 
 
 class Analyses(BaseModel, frozen=True, extra="forbid"):
@@ -213,3 +258,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         "and a check warns where less are.",
     )
     outliers: Outliers = Field(Outliers(), description="How many outliers and typical items are listed.")
+    captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")
+    random_pruning: RandomPruning = Field(
+        RandomPruning(), description="The random choices that a kept set is held against."
+    )

@@ -1,6 +1,7 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import (
+    caption_disagreement,
     clustering_comparison,
     cost,
     detection_efficiency,
@@ -12,8 +13,22 @@ from semdedup_assets.analyses import (
     outliers,
     pruned_pairs,
     redundancy_by_size,
+    reference_leaks,
+    removed_by_value,
     removed_items,
     rule_comparison,
+)
+from semdedup_assets.baselines import (
+    exact_manifests,
+    exact_masks,
+    near_duplicate_manifests,
+    near_duplicate_masks,
+    perceptual_hashes,
+    perceptual_manifests,
+    perceptual_masks,
+    random_manifests,
+    random_masks,
+    text_signatures,
 )
 from semdedup_assets.estimate import estimate
 from semdedup_assets.execution.context import StageContext
@@ -22,6 +37,7 @@ from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
     boundary_items,
+    caption_embeddings,
     centroids,
     cross_cluster_scores,
     duplicate_scores,
@@ -29,6 +45,8 @@ from semdedup_assets.stages import (
     items,
     keep_masks,
     manifests,
+    reference_embeddings,
+    reference_matches,
     repaired_scores,
     training_sample,
 )
@@ -45,12 +63,17 @@ GRAPH = StageGraph(
         boundary_items.STAGE,
         cross_cluster_scores.STAGE,
         repaired_scores.STAGE,
+        reference_embeddings.STAGE,
+        reference_matches.STAGE,
+        caption_embeddings.STAGE,
         keep_masks.STAGE,
+        removed_by_value.STAGE,
         manifests.STAGE,
         detection_efficiency.STAGE,
         figures.STAGE,
         galleries.STAGE,
         removed_items.STAGE,
+        reference_leaks.STAGE,
         rule_comparison.STAGE,
         epsilon_estimates.STAGE,
         epsilon_estimate_errors.STAGE,
@@ -60,6 +83,17 @@ GRAPH = StageGraph(
         pruned_pairs.STAGE,
         label_precision.STAGE,
         outliers.STAGE,
+        caption_disagreement.STAGE,
+        exact_masks.STAGE,
+        exact_manifests.STAGE,
+        text_signatures.STAGE,
+        near_duplicate_masks.STAGE,
+        near_duplicate_manifests.STAGE,
+        perceptual_hashes.STAGE,
+        perceptual_masks.STAGE,
+        perceptual_manifests.STAGE,
+        random_masks.STAGE,
+        random_manifests.STAGE,
     )
 )
 

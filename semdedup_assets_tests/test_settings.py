@@ -83,7 +83,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (VECTORS, "dataset", "../elsewhere", "dataset", "pattern"),
         (VECTORS, "selection.keep", {"column": "views"}, "", "'views' is not carried; declare it in source.columns"),
         (VECTORS, "selection.keep", {"column": "licence"}, "", "'licence' is carried as a string"),
-        (VECTORS, "selection.keep", "hardest", "selection.keep", "'hard', 'easy' or 'random'"),
+        (VECTORS, "selection.keep", "hardest", "selection.keep", "'hard', 'middle', 'easy' or 'random'"),
         (VECTORS, "selection.rule", "greed", "selection.rule", "'chain' or 'greedy'"),
         (VECTORS, "clustering.seed", [0, 0], "clustering.seed", "0: listed more than once"),
         (VECTORS, "clustering.seed", -1, "clustering.seed.0", "greater than or equal to 0"),

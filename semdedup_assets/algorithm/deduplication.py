@@ -67,6 +67,7 @@ class _ClusteredRows:
         offsets: (k + 1,) int64, where each cluster starts in `order`.
         device: that does the work.
         everywhere: (n,) int64, rows of `vectors` in the keep-order of all clusters together.
+        protected: (n,) bool, which rows are never removed; None where none are.
     """
 
     vectors: Tensor
@@ -74,6 +75,7 @@ class _ClusteredRows:
     offsets: np.ndarray
     device: torch.device
     everywhere: np.ndarray
+    protected: np.ndarray | None
 
     def unit_rows(self, first: int, stop: int) -> Tensor:
         """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
@@ -106,8 +108,9 @@ class Deduplication:
     rule read the vectors again, of clusters that need them; so the vectors are held, not copied, and must not be changed.
 
     Attributes:
-        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first.
-        duplicate_of: (n,) int64, row of that earlier item, -1 for the first of a cluster.
+        similarity: (n,) float32, greatest cosine similarity to an earlier item of the cluster, -inf for its first and for
+            protected items.
+        duplicate_of: (n,) int64, row of that earlier item, -1 where there is none.
         cluster: (n,) int32.
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         centroids: (k, d) float32 unit rows.
@@ -170,6 +173,22 @@ class Deduplication:
             found = select_clusters(earlier, cluster, epsilon, rule=rule, vectors_of=vectors_of, budget=_BUDGET)
         neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
         return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
+
+    def groups(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+        """The kept item that stands for each item: a kept one for itself, a removed one's is its nearest.
+
+        Args:
+            epsilon: in [0, 2].
+            rule: `chain` or `greedy`.
+
+        Returns:
+            (n,) int64, rows; each item belongs to one group. `numpy.bincount` of them gives the groups' sizes.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+        """
+        found = self.nearest_kept(epsilon, rule=rule)
+        return np.where(found.keep, np.arange(len(found.keep)), found.kept_neighbour)
 
     def orphans(self, epsilon: float) -> np.ndarray:
         """Items that the chain rule removes though no kept one is within epsilon: (n,) bool.
@@ -323,13 +342,14 @@ class Deduplication:
         return by_row
 
 
-def semdedup(
+def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
     vectors: np.ndarray | Tensor,
     *,
     k: int | None = None,
     keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
+    protect: np.ndarray | None = None,
 ) -> Deduplication:
     """Deduplicate vectors by SemDeDup (Abbas et al. 2023).
 
@@ -345,6 +365,7 @@ def semdedup(
         seed: of k-means and of `random`.
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
+        protect: (n,) bool, items that are never removed; they come first in their cluster, and so remove others.
 
     Returns:
         Scores from which any epsilon's keep mask follows. It refers to the vectors, so do not change them.
@@ -366,6 +387,8 @@ def semdedup(
         raise ValueError(message)
     identity = _checked_ids(ids, len(tensor))
     order = check_keep(keep, items=len(tensor))
+    if protect is not None:
+        order = [~_checked_protection(protect, len(tensor)), *order]
     k = suggest_k(len(tensor)) if k is None else k
     centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
     device = _device(tensor)
@@ -376,8 +399,11 @@ def semdedup(
     # One cluster for all: the order of the whole data set.
     everywhere = cluster_order(np.zeros_like(assigned.cluster), keys=keys, ids=identity)
     offsets = cluster_offsets(assigned.cluster, k=len(centroids))
-    rows = _ClusteredRows(tensor, in_order, offsets, device, everywhere)
-    return Deduplication(*_score(rows), assigned.cluster, assigned.similarity, centroids, rows)
+    rows = _ClusteredRows(tensor, in_order, offsets, device, everywhere, protect)
+    similarity, duplicate_of = _score(rows)
+    if protect is not None:
+        similarity[protect], duplicate_of[protect] = -np.inf, -1
+    return Deduplication(similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids, rows)
 
 
 def _device(vectors: Tensor) -> torch.device:
@@ -394,6 +420,13 @@ def _checked_ids(ids: np.ndarray | None, n: int) -> np.ndarray:
         message = f"ids: expected {n} distinct non-negative integers, one per row"
         raise ValueError(message)
     return ids.astype(np.uint64)
+
+
+def _checked_protection(protect: np.ndarray, n: int) -> np.ndarray:
+    if not isinstance(protect, np.ndarray) or protect.shape != (n,) or protect.dtype != bool:
+        message = f"protect: expected a NumPy array of {n} bools, one per row"
+        raise ValueError(message)
+    return protect
 
 
 def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -415,6 +448,8 @@ def _across(rows: _ClusteredRows, cluster: np.ndarray, centroids: np.ndarray, re
     found = [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))]
     for there in range(len(centroids)):
         visitors, _ = visits.of(range(there, there + 1))
+        if rows.protected is not None:
+            visitors = visitors[~rows.protected[visitors]]
         members = rows.members(there)
         keys = (np.concatenate([rank[members], rank[visitors]]),)
         earlier = greatest_earlier(

@@ -183,6 +183,26 @@ def cluster_order(cluster: np.ndarray, *, keys: Sequence[np.ndarray], ids: np.nd
     return np.lexsort((ids, *reversed(keys), cluster))
 
 
+def overtaken_by_protected(cluster: np.ndarray, order: np.ndarray, protected: np.ndarray) -> np.ndarray:
+    """How many unprotected items of its cluster each protected one overtakes by coming first.
+
+    Args:
+        cluster: (n,) integers.
+        order: (n,) int64, the rows by cluster and within each in the order that they would have without protection.
+        protected: (n,) bool.
+
+    Returns:
+        (n,) int64, -1 of unprotected rows; by row.
+    """
+    before = np.cumsum(~protected[order])
+    starts = np.searchsorted(cluster[order], cluster[order])
+    # Of a cluster's first row, what came before it is all of other clusters.
+    of_others = np.concatenate([[0], before])[starts]
+    overtaken = np.empty(len(order), dtype=np.int64)
+    overtaken[order] = np.where(protected[order], before - of_others, -1)
+    return overtaken
+
+
 def cluster_offsets(cluster: np.ndarray, *, k: int) -> np.ndarray:
     """Where each cluster starts once rows are sorted by cluster: (k + 1,) int64, the last is n."""
     return np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=k))]).astype(np.int64)

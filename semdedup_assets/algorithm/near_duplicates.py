@@ -142,7 +142,8 @@ def differing_bits(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     for shift, mask in ((1, 0x5555555555555555), (2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F)):
         bits = (bits & np.uint64(mask)) + ((bits >> np.uint64(shift)) & np.uint64(mask))
     with np.errstate(over="ignore"):
-        return ((bits * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+        counts: np.ndarray = ((bits * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.int64)
+    return counts
 
 
 def _parts(hashes: np.ndarray, count: int) -> Iterable[np.ndarray]:
@@ -210,7 +211,7 @@ def _root(first: np.ndarray, item: int) -> int:
 
 
 def _roots(first: np.ndarray, items: np.ndarray) -> np.ndarray:
-    found = first[items]
+    found: np.ndarray = first[items]
     while not np.array_equal(above := first[found], found):
         found = above
     return found

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # Of a thumbnail: pixels of its longer side, and JPEG quality.
 _SIDE, _QUALITY = 160, 88
 _MAX_TEXT, _MAX_CAPTION = 4000, 200
-_LIMIT = "galleries.files"
+LIMIT = "galleries.files"
+"""The setting that bounds what is read."""
 
 
 @dataclass
@@ -51,9 +52,9 @@ def read_cards(context: StageContext, ids: Sequence[int]) -> ItemCards:
     found = ItemCards(_cards(context, wanted))
     if context.pipeline.source.content == "image":
         keys = {item: card.key for item, card in found.by_id.items()}
-        reader = ImageReader(context, keys, context.pipeline.galleries.files, _LIMIT)
+        reader = ImageReader(context, keys, context.pipeline.galleries.files, LIMIT)
         for item, payload in reader:
-            found.by_id[item] = _with_image(found.by_id[item], payload)
+            found.by_id[item] = with_content(found.by_id[item], payload)
         found.files_read = reader.files_read
     return found
 
@@ -71,7 +72,7 @@ def _cards(context: StageContext, ids: list[int]) -> dict[int, ItemCard]:
         item: ItemCard(str(row["key"]), caption=_line(row.get("caption")), text=head(row.get("text")))
         for item, row in rows.items()
     }
-    reason = beyond_limit(limit, "shards", _LIMIT)
+    reason = beyond_limit(limit, "shards", LIMIT)
     cards |= {item: ItemCard(str(row["key"]), unavailable=reason) for item, row in find_items(context, beyond).items()}
     names = item_keys(context, [item for item in ids if item not in cards])
     cards |= {item: ItemCard(name, unavailable="the source no longer has it") for item, name in names.items()}
@@ -89,9 +90,12 @@ def head(text: str | None) -> str | None:
     return f"{text[:_MAX_TEXT]}… ({len(text) - _MAX_TEXT:,} characters more)"
 
 
-def _with_image(card: ItemCard, payload: bytes | Unavailable) -> ItemCard:
+def with_content(card: ItemCard, payload: bytes | str | Unavailable) -> ItemCard:
+    """A card with an image as a thumbnail, or with a text's head; or with why its content cannot be had."""
     if isinstance(payload, Unavailable):
         return replace(card, image=None, unavailable=payload.reason)
+    if isinstance(payload, str):
+        return replace(card, text=head(payload))
     try:
         return replace(card, image=thumbnail(rgb_image(payload, shortest_side=None)))
     except UndecodableImageError as error:

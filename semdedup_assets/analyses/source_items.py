@@ -1,4 +1,4 @@
-"""Read the images of some items from the source again, and see that they are those that were embedded."""
+"""Read the contents of some items from their source again, and see that they are those that were embedded."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import change_of
 from semdedup_assets.records import Record, content_hash, id_rows, id_shards, positions_by_shard
+from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.embeddings import content_hashes
 from semdedup_assets.storage.files import FileStat
@@ -48,22 +49,36 @@ class ImageReader:
         with Progress(self.setting.rpartition(".")[0], total=min(self.files, len(wanted)), unit="files") as progress:
             for file in wanted[: self.files]:
                 problem = _change(file)
+                self.files_read += problem is None
                 yield from self._read(file) if problem is None else _none_of(file.items.values(), problem)
                 progress.advance()
         for file in wanted[self.files :]:
             yield from _none_of(file.items.values(), beyond_limit(self.files, "files", self.setting))
 
-    def _read(self, file: "_WantedFile") -> Iterator[tuple[int, bytes | Unavailable]]:
-        self.files_read += 1
-        waiting = dict(file.items)
-        try:
-            for row, record in _records(self.context, file):
-                item = waiting.pop(row)
-                yield item, _payload(record, file, row, key=self.keys[item])
-        except (OSError, ValueError) as error:
-            yield from _none_of(waiting.values(), f"{file.path} cannot be read ({error})")
-            return
-        yield from _none_of(waiting.values(), f"{_changed(file.path)}: it ends before this item")
+    def _read(self, file: "WantedFile") -> Iterator[tuple[int, bytes | Unavailable]]:
+        for item, payload in read_wanted(self.context.pipeline.source, file, self.keys):
+            yield item, Unavailable(other_item(file.path)) if isinstance(payload, str) else payload
+
+
+def read_wanted(
+    source: Source, file: "WantedFile", keys: Mapping[int, str]
+) -> "Iterator[tuple[int, bytes | str | Unavailable]]":
+    """The contents of the items that are wanted of a file, once each, or why one cannot be had.
+
+    Args:
+        source: that the file is of.
+        file: is read up to the last item wanted of it.
+        keys: the items' own names, by id.
+    """
+    waiting = dict(file.items)
+    try:
+        for row, record in _records(source, file):
+            item = waiting.pop(row)
+            yield item, _payload(record, file, row, key=keys[item])
+    except (OSError, ValueError) as error:
+        yield from _none_of(waiting.values(), f"{file.path} cannot be read ({error})")
+        return
+    yield from _none_of(waiting.values(), f"{_changed(file.path)}: it ends before this item")
 
 
 def beyond_limit(limit: int, what: str, setting: str) -> str:
@@ -96,16 +111,21 @@ def _none_of(items: Iterable[int], reason: str) -> Iterator[tuple[int, Unavailab
         yield item, Unavailable(reason)
 
 
-def _payload(record: object, file: "_WantedFile", row: int, *, key: str) -> bytes | Unavailable:
-    if not isinstance(record, Record) or record.key != key or not isinstance(record.payload, bytes):
-        return Unavailable(f"{_changed(file.path)}: it holds another item here")
+def other_item(path: str) -> str:
+    """Why an item's content cannot be had where another one stands in its row."""
+    return f"{_changed(path)}: it holds another item here"
+
+
+def _payload(record: object, file: "WantedFile", row: int, *, key: str) -> bytes | str | Unavailable:
+    if not isinstance(record, Record) or record.key != key or not isinstance(record.payload, bytes | str):
+        return Unavailable(other_item(file.path))
     if content_hash(record.payload) != file.hashes[row]:
         return Unavailable(f"{_changed(file.path)}: the item holds other content")
     return record.payload
 
 
 @dataclass
-class _WantedFile:
+class WantedFile:
     """A source file of which some items are wanted.
 
     Attributes:
@@ -123,11 +143,11 @@ class _WantedFile:
     hashes: dict[int, int] = field(default_factory=dict)
 
 
-def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[_WantedFile]:
+def _wanted_files(context: StageContext, ids: Sequence[int]) -> list[WantedFile]:
     """The files that hold the items, in the order of the first item of each."""
     array = np.array(ids, dtype=np.uint64)
     shards = {shard.index: _ShardFiles.of(context, shard) for shard in context.shard_index.shards}
-    files: dict[str, _WantedFile] = {}
+    files: dict[str, WantedFile] = {}
     for item, shard, row in zip(ids, id_shards(array).tolist(), id_rows(array).tolist(), strict=True):
         located = shards[shard].locate(row) if shard in shards else None
         if located is not None:
@@ -180,13 +200,13 @@ class _ShardFiles:
         index = int(np.searchsorted(self.starts, row, side="right")) - 1
         return (self.paths[index], row - int(self.starts[index])) if index < len(self.paths) else None
 
-    def wanted(self, path: str) -> _WantedFile:
+    def wanted(self, path: str) -> WantedFile:
         """One of its files, of which nothing is wanted yet."""
         stat = next((file for file in self.shard.files if file.path == path), None)
-        return _WantedFile(path, stat, self.is_current)
+        return WantedFile(path, stat, self.is_current)
 
 
-def _change(file: _WantedFile) -> str | None:
+def _change(file: WantedFile) -> str | None:
     """Why a file no longer holds what was embedded; None where nothing shows that."""
     if not file.is_current or file.stat is None:
         return _changed(file.path)
@@ -200,10 +220,10 @@ def _changed(path: str) -> str:
     return f"{path} changed since it was embedded"
 
 
-def _records(context: StageContext, file: _WantedFile) -> Iterator[tuple[int, object]]:
+def _records(source: Source, file: WantedFile) -> Iterator[tuple[int, object]]:
     """The wanted records of a file with their rows in it; what comes after the last of them is not read."""
     last = max(file.items)
-    for row, record in enumerate(context.pipeline.source.read(file.path)):
+    for row, record in enumerate(source.read(file.path)):
         if row in file.items:
             yield row, record
         if row == last:

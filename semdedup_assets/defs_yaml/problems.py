@@ -71,14 +71,24 @@ def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
     store = attributes.get("store")
     if isinstance(store, str) and (secret := secret_problem(store, setting="store")):
         yield Problem(("store",), secret)
-    for section, adapter in (("source", _SOURCE), ("encoder", _ENCODER)):
+    references = attributes.get("references")
+    sections: list[tuple[SettingPath, Any, TypeAdapter[Any]]] = [
+        (("source",), attributes.get("source"), _SOURCE),
+        (("encoder",), attributes.get("encoder"), _ENCODER),
+        *(
+            (("references", name, "source"), reference.get("source"), _SOURCE)
+            for name, reference in (references.items() if isinstance(references, Mapping) else ())
+            if isinstance(reference, Mapping)
+        ),
+    ]
+    for path, section, adapter in sections:
         try:
-            part = adapter.validate_python(attributes.get(section))
+            part = adapter.validate_python(section)
         except ValidationError:
             # Rejected by the schema already.
             continue
         for message in part.problems():
-            yield _named(message, (section,), [section, part.kind])
+            yield _named(message, path, [*path, part.kind])
 
 
 def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterator[Problem]:

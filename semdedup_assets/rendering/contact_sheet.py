@@ -172,6 +172,10 @@ def _legend(section: Section, groups: Sequence[Group]) -> list[tuple[str, str]]:
     has_query = any(group.query is not None for group in groups)
     has_orphan = any(item.state == "orphan" for group in groups for row in group.rows for item in row.items)
     has_label = any(row.short_label for group in groups for row in group.rows)
+    if section.item_label is not None:
+        states = dict.fromkeys(item.state for group in groups for row in group.rows for item in row.items)
+        shown = [(section.item_label, _FRAMES[state]) for state in states]
+        return [(f"{section.query_label} item", _BLUE), *shown, ("(below: similarity)", _GREY)]
     if not any(item.state for group in groups for item in group.items()):
         return [(f"below: {groups[0].rows[0].label}", _GREY)]
     below = "below: similarity" if has_query else "below: similarity to the centroid"

@@ -108,6 +108,7 @@ class Section:
         groups: from top to bottom.
         query_label: what the page calls a group's query item.
         dimmed: whether removed items are dimmed.
+        item_label: what the page calls the other items; None: kept, removed or orphan.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Section:
     groups: tuple[Group, ...]
     query_label: str = "kept"
     dimmed: bool = False
+    item_label: str | None = None
 
     def items(self) -> Iterator[RowItem]:
         """Every shown item, group by group; an item may occur more than once."""
@@ -169,7 +171,7 @@ def section_table(gallery: Gallery, section: Section) -> list[dict[str, str]]:
             table_row = {
                 # A cluster has two groups, whose titles begin with "Before:" and "After:".
                 "group": str(number) if group.query is not None else group.title.partition(":")[0].lower(),
-                "state": section.query_label if item is group.query else item.state,
+                "state": section.query_label if item is group.query else section.item_label or item.state,
                 "similarity": "" if item.similarity is None else f"{item.similarity:.4f}",
                 "key": card.key,
             }

@@ -427,6 +427,53 @@ def _zoom_to_one(axes: "Axes", least: float) -> None:
     axes.set_ylim(max(0.0, least - 0.1 * room), 1 + 0.05 * room)
 
 
+def caption_agreement(
+    pairs: np.ndarray, *, image: np.ndarray, caption: np.ndarray, agree_from: float, note: str
+) -> bytes:
+    """Draw pairs of images by the similarity of the images and of their captions.
+
+    Args:
+        pairs: (b, c) their number in each cell.
+        image: (b + 1,) edges of the images' similarity.
+        caption: (c + 1,) edges of the captions' similarity.
+        agree_from: similarity of captions below which they disagree.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure("Images that agree, and their captions", note)
+    axes.set_xlabel("cosine similarity of the images", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("cosine similarity of the captions", fontsize=_FONT_SIZE, color=_INK)
+    if not pairs.any():
+        _draw_empty(axes, "no pairs with captions")
+        return _png(figure)
+    shown = np.ma.masked_equal(pairs.T, 0)
+    mesh = axes.pcolormesh(image, caption, shown, cmap="viridis_r", norm=LogNorm(1, max(2, int(pairs.max()))))
+    bar = figure.colorbar(mesh, ax=axes, format=StrMethodFormatter("{x:,.0f}"))
+    bar.ax.minorticks_off()
+    bar.locator = MaxNLocator(integer=True, nbins=6)
+    bar.update_ticks()
+    bar.set_label("pairs in a cell", fontsize=_FONT_SIZE, color=_INK)
+    bar.ax.tick_params(labelsize=_FONT_SIZE, colors=_INK)
+    filled = caption[:-1][pairs.any(axis=0)]
+    axes.set_ylim(min(float(filled.min()), agree_from) - 0.05, 1.02)
+    axes.axhline(agree_from, color=_ORANGE, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"below {agree_from:g} they disagree",
+        (0.0, agree_from),
+        xytext=(4, -11),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=_FONT_SIZE,
+        color=_ORANGE,
+    )
+    return _png(figure)
+
+
 def _new_figure(title: str, note: str) -> tuple["Figure", "Axes"]:
     """A figure with one set of axes, without pyplot and its global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

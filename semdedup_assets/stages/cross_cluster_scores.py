@@ -72,7 +72,15 @@ class SearchedClusters:
     @cached_property
     def medians(self) -> np.ndarray | None:
         """(k,) float64, the median similarity to the centroid in each cluster, where the keep-order needs it."""
-        return None
+        if "middle" not in self.context.selection.criteria:
+            return None
+        from semdedup_assets.algorithm.keep_order import cluster_medians
+
+        medians = np.zeros(len(self.range_of_cluster))
+        for file in scores_within_clusters(self.context, self.clustering):
+            scores = read_table(file, ["cluster", "centroid_similarity"])
+            medians[scores["cluster"]] = cluster_medians(scores["cluster"], scores["centroid_similarity"])
+        return medians
 
     @cached_property
     def range_of_cluster(self) -> np.ndarray:
@@ -200,7 +208,7 @@ def _keys(searched: SearchedClusters, batch: ClusterBatch, visitors: _Visitors) 
     similarity = np.concatenate([batch.centroid_similarity, visitors.centroid_similarity])
     medians = None if searched.medians is None else searched.medians[cluster]
     items = ClusteredItems(ids, cluster, similarity, medians)
-    order = searched.assigned.order_of(ids)
+    order = searched.assigned.keep.order_of(ids)
     return (*keep_keys(order, items, seed=searched.context.selection.seed), ids)
 
 

@@ -20,6 +20,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import Invalid, Record, Skipped, VectorBatch, content_bytes, content_hash, item_ids
+from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.storage.results import MissingResultError, ResultRecord, ResultWriter
 from semdedup_assets.storage.tables import read_table, write_table
@@ -27,6 +28,9 @@ from semdedup_assets.storage.vectors import EmbeddingsWriter, write_skipped
 
 VECTORS, SKIPPED, CONTENTS = "vectors.arrow", "skipped.parquet", "contents.parquet"
 """The files of a shard's embeddings, in its record."""
+
+KEYS, FILES = "keys.parquet", "files.parquet"
+"""Row and key of each item, path and number of records of each file: where no other result has them."""
 
 _LISTED = 20
 
@@ -55,7 +59,7 @@ def embed_shard(context: StageContext, partition: Partition, *, model: Any) -> R
     """
     shard = context.shard(partition.required_shard)
     with context.writing("embeddings", partition, inputs={"shards": shard.fingerprint}) as result:
-        result.details = _write(context, shard, model, result)
+        result.details = ShardEmbedder(context, model, context.pipeline.source).write(shard, result)
     return result.committed
 
 
@@ -63,7 +67,8 @@ def _exclude(context: StageContext, partition: Partition, reason: str) -> Result
     """Record a shard that cannot be embedded as one without items, and why."""
     shard = context.shard(partition.required_shard)
     with context.writing("embeddings", partition, inputs={"shards": shard.fingerprint}) as result:
-        result.details = {**_write(context, Shard(shard.index, ()), None, result), "excluded": reason}
+        nothing = ShardEmbedder(context, None, context.pipeline.source).write(Shard(shard.index, ()), result)
+        result.details = {**nothing, "excluded": reason}
     return result.committed
 
 
@@ -74,32 +79,35 @@ class _Contents:
         hashes: content hash of each record, 0 for one without content.
         seconds: a second hash, independent of the first, 0 for one without content.
         sizes: bytes of each record (of a text, in UTF-8), 0 for one without content.
+        words: of each text, between white space; 0 for any other record.
         expected_missing: how many of them have no content by the source's own account.
     """
 
     def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
-        self.hashes, self.seconds, self.sizes = array("Q"), array("Q"), array("Q")
+        self.hashes, self.seconds, self.sizes, self.words = array("Q"), array("Q"), array("Q"), array("Q")
         self.expected_missing = 0
         self._records = records
 
     def __iter__(self) -> Iterator[Any]:
         for record in self._records:
             if isinstance(record, Record) and isinstance(record.payload, bytes | str):
-                self._add(content_bytes(record.payload))
+                self._add(record.payload)
             elif isinstance(record, Invalid):
-                for numbers in (self.hashes, self.seconds, self.sizes):
+                for numbers in (self.hashes, self.seconds, self.sizes, self.words):
                     numbers.append(0)
                 self.expected_missing += record.expected
             yield record
 
-    def _add(self, content: bytes) -> None:
+    def _add(self, payload: bytes | str) -> None:
+        content = content_bytes(payload)
         self.hashes.append(content_hash(content))
         self.seconds.append(xxhash.xxh3_128_intdigest(content) >> 64)
         self.sizes.append(len(content))
+        self.words.append(len(payload.split()) if isinstance(payload, str) else 0)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """(records,) uint64 each: hash, second_hash, bytes."""
-        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes}
+        """(records,) uint64 each: hash, second_hash, bytes, words."""
+        columns = {"hash": self.hashes, "second_hash": self.seconds, "bytes": self.sizes, "words": self.words}
         return {name: np.array(numbers, np.uint64) for name, numbers in columns.items()}
 
 
@@ -109,11 +117,11 @@ class StoredContents:
 
     Attributes:
         hashes: (records, 2) uint64; two independent hashes: contents that differ have no pair in common.
-        sizes: (records,) int64, bytes; of a text, in UTF-8.
+        sizes: (records,) int64 each: `bytes` (of a text, in UTF-8) and `words` (of a text, between white space).
     """
 
     hashes: np.ndarray
-    sizes: np.ndarray
+    sizes: dict[str, np.ndarray]
 
 
 def stored_contents(record: ResultRecord) -> StoredContents:
@@ -126,16 +134,15 @@ def stored_contents(record: ResultRecord) -> StoredContents:
         MissingResultError: an earlier version of this software embedded the shard; names it and the remedy.
     """
     try:
-        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes"])
+        columns = read_table(record.file(CONTENTS), ["hash", "second_hash", "bytes", "words"])
     except KeyError as error:
         message = (
             f"{record.location}: was embedded by an earlier version, which noted neither sizes nor second hashes; "
             "materialise these embeddings with `again`"
         )
         raise MissingResultError(message) from error
-    return StoredContents(
-        np.stack([columns["hash"], columns["second_hash"]], axis=1), columns["bytes"].astype(np.int64)
-    )
+    sizes = {name: columns[name].astype(np.int64) for name in ("bytes", "words")}
+    return StoredContents(np.stack([columns["hash"], columns["second_hash"]], axis=1), sizes)
 
 
 def content_hashes(record: ResultRecord) -> np.ndarray:
@@ -147,53 +154,95 @@ def content_hashes(record: ResultRecord) -> np.ndarray:
     return read_table(record.file(CONTENTS), ["hash"])["hash"]
 
 
-def _write(context: StageContext, shard: Shard, model: Any, result: ResultWriter) -> dict[str, Any]:
-    """Write what a model makes of a shard's records; without files nothing is asked of it, and no row is written."""
-    reader = ShardReader(context, shard, context.pipeline.source.read)
-    records, model = _Contents(reader), _sharing(context, model)
-    skipped, checksum = list[Skipped](), 0
-    rows, vectors = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-    writer: EmbeddingsWriter | None = None
-    with (
-        Progress(f"embeddings {shard.name}", total=None, unit="items") as progress,
-        result.open(VECTORS, ranges=lambda: writer.ranges if writer else "") as stream,
-    ):
-        writer = EmbeddingsWriter(stream, shard.index, context.pipeline.vectors)
-        for batch in usage.each("embed", model.embed(records) if shard.files else ()):
-            with usage.phase("write"):
-                writer.write(batch)
-            skipped += batch.skipped
-            rows.append(batch.rows)
-            checksum = (checksum + id_checksum(item_ids(shard.index, batch.rows))) % CHECKSUM_MODULUS
-            if context.pipeline.source.content != "vector":
-                vectors.append(row_hashes(batch.vectors))
-            progress.advance(len(batch.rows))
-        # Asked only now: that of ready embeddings is known once this shard's first is read.
-        writer.dimension = writer.dimension or getattr(model, "dimension", None)
-        writer.close()
-    # Keys are those of the settings under which it was embedded, contents change where vectors do not: neither counts
-    # for the version.
-    result.unversioned |= {SKIPPED, CONTENTS}
-    with result.open(SKIPPED) as stream:
-        write_skipped(stream, skipped, shard=shard.index)
-    contents, items = records.columns(), sum(map(len, rows))
-    with result.open(CONTENTS) as stream:
-        write_table(stream, contents)
-    return {
-        "items": items,
-        **_embedded(model, items),
-        "records": reader.rows,
-        "skipped": len(skipped),
-        "expected_missing": records.expected_missing,
-        "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
-        "cut_files": reader.cut_files,
-        "shared_vectors": _shared(shard, np.concatenate(rows), np.concatenate(vectors), contents["hash"]),
-        "dimension": writer.dimension,
-        "not_finite": writer.audit.not_finite,
-        "norm_error": writer.audit.norm_error,
-        "repeated_ids": writer.audit.repeated_rows,
-        "id_checksum": checksum,
-    }
+@dataclass(frozen=True)
+class ShardEmbedder:
+    """Embeds the files of shards, whichever source they are of, and writes what a model makes of them.
+
+    Attributes:
+        context: of the pipeline.
+        model: what the pipeline's encoder loaded.
+        source: that reads the files.
+        prefix: of the names of the files that are written.
+        with_keys: whether keys of items and names of files are written too: of the pipeline's own source both are in
+            `items`.
+    """
+
+    context: StageContext
+    model: Any
+    source: Source
+    prefix: str = ""
+    with_keys: bool = False
+
+    def write(self, shard: Shard, result: ResultWriter) -> dict[str, Any]:
+        """Write vectors, skipped items and content hashes; without files nothing is asked of the model.
+
+        Args:
+            shard: whose files are read; its index gives the ids.
+            result: takes the files.
+
+        Returns:
+            What is counted, for the result's record.
+        """
+        reader = ShardReader(self.context, shard, self.source.read)
+        records, model = _Contents(reader), _sharing(self.context, self.model)
+        skipped, checksum = list[Skipped](), 0
+        rows, vectors, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], list[str]()
+        writer: EmbeddingsWriter | None = None
+        with (
+            Progress(f"embeddings {self.prefix}{shard.name}", total=None, unit="items") as progress,
+            result.open(f"{self.prefix}{VECTORS}", ranges=lambda: writer.ranges if writer else "") as stream,
+        ):
+            writer = EmbeddingsWriter(stream, shard.index, self.context.pipeline.vectors)
+            for batch in usage.each("embed", model.embed(records) if shard.files else ()):
+                with usage.phase("write"):
+                    writer.write(batch)
+                skipped += batch.skipped
+                rows.append(batch.rows)
+                keys += batch.keys if self.with_keys else ()
+                checksum = (checksum + id_checksum(item_ids(shard.index, batch.rows))) % CHECKSUM_MODULUS
+                if self.source.content != "vector":
+                    vectors.append(row_hashes(batch.vectors))
+                progress.advance(len(batch.rows))
+            # Asked only now: that of ready embeddings is known once this shard's first is read.
+            writer.dimension = writer.dimension or getattr(model, "dimension", None)
+            writer.close()
+        contents, items = records.columns(), sum(map(len, rows))
+        self._write_beside(result, skipped, contents, shard.index)
+        if self.with_keys:
+            self._write_keys(result, np.concatenate(rows), keys, reader.rows_by_file)
+        return {
+            "items": items,
+            **_embedded(model, items),
+            "records": reader.rows,
+            "skipped": len(skipped),
+            "expected_missing": records.expected_missing,
+            "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
+            "cut_files": reader.cut_files,
+            "shared_vectors": _shared(shard, np.concatenate(rows), np.concatenate(vectors), contents["hash"]),
+            "dimension": writer.dimension,
+            "not_finite": writer.audit.not_finite,
+            "norm_error": writer.audit.norm_error,
+            "repeated_ids": writer.audit.repeated_rows,
+            "id_checksum": checksum,
+        }
+
+    def _write_beside(
+        self, result: ResultWriter, skipped: list[Skipped], contents: dict[str, np.ndarray], shard: int
+    ) -> None:
+        # Keys are those of the settings under which it was embedded, contents change where vectors do not: neither
+        # counts for the version.
+        result.unversioned |= {f"{self.prefix}{SKIPPED}", f"{self.prefix}{CONTENTS}"}
+        with result.open(f"{self.prefix}{SKIPPED}") as stream:
+            write_skipped(stream, skipped, shard=shard)
+        with result.open(f"{self.prefix}{CONTENTS}") as stream:
+            write_table(stream, contents)
+
+    def _write_keys(self, result: ResultWriter, rows: np.ndarray, keys: list[str], files: list[list[Any]]) -> None:
+        with result.open(f"{self.prefix}{KEYS}") as stream:
+            write_table(stream, {"row": rows, "key": np.array(keys, dtype=object)})
+        with result.open(f"{self.prefix}{FILES}") as stream:
+            paths, counts = ([file[at] for file in files] for at in (0, 1))
+            write_table(stream, {"path": np.array(paths, dtype=object), "records": np.array(counts, dtype=np.int64)})
 
 
 def _embedded(model: Any, items: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Target
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
-from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files, scores_of_range
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, repaired_input, scores_files, scores_of_range
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.stages.repaired_masks import KeptItems
 from semdedup_assets.storage.results import ResultRecord, StoredFile
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
 # A repaired group may lie in many ranges: more of each are added up than are named.
 _GROUPS_OF_A_RANGE = 200
+_PROTECTION = ("protected", "protected_would_be_removed")
 
 
 def mask_name(cluster_range: int) -> str:
@@ -108,7 +109,8 @@ def mask_range(
     from semdedup_assets.algorithm.selection import orphans
 
     file = scores_of_range(context, task.partition.required_clustering, task.cluster_range)
-    scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of"])
+    protects = [PROTECTED_SIMILARITY] if context.selection.protect is not None else []
+    scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of", *protects])
     with usage.phase("select"):
         selection, neighbour = _select(_Range(context, task, scores, assigned), kept)
     removed = ~selection.keep
@@ -134,6 +136,7 @@ def mask_range(
             "clusters": len(clusters),
             "clusters_without_kept": len(clusters) - len(kept_clusters),
             "id_checksum": id_checksum(scores["id"]),
+            **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
             "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_GROUPS_OF_A_RANGE)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
@@ -174,6 +177,18 @@ def _select(of_range: _Range, kept: KeptItems | None) -> tuple["Selection", np.n
     return selection, scores["id"][np.maximum(selection.kept_neighbour, 0)]
 
 
+def _protection(similarity: np.ndarray, epsilon: float) -> dict[str, int]:
+    """How many items are protected, and how many of them the chain rule would remove if they were not.
+
+    Args:
+        similarity: (n,) float32, of protected items to those that would be earlier, NaN of others.
+        epsilon: of the masks.
+    """
+    protected = similarity[~np.isnan(similarity)]
+    removed = int((protected.astype(np.float64) > 1.0 - epsilon).sum())
+    return {"protected": len(protected), "protected_would_be_removed": removed}
+
+
 def vectors_of(
     assigned: AssignedClusters, cluster_range: int, cluster: np.ndarray, wanted: set[int]
 ) -> Iterator[tuple[slice, "Tensor"]]:
@@ -198,8 +213,8 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
 
     total = Counter[str]()
     for part in parts:
-        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept")
-        total.update({name: part.details[name] for name in names})
+        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_PROTECTION)
+        total.update({name: part.details[name] for name in names if name in part.details})
     groups = merge_groups(
         (GroupSize(*group) for part in parts for group in part.details["groups"]), most=_LARGEST_GROUPS
     )
@@ -212,6 +227,7 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         "removed": total["items"] - total["kept"],
         "kept_fraction": total["kept"] / total["items"] if total["items"] else None,
         "orphans": total["orphans"],
+        **({name: total[name] for name in _PROTECTION} if context.selection.protect is not None else {}),
         "clusters": total["clusters"],
         "clusters_without_kept": total["clusters_without_kept"],
         "largest_groups": [asdict(group) for group in groups],
@@ -244,7 +260,8 @@ STAGE = Stage(
     description="Kept or removed, by item: removed where the similarity to an earlier item exceeds 1 - epsilon (SemDeDup, "
     "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
     "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
-    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them.",
+    "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them. "
+    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule).",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
     optional_inputs=repaired_input,

@@ -14,10 +14,17 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.stages.boundary_items import REPAIR
 from semdedup_assets.stages.cross_cluster_scores import read_found
-from semdedup_assets.stages.duplicate_scores import COLUMNS, REPAIRED_SCORES, SCORES, range_name
+from semdedup_assets.stages.duplicate_scores import (
+    PROTECTED_SIMILARITY,
+    REPAIRED_SCORES,
+    SCORES,
+    range_name,
+    score_columns,
+)
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, write_table
 
+_COLUMNS = ("id", "cluster", "centroid_similarity", "similarity", "duplicate_of")
 _EPSILONS = ("0.001", "0.01", "0.05", "0.1", "0.2")
 
 
@@ -61,13 +68,18 @@ def repair_range(context: StageContext, task: _RepairTask) -> PartOfResult:
     from semdedup_assets.algorithm.cross_clusters import best_of
 
     with usage.phase("read"):
-        scores = read_table(task.within, [column.name for column in COLUMNS])
+        protects = [] if context.selection.protect is None else [PROTECTED_SIMILARITY]
+        scores = read_table(task.within, [*_COLUMNS, *protects])
         found = [read_found(file, task.cluster_range) for file in task.across]
     best = best_of(*(np.concatenate([each[name] for each in found]) for name in ("id", "similarity", "duplicate_of")))
     order = np.argsort(scores["id"])
     rows = order[np.searchsorted(scores["id"], best.item, sorter=order)]
     # Among equals the own cluster's stays.
     nearer = best.similarity > scores["similarity"][rows]
+    if protects:
+        unprotected = np.isnan(scores[PROTECTED_SIMILARITY])
+        nearer &= unprotected[rows]
+        scores[PROTECTED_SIMILARITY] = np.ma.masked_array(scores[PROTECTED_SIMILARITY], mask=unprotected)
     similarity, duplicate_of = scores["similarity"].copy(), scores["duplicate_of"].copy()
     similarity[rows[nearer]], duplicate_of[rows[nearer]] = best.similarity[nearer], best.earlier[nearer]
     none = np.isneginf(similarity)
@@ -120,7 +132,7 @@ STAGE = Stage(
     tasks=_tasks,
     finish=_finish,
     kinds=frozenset({"numpy", "parquet"}),
-    columns=lambda _: COLUMNS,
+    columns=score_columns,
     checks=(inputs_up_to_date(REPAIRED_SCORES),),
     selected=True,
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},

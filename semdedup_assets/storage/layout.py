@@ -42,6 +42,20 @@ class Layout:
         """Arrow: a shard's ids and vectors; Parquet: its skipped items with their reasons."""
         return join(self.folder, "embeddings", shard)
 
+    def caption_embeddings(self, shard: str) -> str:
+        """Arrow: ids and vectors of the captions of a shard's images."""
+        return join(self.folder, "caption_embeddings", shard)
+
+    @property
+    def reference_embeddings(self) -> str:
+        """Arrow: ids and vectors of the references' items, with their keys beside it."""
+        return join(self.folder, "reference_embeddings")
+
+    @property
+    def observed_references(self) -> str:
+        """JSON: fingerprint of the files of each reference, as they were last listed."""
+        return join(self.folder, "observed_references.json")
+
     @property
     def training_sample(self) -> str:
         """Arrow: the vectors that centroids are fitted to."""
@@ -78,6 +92,10 @@ class Layout:
     def of_kept_set(self, kept_set: KeptSet, *parts: str) -> str:
         """A result that belongs to a kept set: its masks, manifests, gallery."""
         return join(self.folder, kept_set.path, *parts)
+
+    def of_baseline(self, name: str, *parts: str) -> str:
+        """A result of a baseline that needs no clustering: its fingerprints, masks, manifests."""
+        return join(self.folder, "baselines", name, *parts)
 
     def current_manifest(self, kept_set: KeptSet) -> str:
         """JSON: which manifest a training job reads."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VectorType = Literal["float16", "float32"]
+RowType = Literal[VectorType, "uint32"]
+"""Of embeddings, and of MinHash signatures."""
 
 # Rows of a record batch of embeddings, whatever the model's batches: what follows reads batch by batch, and the same
 # items give the same bytes.
@@ -113,14 +115,14 @@ def _vector_array(vectors: np.ndarray) -> "pa.Array":
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
 
 
-def _vector_field(dimension: int, dtype: VectorType) -> "pa.Field":
+def _vector_field(dimension: int, dtype: RowType) -> "pa.Field":
     import pyarrow as pa
 
     return pa.field("vector", pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), dimension))
 
 
-def sample_schema(dimension: int, dtype: VectorType) -> "pa.Schema":
-    """Columns of embeddings and samples: id, vector."""
+def sample_schema(dimension: int, dtype: RowType) -> "pa.Schema":
+    """Columns of embeddings, samples and signatures: id, vector."""
     import pyarrow as pa
 
     return pa.schema([pa.field("id", pa.uint64()), _vector_field(dimension, dtype)])

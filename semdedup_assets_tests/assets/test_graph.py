@@ -54,6 +54,22 @@ GRAPH = {
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
     "toy/precomputed/rule_comparison": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/epsilon_estimates": (("k",), ("toy/precomputed/assignments", "toy/shard_index")),
+    "toy/precomputed/epsilon_estimate_errors": (
+        ("k",),
+        ("toy/precomputed/duplicate_scores", "toy/precomputed/epsilon_estimates"),
+    ),
+    "toy/precomputed/clustering_comparison": ((), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/cost": ((), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/outliers": (
+        ("k",),
+        ("toy/precomputed/assignments", "toy/precomputed/items", "toy/shard_index"),
+    ),
+    "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/random_manifests": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/random_masks", "toy/shard_index"),
+    ),
 }
 
 
@@ -136,6 +152,12 @@ def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> N
         "galleries",
         "removed_items",
         "rule_comparison",
+        "epsilon_estimates",
+        "epsilon_estimate_errors",
+        "clustering_comparison",
+        "cost",
+        "random_masks",
+        "random_manifests",
     }
     shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
     assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}

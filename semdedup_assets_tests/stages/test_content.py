@@ -174,11 +174,12 @@ def test_embedding_each_content_once_gives_the_same_results_and_reports_what_it_
     assert normalised.stale("embeddings") == ["s000000", "s000001"]
 
 
-def test_what_a_record_holds_is_known_by_two_hashes_and_its_size(tmp_path: Path) -> None:
+def test_what_a_record_holds_is_known_by_two_hashes_and_its_sizes(tmp_path: Path) -> None:
     runs = text_pipeline(tmp_path, [["Return the maximum.", None, "été", "été", "Return the minimum."]])
     runs.run(until="embeddings")
     contents = stored_contents(runs.record("embeddings", "s000000"))
-    assert contents.sizes.tolist() == [19, 0, 5, 5, 19]
+    assert contents.sizes["bytes"].tolist() == [19, 0, 5, 5, 19]
+    assert contents.sizes["words"].tolist() == [3, 0, 1, 1, 3]
     assert len({tuple(pair) for pair in contents.hashes.tolist()}) == 4
     assert contents.hashes[2].tolist() == contents.hashes[3].tolist()
     assert len(set(contents.hashes[[0, 2, 4]].ravel().tolist())) == 6
