@@ -37,8 +37,10 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    boundary_items,
     caption_embeddings,
     centroids,
+    cross_cluster_scores,
     duplicate_scores,
     embeddings,
     items,
@@ -46,6 +48,7 @@ from semdedup_assets.stages import (
     manifests,
     reference_embeddings,
     reference_matches,
+    repaired_scores,
     training_sample,
 )
 
@@ -58,6 +61,9 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        boundary_items.STAGE,
+        cross_cluster_scores.STAGE,
+        repaired_scores.STAGE,
         reference_embeddings.STAGE,
         reference_matches.STAGE,
         caption_embeddings.STAGE,
