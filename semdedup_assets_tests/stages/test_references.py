@@ -224,7 +224,7 @@ def test_keys_are_never_cut_and_invalid_items_are_counted(tmp_path: Path) -> Non
     shutil.move(tmp_path / "source", tmp_path / "test")
     runs = referring(tmp_path)
     source = {"kind": "vectors", "path": str(tmp_path / "test" / "0.parquet"), "vector": "embedding", "key": "text"}
-    runs = runs.changed(references={"hostile": {"source": source, "epsilon": 0.5}})
+    runs.settings["references"] = {"hostile": {"source": source, "epsilon": 0.5}}
     runs.run()
     keys = set(pl.read_parquet(runs.record("reference_leaks", "3").file("leaks.parquet").path)["reference_key"])
     assert keys <= set(HOSTILE)
@@ -277,6 +277,14 @@ def test_a_reference_without_files_is_an_error_that_names_it(tmp_path: Path) -> 
     runs = referring(tmp_path)
     shutil.rmtree(tmp_path / "old")
     with pytest.raises(FileNotFoundError, match="old"):
+        runs.run()
+
+
+def test_references_of_another_width_are_an_error_that_names_them(tmp_path: Path) -> None:
+    runs = referring(tmp_path)
+    for path in (tmp_path / "test").iterdir():
+        np.save(path, near_duplicates(1, dimension=8))
+    with pytest.raises(ValueError, match=r"references.test: its vectors have 8 numbers, the centroids 16"):
         runs.run()
 
 
