@@ -216,6 +216,8 @@ def test_models_that_skip_other_items_of_the_same_files_say_so(texts: StageRuns,
     (copy / "manifest.json").write_text(json.dumps(details))
     other = compare_manifests(str(folder), str(copy))
     assert (other.by, other.reasons) == ("key", {"absent": 1})
+    with pytest.raises(IncomparableError, match="two datasets, or rows have moved; compare them by `key`"):
+        compare_manifests(str(folder), str(copy), by="id")
 
 
 def test_what_is_no_manifest_or_lists_no_removed_items_is_refused(texts: StageRuns, tmp_path: Path) -> None:
