@@ -5,16 +5,19 @@ key, `path` the folder in the store, `label` what a person reads, and comparing 
 """
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, total_ordering
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 _CLUSTERING = re.compile(r"(auto|[1-9]\d*)(?:-seed(\d+))?", re.ASCII)
-_LONGEST_NAME = 60
+_LONGEST_NAME, _LONGEST_ORDER = 60, 120
+_NAMED_VALUES = 3
 _SHARE = re.compile(r"keep=(\d+(?:\.\d+)?)%", re.ASCII)
 
 
@@ -79,60 +82,179 @@ class Clustering:
 
 
 class KeepColumn(BaseModel, frozen=True, extra="forbid"):
-    """Keep the item that a carried column prefers."""
+    """Keep the item that a carried column prefers; those without a value come last."""
 
-    column: str = Field(description="A carried int or float column.")
-    order: Literal["ascending", "descending"] = Field("descending", description="`descending` keeps the greatest.")
+    column: str = Field(description="A carried column.")
+    order: Literal["ascending", "descending"] = Field(
+        "descending", description="Of numbers and bools: `descending` keeps the greatest, and true before false."
+    )
+    values: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Of text: values, the preferred first; others come after them."
+    )
+
+    @property
+    def name(self) -> str:
+        """A part of a path."""
+        if self.values is None:
+            return f"{_path_name(self.column)}-{self.order}"
+        return f"{_path_name(self.column)}-ranked-{_digest(json.dumps(self.values))}"
+
+    @property
+    def label(self) -> str:
+        """For titles and tables."""
+        if self.values is None:
+            return f"{self.column} {self.order}"
+        named = " before ".join(self.values[:_NAMED_VALUES])
+        return f"{self.column} {named}" + " …" * (len(self.values) > _NAMED_VALUES)
+
+
+KeepStrategy = Literal["hard", "middle", "easy", "random"]
+
+
+def _only_or_all(keep: Any) -> Any:
+    """A list of one thing means that thing."""
+    return keep[0] if isinstance(keep, tuple) and len(keep) == 1 else keep
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, Mapping | BaseModel) else value
+
+
+class RemovalLimit(BaseModel, frozen=True, extra="forbid"):
+    """How much may be removed of the items that share a column's value."""
+
+    column: str = Field(description="A carried column, such as a source or a language.")
+    max_removed: float = Field(ge=0, le=1, description="Share of a value's items above which a check fails.")
+
+
+class Repair(BaseModel, frozen=True, extra="forbid"):
+    """The search for duplicates in other clusters than an item's own."""
+
+    clusters: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        4, description="Next-nearest clusters that each item searches too; `all` misses nothing, and costs the most."
+    )
+    epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=2,
+        description="Up to which epsilon duplicates are searched: clusters whose boundary is too far from an item to hold "
+        "one are passed over. No epsilon of the pipeline may be larger.",
+    )
+
+    @property
+    def most(self) -> int | None:
+        """How many clusters; None: all."""
+        return None if self.clusters == "all" else self.clusters
+
+    def __str__(self) -> str:
+        return f"repair{self.clusters}-{_digits(self.epsilon)}"
 
 
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """Which item of a group is kept, and what counts as a group."""
 
-    keep: Literal["hard", "easy", "random"] | KeepColumn = Field(
+    keep: Annotated[
+        KeepStrategy | KeepColumn | Annotated[tuple[KeepStrategy | KeepColumn, ...], Field(min_length=1)],
+        AfterValidator(_only_or_all),
+    ] = Field(
         "hard",
-        description="`hard` keeps the item least similar to its centroid (the paper's), `easy` the most similar.",
+        description="`hard` keeps the item least similar to its centroid (the paper's), `easy` the most similar, `middle` "
+        "the one nearest to the median of its cluster; `random`; a column (`{column: quality}`, of text `{column: "
+        "source, values: [a, b]}`); or a list of columns, the next deciding where the first ties, which one of these "
+        "words may end.",
+    )
+    protect: str | None = Field(
+        None,
+        description="A carried bool column: where it is true an item is never removed, and removes others. A missing value "
+        "protects nothing.",
+    )
+    limit: Annotated[tuple[RemovalLimit, ...], BeforeValidator(_one_or_several)] = Field(
+        (),
+        description="Shares that may be removed by value of a column, such as `{column: source, max_removed: 0.8}`, one or "
+        "a list. Changes no mask: a check fails and names the values above their limit.",
     )
     rule: Literal["chain", "greedy"] = Field(
         "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
     )
     seed: int = Field(0, ge=0, description="Of `random`.")
+    spare_captions_below: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="An image stays, however similar to its nearest kept one, where the cosine similarity of their captions "
+        "is below this, by the text tower of the same CLIP; empty: captions do not matter. What fits a model, the picture "
+        "of `caption_disagreement` shows.",
+    )
+    repair: Repair | None = Field(
+        None,
+        description="Whether duplicates are searched in the next-nearest clusters of each item too; empty: within clusters, "
+        "as the paper does. `detection_efficiency` measures what that misses, and what a repair costs.",
+    )
 
     @property
-    def column(self) -> str | None:
-        """The carried column that orders items, if one does."""
-        return self.keep.column if isinstance(self.keep, KeepColumn) else None
+    def criteria(self) -> tuple[KeepStrategy | KeepColumn, ...]:
+        """What orders items, the next deciding where the first ties."""
+        return self.keep if isinstance(self.keep, tuple) else (self.keep,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The carried columns on which the order of items depends, each once."""
+        ordering = [each.column for each in self.criteria if isinstance(each, KeepColumn)]
+        return tuple(dict.fromkeys([*ordering, *([] if self.protect is None else [self.protect])]))
 
     @property
     def keep_order(self) -> str:
         """Name of the order of items within a cluster, on which the scores depend: `hard`, `random-seed0`, …."""
-        if isinstance(self.keep, KeepColumn):
-            return f"{_path_name(self.keep.column)}-{self.keep.order}"
-        return f"random-seed{self.seed}" if self.keep == "random" else self.keep
+        name = "-then-".join(self._name_of(each) for each in self.criteria)
+        if self.protect is not None:
+            name = f"{name}-protect-{_path_name(self.protect)}"
+        # A digest of another length than that of any part keeps what is cut apart from what is not.
+        return name if len(name) <= _LONGEST_ORDER else f"{name[:_LONGEST_NAME]}-{_digest(name, size=8)}"
+
+    def _name_of(self, criterion: KeepStrategy | KeepColumn) -> str:
+        if isinstance(criterion, KeepColumn):
+            return criterion.name
+        return f"random-seed{self.seed}" if criterion == "random" else criterion
 
     @property
     def path(self) -> str:
         """Folder of all that it keeps."""
-        return self.keep_order if self.rule == "chain" else f"{self.keep_order}-{self.rule}"
+        rule = "" if self.rule == "chain" else f"-{self.rule}"
+        repair = "" if self.repair is None else f"-{self.repair}"
+        spared = "" if self.spare_captions_below is None else f"-spare{self.spare_captions_below:g}"
+        return f"{self.keep_order}{repair}{rule}{spared}"
 
     @property
     def label(self) -> str:
         """For titles and tables."""
-        keep = self.keep_order.replace("-", " ") if self.column is None else f"{self.column} {self._direction}"
-        return keep if self.rule == "chain" else f"{keep}, {self.rule}"
-
-    @property
-    def _direction(self) -> str:
-        return self.keep.order if isinstance(self.keep, KeepColumn) else ""
+        labels = [
+            each.label if isinstance(each, KeepColumn) else self._name_of(each).replace("-", " ")
+            for each in self.criteria
+        ]
+        protected = [] if self.protect is None else [f"{self.protect} protected"]
+        repair = [] if self.repair is None else [f"{self.repair.clusters} next clusters"]
+        spared = [] if self.spare_captions_below is None else [f"captions below {self.spare_captions_below:g} spared"]
+        rule = [] if self.rule == "chain" else [self.rule]
+        return ", ".join([" then ".join(labels), *protected, *repair, *rule, *spared])
 
     def identity(self) -> dict[str, Any]:
         """What can change a kept set; the seed only where it is used."""
-        return {"keep_order": self.keep_order, "rule": self.rule}
+        found: dict[str, Any] = {"keep_order": self.keep_order, "rule": self.rule}
+        if self.repair is not None:
+            found["repair"] = str(self.repair)
+        if self.spare_captions_below is not None:
+            found["spare_captions_below"] = self.spare_captions_below
+        return found
 
 
 def _path_name(column: str) -> str:
     """A column's name as a part of a path; what a path cannot hold is replaced, and a hash keeps names apart."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", column)[:_LONGEST_NAME]
-    return plain if plain == column else f"{plain}-{hashlib.blake2b(column.encode(), digest_size=4).hexdigest()}"
+    return plain if plain == column else f"{plain}-{_digest(column)}"
+
+
+def _digest(text: str, *, size: int = 4) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 @total_ordering

@@ -108,9 +108,12 @@ def is_unicode(text: str) -> bool:
 
 def content_hash(payload: bytes | str) -> int:
     """What identifies an encoded image or a text: XXH3 of its bytes, 64 bits."""
-    return int(
-        xxhash.xxh3_64_intdigest(payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass"))
-    )
+    return int(xxhash.xxh3_64_intdigest(content_bytes(payload)))
+
+
+def content_bytes(payload: bytes | str) -> bytes:
+    """An encoded image as it is, or the UTF-8 bytes of a text, whatever it holds."""
+    return payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass")
 
 
 def item_ids(shard: int, rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The settings of a pipeline: one dataset and one embedding model, as they stand in a `defs.yaml`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from semdedup_assets.analysis_settings import Analyses
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
-from semdedup_assets.kept_sets import Clustering, Selection, Target, distinct
+from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target, distinct
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat
@@ -18,7 +18,7 @@ from semdedup_assets.storage.files import FileStat
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
-_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector"}
+_RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -108,6 +108,28 @@ class Galleries(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Of the choice of seed items.")
 
 
+class Reference(BaseModel, frozen=True, extra="forbid"):
+    """Data that are never in a manifest: an evaluation set, or what was trained on before."""
+
+    source: Source = Field(description="Where its items come from; of the same content as the pipeline's own source.")
+    epsilon: float = Field(
+        0.05,
+        ge=0,
+        le=2,
+        description="Training items more similar than 1 - epsilon to one of its items are listed, whatever the epsilons "
+        "of the kept sets.",
+    )
+    remove: bool = Field(
+        default=False, description="Whether these training items are removed from every kept set; protected ones stay."
+    )
+    clusters: int | None = Field(
+        None,
+        ge=1,
+        description="Clusters that each of its items is compared with at most, the nearest ones; empty: every cluster "
+        "in which an item within epsilon can lie, so that none is missed.",
+    )
+
+
 class Refresh(BaseModel, frozen=True, extra="forbid"):
     """How results follow the source."""
 
@@ -153,6 +175,12 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")
     shards: Shards = Field(Shards(), description="How files are joined to shards.")
+    embed_once: Literal["bytes", "decoded", "normalised", "never"] = Field(
+        "bytes",
+        description="What was seen in the shard is not embedded again but shares the vector: items of equal `bytes`; "
+        "images of equal pixels too (`decoded`: each is decoded twice, which pays where the model is slow); texts that "
+        "are equal but for white space too (`normalised`: the vectors of such texts change). Or `never`.",
+    )
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
     max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
     cut_files: Literal["exclude", "accept"] = Field(
@@ -177,8 +205,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
         ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
     )
+    manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
+        None,
+        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
+        "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
+    )
     galleries: Galleries = Field(Galleries(), description="How much the galleries show.")
     analyses: Analyses = Field(Analyses(), description="What is measured of the dataset beside the main way.")
+    references: dict[Annotated[str, Field(pattern=_NAME)], Reference] = Field(
+        {},
+        description="Evaluation sets and other data that are never in a manifest, by name, such as `{test: {source: {kind: "
+        "folder, path: data/test}, remove: true}}`: the training items near to theirs are listed and counted, and removed "
+        "where that is wanted.",
+    )
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
     compute: Compute = Field(Compute(), description="Where and how fast stages run: changes no result.")
 
@@ -186,10 +226,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "Pipeline":
         found = (
             self._content_problem(),
+            self._sameness_problem(),
+            self._random_pruning_problem(),
             self._column_problem(),
             self._selection_problem(),
-            *(self._keep_problem(name, selection) for name, selection in self.named_selections.items()),
+            *self._selections_problems(),
             self._manifest_problem(),
+            *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
         problems = [problem for problem in found if problem]
         if problems:
@@ -203,6 +246,18 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             f"source.kind {self.source.kind!r} holds {self.source.content}s, "
             f"encoder.kind {self.encoder.kind!r} takes {self.encoder.accepts}s"
         )
+
+    def _sameness_problem(self) -> str | None:
+        needed = {"decoded": "image", "normalised": "text"}.get(self.embed_once)
+        if needed is None or self.source.content == needed:
+            return None
+        return f"embed_once: {self.embed_once!r} is for {needed}s, and the source holds {self.source.content}s; use `bytes`"
+
+    def _random_pruning_problem(self) -> str | None:
+        same, content = self.analyses.random_pruning.same, self.source.content
+        if same == "items" or (content != "vector" and (same == "bytes" or content == "text")):
+            return None
+        return f"analyses.random_pruning.same: a source of {content}s has no {same}; use `items`"
 
     def _column_problem(self) -> str | None:
         reserved = sorted(_RESERVED & set(self.source.column_types))
@@ -222,26 +277,120 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
                 return f"selections: {first} and {second} keep the same items; remove one of them"
         return None
 
-    def _keep_problem(self, name: str | None, selection: Selection) -> str | None:
-        setting = "selection" if name is None else f"selections.{name}"
+    def _selections_problems(self) -> Iterator[str | None]:
+        for name, selection in self.named_selections.items():
+            setting = "selection" if name is None else f"selections.{name}"
+            yield self._rule_problem(setting, selection)
+            yield from self._keep_problems(f"{setting}.keep", selection)
+            yield from self._repair_problems(setting, selection)
+            yield self._protect_problem(f"{setting}.protect", selection)
+            yield from self._limit_problems(f"{setting}.limit", selection)
+            yield self._caption_problem(f"{setting}.spare_captions_below", selection)
+
+    def _rule_problem(self, setting: str, selection: Selection) -> str | None:
         shares = [target for target in self.targets if target.share is not None]
         if selection.rule == "greedy" and shares:
             return (
                 f"{setting}.rule: `greedy` cannot be solved for {', '.join(map(str, shares))}: what it keeps does not "
                 "only fall as epsilon rises, and each trial reads all vectors; give epsilons, or use the rule `chain`"
             )
-        if selection.column is None:
+        return None
+
+    def _keep_problems(self, setting: str, selection: Selection) -> Iterator[str]:
+        several, seen = isinstance(selection.keep, tuple), set[str]()
+        for index, criterion in enumerate(selection.criteria):
+            own = f"{setting}.{index}" if several else setting
+            if not isinstance(criterion, KeepColumn):
+                if index + 1 < len(selection.criteria):
+                    yield f"{own}: {criterion!r} is not the last; it settles what columns leave open, put it at the end"
+                continue
+            if criterion.column in seen:
+                yield f"{own}.column: {criterion.column!r} is there already; a second time it decides nothing, remove it"
+            seen.add(criterion.column)
+            problem = self._order_problem(criterion)
+            if problem is not None:
+                yield f"{own}.{problem}"
+
+    def _repair_problems(self, setting: str, selection: Selection) -> Iterator[str]:
+        repair = selection.repair
+        if repair is None:
+            return
+        if selection.rule == "greedy":
+            yield (
+                f"{setting}.repair: the rule `greedy` needs all pairs within epsilon, and a repair finds the greatest "
+                "similarity of each item; use the rule `chain`, or no repair"
+            )
+        removing = sorted(name for name, reference in self.references.items() if reference.remove)
+        also = [f"references.{name}.remove" for name in removing]
+        also += [] if selection.spare_captions_below is None else [f"{setting}.spare_captions_below"]
+        if also:
+            yield (
+                f"{setting}.repair: cannot be combined with {', '.join(also)}: which kept item of another cluster stands "
+                "for a removed one is found by scores alone; use one or the other"
+            )
+        beyond = [each for each in self.own_epsilons if each > repair.epsilon]
+        if beyond:
+            yield (
+                f"{setting}.repair.epsilon: {', '.join(map(str, beyond))} of `epsilons` exceed it, and beyond it "
+                f"duplicates in other clusters are not searched; set it to {max(beyond)}, which costs more, or remove them"
+            )
+
+    def _order_problem(self, keep: KeepColumn) -> str | None:
+        """What is wrong with a column that orders items, after the name of the setting."""
+        kind = self.source.column_types.get(keep.column)
+        if kind is None:
+            kinds = "int, uint, float or bool, or as string and rank its `values`"
+            return (
+                f"column: {keep.column!r} is not carried; declare it in source.columns as {kinds} ({self._carried()})"
+            )
+        if kind == "string" and keep.values is None:
+            return (
+                f"column: {keep.column!r} is carried as a string, which has no order of its own; rank its values, the "
+                "preferred first (`values: [a, b]`), or declare it in source.columns as int, uint, float or bool"
+            )
+        if kind == "string" and "order" in keep.model_fields_set:
+            return f"order: {keep.column!r} is ordered by `values`, the preferred first; remove `order`"
+        if kind != "string" and keep.values is not None:
+            return f"values: {keep.column!r} is carried as {kind}, which `order` orders; remove `values`"
+        repeated = sorted({value for value in keep.values or () if (keep.values or ()).count(value) > 1})
+        return f"values: {', '.join(map(repr, repeated))} listed more than once; list each once" if repeated else None
+
+    def _protect_problem(self, setting: str, selection: Selection) -> str | None:
+        if selection.protect is None:
             return None
-        kind = self.source.column_types.get(selection.column)
-        numbers = ("int", "uint", "float")
-        if kind in numbers:
+        kind = self.source.column_types.get(selection.protect)
+        if kind == "bool":
             return None
-        numeric = sorted(column for column, of in self.source.column_types.items() if of in numbers)
-        found = f"is carried as a {kind}" if kind else "is not carried"
+        found = f"is carried as {kind}" if kind else "is not carried"
         return (
-            f"{setting}.keep.column: {selection.column!r} {found}; declare it in source.columns as int, uint or float "
-            f"(now: {numeric})"
+            f"{setting}: {selection.protect!r} {found}; declare it in source.columns as bool ({self._carried('bool')})"
         )
+
+    def _limit_problems(self, setting: str, selection: Selection) -> Iterator[str]:
+        columns = [limit.column for limit in selection.limit]
+        for index, column in enumerate(columns):
+            if column not in self.source.column_types:
+                yield f"{setting}.{index}.column: {column!r} is not carried; declare it in source.columns ({self._carried()})"
+            if column in columns[:index]:
+                yield f"{setting}.{index}.column: {column!r} has a limit already; remove one of them"
+
+    def _carried(self, *kinds: str) -> str:
+        """The columns there are, of some types or of all, for a message."""
+        found = sorted(name for name, kind in self.source.column_types.items() if not kinds or kind in kinds)
+        return f"now: {found}"
+
+    def _caption_problem(self, setting: str, selection: Selection) -> str | None:
+        if selection.spare_captions_below is None:
+            return None
+        if self.encoder.kind != "openclip":
+            return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
+        if self.source.column_types.get("caption") != "string":
+            return f"{setting}: source.kind {self.source.kind!r} carries no text column `caption`; declare it in source.columns"
+        shares = ", ".join(str(target) for target in self.targets if target.share is not None)
+        solved = (
+            f"{setting}: it cannot be solved for {shares}: which items captions spare depends on epsilon; give epsilons"
+        )
+        return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
         possible: dict[str, tuple[str, ...]] = {
@@ -253,6 +402,14 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             if name in possible and self.source.kind not in possible[name]:
                 return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
         return None
+
+    def _reference_problem(self, name: str, reference: Reference) -> str | None:
+        if reference.source.content == self.source.content:
+            return None
+        return (
+            f"references.{name}.source.kind: {reference.source.kind!r} holds {reference.source.content}s, the pipeline's own "
+            f"source {self.source.content}s; one encoder embeds both"
+        )
 
     def new_shards(self, files: Sequence[FileStat]) -> list[tuple[FileStat, ...]]:
         """How new files are joined to shards.
@@ -291,3 +448,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def targets(self) -> tuple[Target, ...]:
         """The epsilons and shares."""
         return tuple(Target.parse(text) for text in self.epsilons)
+
+    @property
+    def own_epsilons(self) -> tuple[float, ...]:
+        """The targets that are epsilons, ascending; what epsilon a share stands for is known only by its masks."""
+        return tuple(sorted(target.epsilon for target in self.targets if target.epsilon is not None))
+
+    @property
+    def largest_epsilon(self) -> float | None:
+        """The greatest of these; None where all targets are shares."""
+        return max(self.own_epsilons, default=None)

@@ -19,11 +19,12 @@ def chain_keep(vectors: np.ndarray, epsilon: float) -> np.ndarray:
     return chain_scores(vectors) <= 1 - epsilon
 
 
-def greedy_keep(vectors: np.ndarray, epsilon: float) -> np.ndarray:
+def greedy_keep(vectors: np.ndarray, epsilon: float, protected: np.ndarray | None = None) -> np.ndarray:
     similarity = unit(vectors) @ unit(vectors).T
     kept: list[int] = []
     for row in range(len(vectors)):
-        if not any(similarity[row, other] > 1 - epsilon for other in kept):
+        spared = protected is not None and protected[row]
+        if spared or not any(similarity[row, other] > 1 - epsilon for other in kept):
             kept.append(row)
     return np.isin(np.arange(len(vectors)), kept)
 

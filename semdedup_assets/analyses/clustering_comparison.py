@@ -17,7 +17,7 @@ from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Show
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.rendering import analysis_plots
-from semdedup_assets.stages.duplicate_scores import scores_files
+from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_tables, write_table
 
@@ -297,6 +297,7 @@ STAGE = Stage(
     "Ties may make sets larger than wanted: the sizes are in the table.",
     dimensions=(),
     inputs=("duplicate_scores",),
+    optional_inputs=repaired_input,
     settings=lambda context: {
         "clusterings": sorted(map(str, context.pipeline.clusterings)),
         "shares": sorted(context.pipeline.analyses.clustering_comparison.shares),

@@ -15,7 +15,7 @@ from semdedup_assets.execution.stage import Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.rendering import plots
 from semdedup_assets.stages.cluster_batches import AssignedClusters
-from semdedup_assets.stages.duplicate_scores import scores_files
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, repaired_input, scores_files
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
 
@@ -90,11 +90,14 @@ def _sample(assigned: AssignedClusters, scores: list[StoredFile], counts: "Clust
 
     compute = assigned.context.compute
     sample = ClusterSample.choose(counts, assigned.ranges)
+    protects = [PROTECTED_SIMILARITY] if assigned.context.selection.protect is not None else []
     items = int(counts.sizes[sample.cluster_indices].sum())
     with Progress(f"figures {assigned.clustering}", total=items, unit="sampled items") as progress:
         for index, wanted in sample.clusters.items():
             clusters = assigned.ranges[index]
-            known = read_table(scores[index], ["cluster", "similarity"])
+            known = read_table(scores[index], ["cluster", "similarity", *protects])
+            # A protected item, which no earlier one removes, may still have an earlier duplicate.
+            earlier = np.fmax(known["similarity"], known[protects[0]]) if protects else known["similarity"]
             # Clusters one by one are slow to read where all are wanted.
             only = None if len(wanted) == np.count_nonzero(counts.sizes[clusters.start : clusters.stop]) else wanted
             for batch in assigned.batches(index, only=only):
@@ -102,7 +105,7 @@ def _sample(assigned: AssignedClusters, scores: list[StoredFile], counts: "Clust
                 sample.add(
                     batch.first,
                     batch.offsets,
-                    earlier=known["similarity"][start : start + len(batch.ids)],
+                    earlier=earlier[start : start + len(batch.ids)],
                     vectors=as_tensor(batch.vectors).to(compute.torch_device),
                     budget=compute.budget,
                 )
@@ -252,6 +255,7 @@ STAGE = Stage(
     "within clusters, clusters by size (SemDeDup, Fig. 3, A7, A8).",
     dimensions=("k",),
     inputs=("duplicate_scores", "keep_masks"),
+    optional_inputs=repaired_input,
     settings=lambda context: {"epsilons": sorted(str(target) for target in context.pipeline.targets)},
     location=lambda layout, partition, selection: layout.of_selection(
         partition.required_clustering, selection, "figures"

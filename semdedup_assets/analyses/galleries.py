@@ -11,6 +11,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import KeptSet
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
+from semdedup_assets.stages.duplicate_scores import repaired_input
 from semdedup_assets.storage.results import ResultRecord, ResultWriter
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def draw_gallery(context: StageContext, partition: Partition, *, assigned: Assig
         facts = _facts(partition.kept_set(context.selection), masks)
         title = f"Duplicates in {pipeline.dataset} ({pipeline.model_name})"
         with usage.phase("draw"):
-            parts = _write(Gallery(title, facts, sections, cards.by_id, pipeline.source.content), result)
+            parts = write_page(Gallery(title, facts, sections, cards.by_id, pipeline.source.content), result)
         unavailable = sum(card.unavailable is not None for card in cards.by_id.values())
         result.details = {
             "page": PAGE,
@@ -79,8 +80,16 @@ def _facts(kept_set: KeptSet, masks: ResultRecord) -> dict[str, str]:
     }
 
 
-def _write(gallery: "Gallery", result: ResultWriter) -> dict[str, str]:
-    """Write the page, and each section as a small picture or table; returns the name of each section's file."""
+def write_page(gallery: "Gallery", result: ResultWriter) -> dict[str, str]:
+    """Write the page, and each section as a small picture or table.
+
+    Args:
+        gallery: what the page shows.
+        result: takes the files.
+
+    Returns:
+        The name of each section's file.
+    """
     from semdedup_assets.rendering.contact_sheet import section_picture
     from semdedup_assets.rendering.gallery import gallery_page, section_table
 
@@ -97,8 +106,8 @@ def _write(gallery: "Gallery", result: ResultWriter) -> dict[str, str]:
     return parts
 
 
-def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
-    """The page as a link, and its sections as pictures or tables."""
+def shown_page(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
+    """The page of a record as a link, and its sections as pictures or tables."""
     shown: dict[str, Shown] = {"gallery": Link(record.file(PAGE).path)}
     for name, file in record.details["parts"].items():
         content = record.file(file).content()
@@ -122,6 +131,7 @@ STAGE = Stage(
     dimensions=("epsilon", "k"),
     # Similarities are those of the scores: other vectors may leave every mask as it is.
     inputs=("duplicate_scores", "keep_masks", "items"),
+    optional_inputs=repaired_input,
     input_version=_input_version,
     # Not the pipeline's epsilons: another one leaves this gallery as it is.
     settings=lambda context: context.pipeline.galleries.model_dump(),
@@ -129,7 +139,7 @@ STAGE = Stage(
     worker=_worker,
     kinds=frozenset({"html"}),
     checks=(inputs_up_to_date("galleries"),),
-    shown=_shown,
+    shown=shown_page,
     selected=True,
     pool=None,
     unit="galleries",

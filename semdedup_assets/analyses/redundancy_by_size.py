@@ -16,7 +16,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection, Target
 from semdedup_assets.rendering import analysis_plots
-from semdedup_assets.stages.duplicate_scores import scores_files
+from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files
 from semdedup_assets.stages.keep_masks import solved_epsilon
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_tables, write_table
@@ -267,6 +267,7 @@ STAGE = Stage(
     "priority alone, and those with the smallest ones are a uniform subsample. " + _WARNING,
     dimensions=("k",),
     inputs=("duplicate_scores",),
+    optional_inputs=repaired_input,
     settings=lambda context: {
         "epsilons": [str(each) for each in _targets(context)],
         **context.pipeline.analyses.redundancy_by_size.model_dump(mode="json"),

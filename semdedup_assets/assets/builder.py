@@ -75,12 +75,12 @@ class AssetBuilder:
 
     @cached_property
     def _followed(self) -> set[str]:
-        """The stages that `analyses.follow` names, and what they are made from."""
+        """The stages that `analyses.follow` names, and what they, and those that are made anyway, are made from."""
         named = set[str](self.pipeline.analyses.follow)
         return named | {
             before.name
             for asset in self.assets
-            if asset.stage.name in named
+            if asset.stage.name in named or not asset.stage.on_demand
             for before in self.graph.before(asset.stage, self.pipeline, asset.selection)
         }
 

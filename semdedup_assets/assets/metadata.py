@@ -33,6 +33,7 @@ _HIDDEN = frozenset(
         "page",
         "groups",
         "parts",
+        "fingerprints",
         "sampled_shards",
         "column_versions",
         "present",

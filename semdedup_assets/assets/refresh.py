@@ -1,20 +1,21 @@
 """Make what is missing or stale, in order, and nothing else: what the UI's choices do, as one call."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 from semdedup_assets.assets.checks import report_checks
 from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.reference_files import observe_references
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.execution.stage import StageGraph
+from semdedup_assets.execution.stage import Stage, StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord, remove_leftovers
@@ -70,6 +71,7 @@ def refresh(
         progress.log(f"{swept} files that ended processes had left were removed")
     for _ in range(_ROUNDS):
         observe_source(builder, instance)
+        observe_references(builder.context(builder.assets[0]))
         try:
             yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
         except (DamagedResultError, SourceChangedError) as error:
@@ -82,15 +84,25 @@ def refresh(
 
 
 def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:
-    first = builder.context(builder.assets[0])
+    selections = tuple(builder.pipeline.named_selections.values())
+    first = replace(builder.context(builder.assets[0]), together=selections)
+    together: dict[StageAsset, set[Partition]] = {}
     for asset in builder.assets:
         context = first.with_selection(asset.selection)
+        if asset.stage.together and asset not in together:
+            together |= _stale_together(builder, first, asset.stage)
         events = PartitionEvents(builder, asset, context, instance)
         if not builder.is_automatic(asset):
             adopt(events, sink, _current(context, asset.stage.name))
             continue
-        yield from _refreshed(events, sink, again=again)
+        yield from _refreshed(events, sink, again=again, planned=together.get(asset, set()))
         report_checks(builder, asset, context, sink)
+
+
+def _stale_together(builder: AssetBuilder, first: StageContext, stage: Stage) -> dict[StageAsset, set[Partition]]:
+    """What is stale of a stage in each selection, before the first of them makes parts of the others' with its own."""
+    alike = [asset for asset in builder.automatic if asset.stage.name == stage.name]
+    return {asset: set(first.with_selection(asset.selection).index.stale(stage.name)) for asset in alike}
 
 
 def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]:
@@ -105,12 +117,19 @@ def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]
     return index.results(stage, (each for each in index.partitions(stage) if each not in stale))
 
 
-def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool) -> Iterator[StageRun]:
-    """Bring one asset up to date; what was made is reported also where a damaged input ends it."""
+def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool, planned: set[Partition]) -> Iterator[StageRun]:
+    """Bring one asset up to date; what was made is reported also where a damaged input ends it.
+
+    Args:
+        events: of the asset.
+        sink: takes them.
+        again: whether what was excluded is tried once more.
+        planned: partitions that were stale when the round began, and may have been made with another selection's since.
+    """
     asset, context = events.asset, events.context
     stage, index = asset.stage, context.index
     everything = index.partitions(stage.name)
-    wanted = set(index.stale(stage.name))
+    wanted = set(index.stale(stage.name)) | planned
     if again:
         wanted |= {partition for partition in index.excluded(stage.name) if partition in everything}
     fresh = index.results(stage.name, (each for each in everything if each not in wanted))

@@ -1,7 +1,9 @@
 """What must hold of manifests."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import xxhash
@@ -11,21 +13,69 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
 from semdedup_assets.storage.files import ListedFile, join, list_folder, open_file, read_many
+from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged, read_record
 
 _BLOCK = 1 << 20
 _NAMED = 3
 
 
-def counts_are_conserved(context: StageContext) -> CheckResult:
+@dataclass(frozen=True, slots=True)
+class ManifestStage:
+    """A stage that writes manifests, and the stage whose masks they are written from.
+
+    Attributes:
+        name: of the stage.
+        masks: name of the stage that decides what is kept: the files of its results are tables with the columns id,
+            kept, kept_neighbour and kept_similarity, and its details count items, kept and removed ones.
+    """
+
+    name: str = "manifests"
+    masks: str = "keep_masks"
+
+
+MANIFESTS = ManifestStage()
+"""The method's own."""
+
+
+def manifest_checks(stage: ManifestStage) -> tuple[Check, ...]:
+    """What must hold of the manifests of a stage."""
+    return (
+        Check(
+            _of(stage, counts_are_conserved),
+            "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, the "
+            "groups hold each item once, and the files are as they were written.",
+        ),
+        Check(
+            _of(stage, files_can_be_named),
+            "Every kept item lies in a file whose name can be written as UTF-8, which Parquet and CSV need.",
+            blocking=False,
+        ),
+        inputs_up_to_date(stage.name),
+    )
+
+
+def _of(
+    stage: ManifestStage, evaluate: Callable[[StageContext, ManifestStage], CheckResult]
+) -> Callable[[StageContext], CheckResult]:
+    """A check of one stage, under the name that it has for all."""
+
+    @wraps(evaluate)
+    def of_stage(context: StageContext) -> CheckResult:
+        return evaluate(context, stage)
+
+    return of_stage
+
+
+def counts_are_conserved(context: StageContext, stage: ManifestStage = MANIFESTS) -> CheckResult:
     """Every record of the source is kept, removed or skipped, and what is kept was written, and is there as written."""
     index, problems = context.index, []
-    items, manifests = index.records("items"), index.records("manifests")
+    items, manifests = index.records("items"), index.records(stage.name)
     records = sum(int(record.details["items"]) for record in items.values())
     for partition, record in manifests.items():
         wrong = list(_miscounts(record.details))
         if record.inputs["items"] == common_version(items):
-            expected = {"records": records, **_masked(context, partition, record)}
+            expected = {"records": records, **_masked(context, stage, partition, record)}
             wrong += [
                 f"{record.details[name]:,} {name} where {count:,} should be"
                 for name, count in expected.items()
@@ -33,9 +83,9 @@ def counts_are_conserved(context: StageContext) -> CheckResult:
             ]
         if wrong:
             folder = join(record.location, record.details["manifest"])
-            remedy = f"{context.remedy('manifests', partition)} again; this one lies in {folder}"
+            remedy = f"{context.remedy(stage.name, partition)} again; this one lies in {folder}"
             problems.append(Problem(str(partition), "; ".join(wrong), remedy))
-    problems += _tampered(context)
+    problems += _tampered(context, stage.name)
     return CheckResult(
         "manifests do not add up to their source", problems, {"manifests": len(manifests), "records": records}
     )
@@ -46,29 +96,34 @@ def _miscounts(details: dict[str, Any]) -> Iterator[str]:
     if total != details["records"]:
         yield f"kept, removed and skipped are {total:,}, records {details['records']:,}"
     for kind, rows in details["rows_written"].items():
+        if kind == "removed":
+            if rows != details["removed"]:
+                yield f"{rows:,} rows in removed, {details['removed']:,} removed"
+            continue
         nameable = details["kept"] - (details["unnameable"] if kind == "open_clip.csv" else 0)
         if rows != nameable:
             yield f"{rows:,} rows in {kind}, {nameable:,} kept"
+    if details.get("stood_for") != details.get("grouped"):
+        yield f"the kept items stand for {details['stood_for']:,}, {details['grouped']:,} belong to one"
 
 
-def _tampered(context: StageContext) -> Iterator[Problem]:
+def _tampered(context: StageContext, stage: str) -> Iterator[Problem]:
     """The manifests that are not what was written; where a refresh would not see that, the record is set aside."""
-    for partition in context.index.partitions("manifests") if context.shard_index.shards else ():
+    for partition in context.index.partitions(stage) if context.shard_index.shards else ():
         # Of the store itself: the index passes over a record whose files are not all there.
-        record = read_record(context.location("manifests", partition))
+        record = read_record(context.location(stage, partition))
         found = [] if record is None else list(_differing(record))
-        if record is not None and found and context.index.record("manifests", partition) is not None:
+        if record is not None and found and context.index.record(stage, partition) is not None:
             damaged(record.location, "; ".join(found[:_NAMED]))
-        found += _pointer_problem(context, partition, record)
+        found += _pointer_problem(context.location(stage, partition), record)
         if found:
             more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-            yield Problem(str(partition), f"{'; '.join(found[:_NAMED])}{more}", context.remedy("manifests", partition))
+            yield Problem(str(partition), f"{'; '.join(found[:_NAMED])}{more}", context.remedy(stage, partition))
 
 
-def _pointer_problem(context: StageContext, partition: Partition, record: ResultRecord | None) -> list[str]:
+def _pointer_problem(location: str, record: ResultRecord | None) -> list[str]:
     """Why a training job would be sent to another manifest than the recorded one."""
-    path = context.layout.current_manifest(partition.kept_set(context.selection))
-    (content,) = read_many([path])
+    (content,) = read_many([current_manifest(location)])
     if content is None:
         return [] if record is None else ["current.json is missing"]
     try:
@@ -112,9 +167,11 @@ def _holds_what_was_written(file: StoredFile) -> bool:
     return bool(whole.hexdigest() == file.entry.checksum)
 
 
-def _masked(context: StageContext, partition: Partition, manifest: ResultRecord) -> dict[str, int]:
-    masks = context.index.record("keep_masks", partition)
-    if masks is None or manifest.inputs["keep_masks"] != masks.version:
+def _masked(
+    context: StageContext, stage: ManifestStage, partition: Partition, manifest: ResultRecord
+) -> dict[str, int]:
+    masks = context.index.record(stage.masks, partition)
+    if masks is None or manifest.inputs[stage.masks] != masks.version:
         return {}
     # Those of shards whose keys could not be read are in the masks, and in no manifest.
     unlisted, unlisted_kept = manifest.details["unlisted"], manifest.details["unlisted_kept"]
@@ -124,10 +181,10 @@ def _masked(context: StageContext, partition: Partition, manifest: ResultRecord)
     }
 
 
-def files_can_be_named(context: StageContext) -> CheckResult:
+def files_can_be_named(context: StageContext, stage: ManifestStage = MANIFESTS) -> CheckResult:
     """Each kept item can be named in every format of its manifest."""
     problems = []
-    for partition, record in context.index.records("manifests").items():
+    for partition, record in context.index.records(stage.name).items():
         count, formats = record.details["unnameable"], record.details["rows_written"]
         effects = {"open_clip.csv": "open_clip.csv leaves them out", "parquet": "Parquet holds escaped names"}
         affected = [effect for name, effect in effects.items() if name in formats]
@@ -137,18 +194,3 @@ def files_can_be_named(context: StageContext) -> CheckResult:
             remedy = "rename the files, or read the format `keep_lists` or `webdataset`"
             problems.append(Problem(str(partition), measured, remedy))
     return CheckResult("manifests cannot name some of their items' files", problems, certain=False)
-
-
-CHECKS = (
-    Check(
-        counts_are_conserved,
-        "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, and its "
-        "files are as they were written.",
-    ),
-    Check(
-        files_can_be_named,
-        "Every kept item lies in a file whose name can be written as UTF-8, which Parquet and CSV need.",
-        blocking=False,
-    ),
-    inputs_up_to_date("manifests"),
-)

@@ -47,12 +47,21 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
         location: as Pydantic's errors have it: keys, positions, and between them the kinds, or the names of the
             classes, of unions.
     """
-    models = [model]
+    models, by_name = [model], False
     for part in location:
-        fields = [of.model_fields[part] for of in models if isinstance(part, str) and part in of.model_fields]
+        if by_name or isinstance(part, int):
+            # A name that the settings chose, of a selection or a reference; or a position in a list of equal sections.
+            by_name = False
+            continue
+        fields = [of.model_fields[part] for of in models if part in of.model_fields]
         chosen = [of for of in models if part in (kind_of(of), of.__name__)]
         models = [found for field in fields for found in models_in(field.annotation)] if fields else chosen
+        by_name = any(_is_mapping(field.annotation) for field in fields)
     return {name: field for of in models for name, field in of.model_fields.items()}
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(get_origin(part) is dict for part in get_args(annotation))
 
 
 class WrittenSchema(GenerateJsonSchema):
@@ -73,6 +82,11 @@ class WrittenSchema(GenerateJsonSchema):
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
         """A text; a template fits no pattern."""
         return {name: value for name, value in super().str_schema(schema).items() if name != "pattern"}
+
+    def tuple_schema(self, schema: core_schema.TupleSchema) -> JsonSchemaValue:
+        """A list; one of a fixed length says what its values are as a list of any length does, which Dagster asks for."""
+        written = super().tuple_schema(schema)
+        return {"items": written["prefixItems"][0], **written} if written.get("prefixItems") else written
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         """What a validator of ours makes a text of: `auto` and 50000, `keep=50%` and 0.05."""

@@ -13,6 +13,7 @@ from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, l
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, resolve_dtype
+from semdedup_assets.encoders.text_tower import TextTower
 from semdedup_assets.records import Content
 
 if TYPE_CHECKING:
@@ -131,6 +132,14 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             found.append(f"pretrained: {error}")
         return found
 
+    def text_identity(self) -> dict[str, Any]:
+        """What can change the vectors of texts.
+
+        Raises:
+            ValueError: a local folder or file is not there.
+        """
+        return {name: value for name, value in self.identity().items() if name != "max_pixels"}
+
     def load(self, compute: Compute) -> "ImageTower":
         """Load the image tower.
 
@@ -139,12 +148,9 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         """
         import open_clip
 
-        name = f"{_LOCAL_DIR}{self.folder}" if self.folder else self.model
-        checkpoint = local_path(self.pretrained) if self.pretrained else None
-        _check_names(name, None if checkpoint else self.pretrained)
+        name, model, preprocess = self._created()
         device = compute.torch_device
         dtype = resolve_dtype(self.precision, device)
-        model, preprocess = _create(name, str(checkpoint or self.pretrained or ""))
         return ImageTower(
             visual=_arranged(model.visual, dtype).eval().requires_grad_(requires_grad=False).to(device),
             preprocess=preprocess,
@@ -154,6 +160,35 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             dtype=dtype,
             compute=compute,
         )
+
+    def load_text(self, compute: Compute) -> TextTower:
+        """Load the text tower: its vectors of captions are comparable with each other.
+
+        Raises:
+            ValueError: model, tag, file or device does not exist, cannot be reached or does not fit; or the model has no
+                text tower, or no tokenizer that fits it; names the remedy.
+        """
+        import open_clip
+        import torch
+
+        name, model, _ = self._created()
+        # Only the text tower is kept.
+        model.visual = torch.nn.Identity()
+        device = compute.torch_device
+        return TextTower(
+            model=model.eval().requires_grad_(requires_grad=False).to(device),
+            tokenizer=_tokenizer(name, model),
+            dimension=int(open_clip.get_model_config(name)["embed_dim"]),
+            dtype=resolve_dtype(self.precision, device),
+            compute=compute,
+        )
+
+    def _created(self) -> tuple[str, Any, "Callable[[Image.Image], torch.Tensor]"]:
+        """OpenCLIP's name of the model, the whole model on the CPU, and what prepares an image for it."""
+        name = f"{_LOCAL_DIR}{self.folder}" if self.folder else self.model
+        checkpoint = local_path(self.pretrained) if self.pretrained else None
+        _check_names(name, None if checkpoint else self.pretrained)
+        return name, *_create(name, str(checkpoint or self.pretrained or ""))
 
 
 def _unknown_model(name: str) -> str | None:
@@ -208,6 +243,26 @@ def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], t
         )
         raise ValueError(message) from error
     return model, preprocess
+
+
+def _tokenizer(name: str, model: Any) -> "Callable[[list[str]], torch.Tensor]":
+    """What makes (n, context) token ids of n texts, of which the model has every one."""
+    import open_clip
+
+    remedy = "put the tokenizer's files beside the weights and name it in text_cfg, or take a model that has both"
+    text = getattr(model, "text", model)
+    tokens = getattr(getattr(text, "token_embedding", None), "num_embeddings", None)
+    try:
+        tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
+        # The token that ends a text is among the last ones.
+        greatest = int(tokenizer(["a caption"]).max())
+    except _LOADING_ERRORS as error:
+        message = f"model {name}: its tokenizer cannot be loaded ({error}); {remedy}"
+        raise ValueError(message) from error
+    if tokens is not None and greatest >= tokens:
+        message = f"model {name}: its tokenizer gives token {greatest}, its text tower knows {tokens} tokens; {remedy}"
+        raise ValueError(message)
+    return tokenizer
 
 
 def _arranged(visual: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Module":

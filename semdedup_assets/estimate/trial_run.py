@@ -186,6 +186,7 @@ def _small(context: StageContext, vectors: "_MadeUpVectors", *, rows: int, ks: s
         "model": "trial",
         "source": _shortened(pipeline.source, rows),
         "encoder": vectors,
+        "embed_once": "never",  # The vectors belong to no content.
         "training_sample": pipeline.training_sample.model_copy(update=sample),
         "clustering": pipeline.clustering.model_copy(update=clustering),
         "epsilons": tuple(spread(pipeline.epsilons, _TARGETS)),

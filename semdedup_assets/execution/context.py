@@ -54,12 +54,15 @@ class StageContext:
         graph: its stages.
         selection: the one in question; stages that all selections share do not look at it.
         compute: where and how fast; changes no result.
+        together: the selections whose results a refresh makes, so that what they share is read once for all of them;
+            none where one is made by hand.
     """
 
     pipeline: Pipeline
     graph: StageGraph
     selection: Selection
     compute: Compute = field(default_factory=Compute)
+    together: tuple[Selection, ...] = ()
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
     _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 

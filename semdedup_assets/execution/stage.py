@@ -185,6 +185,7 @@ class Stage:
         input_version: of an input's record, what of it counts: by default the version of all its content.
         accepts: whether today's settings want a result that fits its inputs; for settings that say which results count,
             and change none.
+        together: whether a task also makes what is stale of the selections that are made together with its own.
         unit: what a task is, in the words of a progress bar.
     """
 
@@ -214,6 +215,7 @@ class Stage:
     optional_inputs: Callable[[Pipeline, Selection], tuple[str, ...]] = _no_inputs
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version
     accepts: "Callable[[StageContext, ResultRecord], bool]" = _accepted
+    together: bool = False
     unit: str = "partitions"
 
     @property

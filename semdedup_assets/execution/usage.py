@@ -22,13 +22,15 @@ class Usage:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.phases: dict[str, float] = {}
+        self.results = 1
         _reset_peak()
 
     def details(self) -> dict[str, Any]:
-        """Seconds, seconds by phase and peak memory in MiB."""
-        details: dict[str, Any] = {"seconds": time.monotonic() - self.started, "peak_memory_mib": peak_memory_mib()}
+        """Seconds, seconds by phase and peak memory in MiB; of several results each has its share of the seconds."""
+        seconds = (time.monotonic() - self.started) / self.results
+        details: dict[str, Any] = {"seconds": seconds, "peak_memory_mib": peak_memory_mib()}
         if self.phases:
-            details["seconds_by_phase"] = dict(self.phases)
+            details["seconds_by_phase"] = {name: spent / self.results for name, spent in self.phases.items()}
         device = _device_peak_mib()
         if device is not None:
             details["peak_device_memory_mib"] = device
@@ -52,6 +54,13 @@ def measured() -> Iterator[Usage]:
 def current() -> Usage | None:
     """What is being measured, if anything is."""
     return _current.get()
+
+
+def share(results: int) -> None:
+    """Note how many results the task at hand makes, so that their seconds add up to its own."""
+    usage = _current.get()
+    if usage is not None:
+        usage.results = results
 
 
 @contextmanager

@@ -195,18 +195,25 @@ def kept_by_clustering(epsilon: np.ndarray, curves: Sequence[KeptCurve], *, note
     return _png(figure)
 
 
-def kept_set_intersections(labels: Sequence[str], matrices: Sequence[IntersectionMatrix], *, note: str) -> bytes:
+def kept_set_intersections(
+    labels: Sequence[str],
+    matrices: Sequence[IntersectionMatrix],
+    *,
+    note: str,
+    title: str = "Intersections of the kept sets of every k and seed",
+) -> bytes:
     """Draw how much of each kept set the others keep too, as heat maps (SemDeDup, Fig. A2).
 
     Args:
         labels: of the c sets.
         matrices: one for each size, at most six of which are drawn.
         note: a line below the title.
+        title: says whose sets these are.
 
     Returns:
         PNG.
     """
-    figure, axes = _new_figure("Intersections of the kept sets of every k and seed", note)
+    figure, axes = _new_figure(title, note)
     axes.set_axis_off()
     count = min(len(matrices), _MOST_PANELS)
     drawn = [matrices[i] for i in np.linspace(0, len(matrices) - 1, count).round().astype(int)] if count else []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _INK, _GREY, _BLUE, _GREEN, _RED, _OCHRE = "#222222", "#6b6b6b", "#2b6cd4", "#3a7d44", "#c0392b", "#b8860b"
-_FRAMES = {"kept": _GREEN, "removed": _RED, "orphan": _OCHRE}
+_FRAMES = {"kept": _GREEN, "removed": _RED, "orphan": _OCHRE, "": _GREY}
 
 # All lengths are pixels. Of a contact sheet: the sides of an image, and the heights of a text line and of the title.
 _SIDE, _GAP, _LINE, _TITLE = 64, 12, 12, 26
@@ -43,13 +43,14 @@ class Pair:
     wrong: bool | None = None
 
 
-def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6) -> bytes:
+def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6, colours: int | None = None) -> bytes:
     """Draw pairs in a grid, with a red frame around wrong ones.
 
     Args:
         pairs: in drawing order, line by line.
         title: a line above the pairs.
         columns: pairs in a line.
+        colours: of the picture, at most 256: a third of the bytes, for a run's log; None: all.
 
     Returns:
         PNG; 160 pixels wide for each column, about 110 high for each line.
@@ -72,7 +73,7 @@ def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6) -> byt
         below = y + _SIDE + 7
         pen.text((x, below), caption, fill=_RED if pair.wrong else _INK, font_size=10)
         pen.text((x, below + _LINE), f"removed | kept   {pair.similarity:.3f}", fill=_GREY, font_size=10)
-    return _png(sheet)
+    return _png(sheet if colours is None else sheet.quantize(colours))
 
 
 def section_picture(section: Section, *, cards: Mapping[int, ItemCard], max_bytes: int = 70_000) -> bytes:
@@ -172,6 +173,12 @@ def _legend(section: Section, groups: Sequence[Group]) -> list[tuple[str, str]]:
     has_query = any(group.query is not None for group in groups)
     has_orphan = any(item.state == "orphan" for group in groups for row in group.rows for item in row.items)
     has_label = any(row.short_label for group in groups for row in group.rows)
+    if section.item_label is not None:
+        states = dict.fromkeys(item.state for group in groups for row in group.rows for item in row.items)
+        shown = [(section.item_label, _FRAMES[state]) for state in states]
+        return [(f"{section.query_label} item", _BLUE), *shown, ("(below: similarity)", _GREY)]
+    if not any(item.state for group in groups for item in group.items()):
+        return [(f"below: {groups[0].rows[0].label}", _GREY)]
     below = "below: similarity" if has_query else "below: similarity to the centroid"
     return [
         *([(f"{section.query_label} item", _BLUE)] if has_query else []),

@@ -4,11 +4,12 @@ import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING, Literal
 
 from semdedup_assets.rendering.text_diff import highlighted_diff
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _MAX_TABLE_ROWS, _MAX_TABLE_TEXT = 50, 160
 
@@ -38,20 +39,22 @@ class RowItem:
 
     Attributes:
         id: the item's id.
-        kept: whether the gallery's epsilon keeps the item.
+        kept: whether the gallery's epsilon keeps the item; None in a gallery of no selection.
         similarity: cosine similarity to the query item or, in a group without one, to the centroid; None for the
             query item itself.
         is_orphan: whether the item is removed and has no kept neighbour within epsilon.
     """
 
     id: int
-    kept: bool
+    kept: bool | None
     similarity: float | None = None
     is_orphan: bool = False
 
     @property
-    def state(self) -> Literal["kept", "removed", "orphan"]:
-        """What the page calls the item, and the class that colours it."""
+    def state(self) -> Literal["kept", "removed", "orphan", ""]:
+        """What the page calls the item, and the class that colours it; nothing where nothing was selected."""
+        if self.kept is None:
+            return ""
         return "kept" if self.kept else "orphan" if self.is_orphan else "removed"
 
 
@@ -105,6 +108,7 @@ class Section:
         groups: from top to bottom.
         query_label: what the page calls a group's query item.
         dimmed: whether removed items are dimmed.
+        item_label: what the page calls the other items; None: kept, removed or orphan.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Section:
     groups: tuple[Group, ...]
     query_label: str = "kept"
     dimmed: bool = False
+    item_label: str | None = None
 
     def items(self) -> Iterator[RowItem]:
         """Every shown item, group by group; an item may occur more than once."""
@@ -145,15 +150,8 @@ def gallery_page(gallery: Gallery) -> bytes:
     Returns:
         UTF-8; the same bytes for the same gallery.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("gallery.html.jinja").render(
-        gallery=gallery, data_uri=_data_uri, highlighted_diff=highlighted_diff
+    page = page_template("gallery.html.jinja").render(
+        gallery=gallery, data_uri=data_uri, highlighted_diff=highlighted_diff
     )
     # A key may hold lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", "backslashreplace")
@@ -173,7 +171,7 @@ def section_table(gallery: Gallery, section: Section) -> list[dict[str, str]]:
             table_row = {
                 # A cluster has two groups, whose titles begin with "Before:" and "After:".
                 "group": str(number) if group.query is not None else group.title.partition(":")[0].lower(),
-                "state": section.query_label if item is group.query else item.state,
+                "state": section.query_label if item is group.query else section.item_label or item.state,
                 "similarity": "" if item.similarity is None else f"{item.similarity:.4f}",
                 "key": card.key,
             }
@@ -184,7 +182,21 @@ def section_table(gallery: Gallery, section: Section) -> list[dict[str, str]]:
     return table[:_MAX_TABLE_ROWS]
 
 
-def _data_uri(image: bytes) -> str:
+def page_template(name: str) -> "Template":
+    """A template of this folder, which escapes all that it is given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def data_uri(image: bytes) -> str:
     """A PNG or JPEG as a URL that holds its bytes."""
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

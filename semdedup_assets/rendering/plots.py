@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,12 @@ TITLES = {
     "cluster_sizes": "Cluster sizes",
 }
 """Name and title of each figure of one k."""
+
+EFFICIENCY_TITLES = {
+    "efficiency": "Duplicates found within clusters, by epsilon",
+    "next_clusters": "Duplicates found if next-nearest clusters are searched too",
+}
+"""Name and title of each figure of the detection efficiency."""
 
 # Dagster's dialog shows 600 pixels without scaling.
 _WIDTH, _HEIGHT, _DPI = 600, 380, 100
@@ -50,6 +56,25 @@ class EpsilonLabel:
     name: str
     epsilon: float
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShareCurve:
+    """A share by epsilon with its interval.
+
+    Attributes:
+        name: in the legend.
+        epsilon: (m,) ascending.
+        share: (m,) in [0, 1], NaN where there is none.
+        low: (m,) lower end of the interval.
+        high: (m,) upper end.
+    """
+
+    name: str
+    epsilon: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def kept_by_epsilon(epsilon: np.ndarray, kept: np.ndarray, *, labels: Sequence[EpsilonLabel], note: str) -> bytes:
@@ -210,6 +235,153 @@ def cluster_sizes(sizes: np.ndarray, *, note: str) -> bytes:
     return _png(figure)
 
 
+@dataclass(frozen=True, slots=True)
+class BandBars:
+    """Bars of bands of epsilon, each made of parts.
+
+    Attributes:
+        bands: name of each of the b bands.
+        parts: (b,) counts by the part's name, from the bottom up; parts of nothing are not drawn.
+        estimated: (b,) whether a band's parts are scaled from a sample.
+    """
+
+    bands: Sequence[str]
+    parts: dict[str, np.ndarray]
+    estimated: np.ndarray
+
+
+_PART_COLOURS = ("#1f4e79", "#4f8fc4", "#9ecae1", "#e6a15c", "#d9d9d9")
+
+
+def removed_by_band(bars: BandBars, *, title: str, note: str) -> bytes:
+    """Draw how many pairs lie in each band of epsilon, and of which kind they are (SemDeDup, sections 4.3 and 5.3).
+
+    Args:
+        bars: of the bands.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure(title, note)
+    axes.set_xlabel("1 − similarity of the removed item to its kept one", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("removed items", fontsize=_FONT_SIZE, color=_INK)
+    totals = np.sum(list(bars.parts.values()), axis=0)
+    if not totals.any():
+        _draw_empty(axes, "nothing is removed")
+        return _png(figure)
+    positions, base = np.arange(len(bars.bands)), np.zeros(len(bars.bands), dtype=np.int64)
+    for (name, counts), colour in zip(bars.parts.items(), _PART_COLOURS, strict=False):
+        if counts.any():
+            axes.bar(positions, counts, 0.72, bottom=base, color=colour, label=name)
+        base = base + counts
+    for position, total, scaled in zip(positions, totals.tolist(), bars.estimated, strict=True):
+        text = f"{total:,}{' *' if scaled else ''}"
+        axes.annotate(text, (position, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xticks(positions, [name.replace("beyond ", "beyond\n") for name in bars.bands])
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, 1.12 * int(totals.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes)
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalBars:
+    """Bars of other choices, each made of parts.
+
+    Attributes:
+        names: of the b choices.
+        parts: (b,) counts of items by the part's name, from the bottom up.
+    """
+
+    names: Sequence[str]
+    parts: dict[str, np.ndarray]
+
+
+def removal_bars(bars: RemovalBars, *, title: str, note: str) -> bytes:
+    """Draw how many items the method and each of several other choices remove, together and alone.
+
+    Args:
+        bars: of the other choices.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure(title, note)
+    axes.set_ylabel("removed items", fontsize=_FONT_SIZE, color=_INK)
+    if not np.sum(list(bars.parts.values())):
+        _draw_empty(axes, "nothing is removed")
+        return _png(figure)
+    positions, base = np.arange(len(bars.names)), np.zeros(len(bars.names), dtype=np.int64)
+    for (name, counts), colour in zip(bars.parts.items(), (_BLUE, _LIGHT, _ORANGE), strict=False):
+        axes.bar(positions, counts, 0.72, bottom=base, color=colour, label=name)
+        base = base + counts
+    axes.set_xticks(positions, [name.replace(" ", "\n", 1) for name in bars.names])
+    axes.grid(visible=False, axis="x")
+    # Room for the legend.
+    axes.set_ylim(0, 1.25 * int(base.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes)
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class BandShares:
+    """A share in each band of epsilon, and up to each, with 95 % intervals; NaN where nothing is known.
+
+    Attributes:
+        bands: name of each of the b bands.
+        share: (3, b) value, low and high in each band.
+        cumulative: (3, b) the same in it and all before it.
+        wanted: the share that is wanted.
+    """
+
+    bands: Sequence[str]
+    share: np.ndarray
+    cumulative: np.ndarray
+    wanted: float
+
+
+def precision_by_band(shares: BandShares, *, title: str, note: str) -> bytes:
+    """Draw the share of duplicates among removed items by band of epsilon, and up to each.
+
+    Args:
+        shares: of the bands.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(title, note)
+    axes.set_xlabel("1 − similarity of the removed item to its kept one", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "duplicates among removed items")
+    axes.set_ylim(0, 1.05)
+    positions = np.arange(len(shares.bands))
+    axes.set_xlim(-0.6, len(positions) - 0.4)
+    axes.set_xticks(positions, [name.replace("beyond ", "beyond\n") for name in shares.bands])
+    if np.isfinite(shares.share[0]).any():
+        drawn = ((shares.share, -0.1, _BLUE, "in the band"), (shares.cumulative, 0.1, _ORANGE, "up to its end"))
+        for (value, low, high), shift, colour, name in drawn:
+            bars = np.stack([value - low, high - value]).clip(0)
+            axes.errorbar(positions + shift, value, bars, fmt="o", color=colour, markersize=4, capsize=3, label=name)
+        axes.axhline(shares.wanted, color=_GREY, linewidth=1, linestyle="--", label=f"wanted, {shares.wanted:.0%}")
+        _legend(axes)
+    else:
+        _draw_empty(axes, "no labels")
+    return _png(figure)
+
+
 def convergence(objective: Sequence[float], *, title: str) -> bytes:
     """Draw the objective of k-means by iteration.
 
@@ -235,6 +407,115 @@ def convergence(objective: Sequence[float], *, title: str) -> bytes:
     axes.ticklabel_format(axis="y", useOffset=False)
     marker = "o" if len(values) <= 24 else None
     axes.plot(np.arange(1, len(values) + 1), values, color=_BLUE, linewidth=1.8, marker=marker, markersize=4)
+    return _png(figure)
+
+
+def detection_efficiency(curves: Sequence[ShareCurve], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found within clusters against epsilon (SemDeDup, Table A1).
+
+    Args:
+        curves: at most four.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["efficiency"], note)
+    _epsilon_axis(axes, [])
+    _share_axis(axes, "found within clusters")
+    known = [curve for curve in curves if np.isfinite(curve.share).any()]
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    styles = ((_BLUE, "-"), (_ORANGE, "-"), (_BLUE, "--"), (_ORANGE, "--"))
+    for curve, (colour, style) in zip(known, styles, strict=False):
+        # A logarithmic axis cannot show 0.
+        x = np.maximum(curve.epsilon, _MIN_EPSILON)
+        axes.plot(x, curve.share, style, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=curve.name)
+        axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+    _zoom_to_one(axes, min(float(np.nanmin([curve.share, curve.low])) for curve in known))
+    _legend(axes)
+    return _png(figure)
+
+
+def found_by_next_clusters(clusters: Sequence[int], shares: Mapping[float, np.ndarray], *, note: str) -> bytes:
+    """Draw which share of the duplicates is found if next-nearest clusters are searched too.
+
+    Args:
+        clusters: (p,) how many, ascending.
+        shares: (p,) shares in [0, 1] by epsilon; at most six are drawn.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    figure, axes = _new_figure(EFFICIENCY_TITLES["next_clusters"], note)
+    axes.set_xlabel("next-nearest clusters searched for each item", fontsize=_FONT_SIZE, color=_INK)
+    _share_axis(axes, "pairs found")
+    known = {epsilon: share for epsilon, share in shares.items() if np.isfinite(share).all()}
+    if not known:
+        _draw_empty(axes, "nothing to find")
+        return _png(figure)
+    labels = [EpsilonLabel(f"{epsilon:g}", epsilon, 0.0) for epsilon in known]
+    for index, colour in _coloured(labels, limit=_MAX_BANDS):
+        share = known[labels[index].epsilon]
+        axes.plot(range(len(clusters)), share, color=colour, marker="o", markersize=3.5, label=labels[index].name)
+    axes.set_xticks(range(len(clusters)), [f"{count:,}" for count in clusters])
+    _zoom_to_one(axes, min(float(share.min()) for share in known.values()))
+    _legend(axes, title="epsilon")
+    return _png(figure)
+
+
+def _zoom_to_one(axes: "Axes", least: float) -> None:
+    """Show shares from a little below the least to 1."""
+    room = max(0.01, 1 - least)
+    axes.set_ylim(max(0.0, least - 0.1 * room), 1 + 0.05 * room)
+
+
+def caption_agreement(
+    pairs: np.ndarray, *, image: np.ndarray, caption: np.ndarray, agree_from: float, note: str
+) -> bytes:
+    """Draw pairs of images by the similarity of the images and of their captions.
+
+    Args:
+        pairs: (b, c) their number in each cell.
+        image: (b + 1,) edges of the images' similarity.
+        caption: (c + 1,) edges of the captions' similarity.
+        agree_from: similarity of captions below which they disagree.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure("Images that agree, and their captions", note)
+    axes.set_xlabel("cosine similarity of the images", fontsize=_FONT_SIZE, color=_INK)
+    axes.set_ylabel("cosine similarity of the captions", fontsize=_FONT_SIZE, color=_INK)
+    if not pairs.any():
+        _draw_empty(axes, "no pairs with captions")
+        return _png(figure)
+    shown = np.ma.masked_equal(pairs.T, 0)
+    mesh = axes.pcolormesh(image, caption, shown, cmap="viridis_r", norm=LogNorm(1, max(2, int(pairs.max()))))
+    bar = figure.colorbar(mesh, ax=axes, format=StrMethodFormatter("{x:,.0f}"))
+    bar.ax.minorticks_off()
+    bar.locator = MaxNLocator(integer=True, nbins=6)
+    bar.update_ticks()
+    bar.set_label("pairs in a cell", fontsize=_FONT_SIZE, color=_INK)
+    bar.ax.tick_params(labelsize=_FONT_SIZE, colors=_INK)
+    filled = caption[:-1][pairs.any(axis=0)]
+    axes.set_ylim(min(float(filled.min()), agree_from) - 0.05, 1.02)
+    axes.axhline(agree_from, color=_ORANGE, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"below {agree_from:g} they disagree",
+        (0.0, agree_from),
+        xytext=(4, -11),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=_FONT_SIZE,
+        color=_ORANGE,
+    )
     return _png(figure)
 
 

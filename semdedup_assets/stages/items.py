@@ -140,15 +140,30 @@ def _row_group(items: Iterator[Item]) -> list[Item]:
     return part
 
 
-def item_values(record: ResultRecord, column: str) -> "np.ndarray | np.ma.MaskedArray[Any, Any]":
-    """(n,) a numeric carried column of a shard, by row; nulls are masked."""
+def item_values(
+    record: ResultRecord, column: str, *, ranked: Sequence[str] | None = None
+) -> "np.ndarray | np.ma.MaskedArray[Any, Any]":
+    """(n,) a carried column of a shard by row, as numbers or bools; nulls are masked.
+
+    Args:
+        record: of the shard's items.
+        column: its name; of text only with `ranked`.
+        ranked: values of a text column: each item has the index of its own among them, or their number.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     values = pa.chunked_array(
         [table.column(column).combine_chunks() for table in read_arrow(items_file(record), [column])]
     )
     missing = values.is_null().to_numpy()
-    return np.ma.masked_array(values.fill_null(0).to_numpy(), mask=missing) if missing.any() else values.to_numpy()
+    if ranked is not None:
+        values = pc.fill_null(pc.index_in(values, value_set=pa.array(ranked, pa.string())), len(ranked))
+    if missing.any():
+        empty = False if pa.types.is_boolean(values.type) else 0
+        return np.ma.masked_array(values.fill_null(empty).to_numpy(), mask=missing)
+    found: np.ndarray = values.to_numpy()
+    return found
 
 
 def item_columns(pipeline: Pipeline) -> tuple[Column, ...]:

@@ -10,12 +10,15 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
 from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
-from semdedup_assets.stages.kept_rows import KeptShard, kept_rows
+from semdedup_assets.stages.item_groups import NO_GROUP
+from semdedup_assets.stages.kept_rows import KeptShard, kept_rows, removed_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
 from semdedup_assets.stages.manifest_rows import SampleCounter
 from semdedup_assets.stages.source_copies import kept_records
@@ -40,38 +43,81 @@ Writer = Callable[[StageContext, KeptShard, ResultWriter], Counts]
 
 
 def kept_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
-    """The kept items of a shard: id, shard, row, file, file_row, key and the carried columns, in the source's order.
+    """The kept items of a shard: where each lies, its key, its group and the carried columns, in the source's order.
 
     A file name that is not UTF-8 is escaped as in its items' keys: a string column cannot hold it.
     """
     import pyarrow as pa
 
-    schema, names = _schema(context), pa.array([printable(path) for path in kept.paths], pa.string())
+    carried = [pa.field(name, arrow_type(kind)) for name, kind in context.pipeline.source.column_types.items()]
+    schema = pa.schema([*_located(), *_grouped(context), *carried])
+    names = pa.array([printable(path) for path in kept.paths], pa.string())
     for part in kept_rows(kept):
-        located = {
+        group, _, size = kept.groups.of(part.table.column("id").to_numpy())
+        found = {
             "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
             "row": pa.array(part.rows),
             "file": names.take(pa.array(part.files)),
             "file_row": pa.array(part.file_rows),
+            **_group_columns(context, group, size, kept=True),
         }
-        arrays = [located[name] if name in located else part.table.column(name) for name in schema.names]
+        arrays = [found[name] if name in found else part.table.column(name) for name in schema.names]
         yield pa.table(arrays, schema=schema)
 
 
-def _schema(context: StageContext) -> "pa.Schema":
+def removed_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
+    """The removed items of a shard, and the kept item that stands for each, in the source's order."""
+    import pyarrow as pa
+
+    of_kept = [pa.field("kept_key", pa.string()), pa.field("similarity", pa.float32())]
+    schema = pa.schema([*(field for field in _located() if "file" not in field.name), *_grouped(context), *of_kept])
+    for part in removed_rows(kept):
+        group, similarity, size = kept.groups.of(part.table.column("id").to_numpy())
+        found = {
+            "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
+            "row": pa.array(part.rows),
+            **_group_columns(context, group, size, kept=False),
+            "kept_key": kept.keys.of(kept.shard.index, group),
+            "similarity": pa.array(similarity, mask=np.isnan(similarity)),
+        }
+        arrays = [found[name] if name in found else part.table.column(name) for name in schema.names]
+        yield pa.table(arrays, schema=schema)
+
+
+def _located() -> "pa.Schema":
     """The same for all shards, also for one of which nothing is kept."""
     import pyarrow as pa
 
     located = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
-    carried = [pa.field(name, arrow_type(kind)) for name, kind in context.pipeline.source.column_types.items()]
-    return pa.schema([*pa.schema(located), pa.field("key", pa.string()), *carried])
+    return pa.schema({**located, "key": pa.string()})
+
+
+def _grouped(context: StageContext) -> "pa.Schema":
+    import pyarrow as pa
+
+    weight = {} if context.pipeline.manifest_weight is None else {"weight": pa.float64()}
+    return pa.schema({"group": pa.uint64(), "group_size": pa.uint32(), **weight})
+
+
+def _group_columns(context: StageContext, group: np.ndarray, size: np.ndarray, *, kept: bool) -> dict[str, "pa.Array"]:
+    """Group, its size and what an item weighs; null where it belongs to none."""
+    import pyarrow as pa
+
+    missing = group == NO_GROUP
+    if context.pipeline.manifest_weight == "inverse_group_size":
+        weight = 1.0 / np.maximum(size, 1)
+    else:
+        weight = size.astype(np.float64) if kept else np.zeros(len(size))
+    columns = {"group": group, "group_size": size, "weight": weight}
+    return {name: pa.array(values, mask=missing) for name, values in columns.items()}
 
 
 def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
-    """`parquet/<shard>.parquet`: identity, key and carried columns of each kept item."""
-    with result.open(f"parquet/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-        for table in kept_tables(context, kept):
-            writer.write_arrow(table)
+    """`parquet/<shard>.parquet` and `removed/<shard>.parquet`: the kept and the removed items."""
+    for folder, tables in (("parquet", kept_tables), ("removed", removed_tables)):
+        with result.open(f"{folder}/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
+            for table in tables(context, kept):
+                writer.write_arrow(table)
     return {}
 
 

@@ -39,6 +39,28 @@ def rows_written(folder: str, files: Iterable[str], *, samples_sent: int = 0) ->
     return rows
 
 
+def group_counts(folder: str, files: Iterable[str]) -> dict[str, int]:
+    """How many items the kept ones of a manifest stand for, and how many belong to a kept one, as its files have it.
+
+    Args:
+        folder: the manifest's.
+        files: their paths in the folder.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    counts = {"stood_for": 0, "grouped": 0}
+    for name in files:
+        kind = name.partition("/")[0]
+        if kind in ("parquet", "removed"):
+            with open_file(join(folder, name)) as stream:
+                sizes = pq.ParquetFile(stream).read(["group_size"]).column(0).cast(pa.uint64())
+            counts["grouped"] += len(sizes) - sizes.null_count
+            counts["stood_for"] += (pc.sum(sizes).as_py() or 0) if kind == "parquet" else 0
+    return counts
+
+
 def _parquet_rows(stream: IO[bytes]) -> int:
     import pyarrow.parquet as pq
 
@@ -85,6 +107,7 @@ def _key(name: str) -> str | None:
 
 _COUNTS: dict[str, Callable[[IO[bytes]], int]] = {
     "parquet": _parquet_rows,
+    "removed": _parquet_rows,
     "keep_lists": lambda stream: _table_rows(stream, cells=3),
     "samples": lambda stream: _table_rows(stream, cells=4),
     "jsonl": _packed_lines,

@@ -1,23 +1,24 @@
 """Write what a training job reads: the kept items, in the order of the source."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semdedup_assets.checks.manifests import CHECKS
+from semdedup_assets.checks.manifests import MANIFESTS, ManifestStage, manifest_checks
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import Stage
+from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, kept_shards
 from semdedup_assets.stages.manifest_formats import COPIES, SHARD_FORMATS, Counts, write_csv
-from semdedup_assets.stages.manifest_rows import rows_written
+from semdedup_assets.stages.manifest_rows import group_counts, rows_written
 from semdedup_assets.storage.files import join, write_bytes
+from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.results import (
     FolderWriter,
     ResultRecord,
@@ -46,32 +47,35 @@ class _ManifestTask:
     inputs: dict[str, str]
 
 
-def _tasks(context: StageContext, partition: Partition) -> Sequence[_ManifestTask]:
-    inputs = context.index.input_versions("manifests", partition)
-    context.index.require_consistent("keep_masks", partition)
-    writer = FolderWriter(context.location("manifests", partition))
-    attempt = f"{fingerprint([inputs, context.code_version('manifests')])[:16]}-{writer.attempt[:6]}"
+def _tasks(context: StageContext, stage: ManifestStage, partition: Partition) -> Sequence[_ManifestTask]:
+    inputs = context.index.input_versions(stage.name, partition)
+    context.index.require_consistent(stage.masks, partition)
+    writer = FolderWriter(context.location(stage.name, partition))
+    attempt = f"{fingerprint([inputs, context.code_version(stage.name)])[:16]}-{writer.attempt[:6]}"
     shards: list[str | None] = [shard.name for shard in context.shards]
     if "csv" in context.pipeline.manifests:
         shards.append(None)
     return [_ManifestTask(partition, shard, attempt, inputs) for shard in shards]
 
 
-class _Worker:
-    """Writes manifests; the masks of a kept set, which lie by cluster, are brought into the source's order once."""
+class ManifestWorker:
+    """Writes manifests; the masks, which lie by cluster, are brought into the source's order once.
 
-    def __init__(self, context: StageContext) -> None:
-        self._context = context
+    Args:
+        context: of the pipeline and the selection.
+        stage: which writes them.
+    """
+
+    def __init__(self, context: StageContext, stage: ManifestStage) -> None:
+        self._context, self._stage = context, stage
         self._gathered: tuple[str, dict[str, KeptShard]] | None = None
 
     def __call__(self, task: _ManifestTask) -> PartOfResult:
+        """Write what one task gives to all formats."""
         if self._gathered is None or self._gathered[0] != task.attempt:
-            self._context.index.require_inputs("manifests", task.partition, task.inputs)
-            with usage.phase("gather"):
-                copied = bool(COPIES & set(self._context.pipeline.manifests))
-                self._gathered = task.attempt, kept_shards(self._context, task.partition, copied=copied)
+            self._gathered = task.attempt, self._kept_shards(task)
         kept = self._gathered[1]
-        context, location = self._context, self._context.location("manifests", task.partition)
+        context, location = self._context, self._context.location(self._stage.name, task.partition)
         found: Counts = {}
         with attempting(FolderWriter(location, task.attempt)) as writer:
             if task.shard is None:
@@ -83,9 +87,23 @@ class _Worker:
                         found |= SHARD_FORMATS[name](context, kept[task.shard], writer)
             with usage.phase("count"):
                 sent = found.pop("samples_sent", 0)
-                rows = rows_written(join(location, task.attempt), writer.files, samples_sent=sent)
-        details = {"rows_written": rows, "changed": found, **_counts(None if task.shard is None else kept[task.shard])}
+                folder = join(location, task.attempt)
+                rows = rows_written(folder, writer.files, samples_sent=sent)
+                groups = group_counts(folder, writer.files)
+        details = {
+            "rows_written": rows,
+            "group_counts": groups,
+            "changed": found,
+            **_counts(None if task.shard is None else kept[task.shard]),
+        }
         return PartOfResult(task.inputs, writer.files, {**details, "attempt": task.attempt, "usage": used_for(None)})
+
+    def _kept_shards(self, task: _ManifestTask) -> dict[str, KeptShard]:
+        context = self._context
+        context.index.require_inputs(self._stage.name, task.partition, task.inputs)
+        with usage.phase("gather"):
+            masks = context.index.require(self._stage.masks, task.partition)
+            return kept_shards(context, masks, copied=bool(COPIES & set(context.pipeline.manifests)))
 
 
 def _counts(kept: KeptShard | None) -> dict[str, Any]:
@@ -96,11 +114,12 @@ def _counts(kept: KeptShard | None) -> dict[str, Any]:
     return {**counts, "unlisted": kept.unlisted, "unnameable": kept.unnameable}
 
 
-def _finish(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
+def _finish(
+    context: StageContext, stage: ManifestStage, partition: Partition, parts: list[PartOfResult]
+) -> ResultRecord:
     attempt, inputs = parts[0].details["attempt"], parts[0].inputs
-    kept_set = partition.kept_set(context.selection)
-    masks = context.index.require("keep_masks", partition).details
-    writer = FolderWriter(context.location("manifests", partition), attempt)
+    masks = context.index.require(stage.masks, partition).details
+    writer = FolderWriter(context.location(stage.name, partition), attempt)
     for part in parts:
         writer.files |= part.files
     records = sum(part.details["records"] for part in parts)
@@ -122,15 +141,22 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         "unnameable_examples": [printable(path) for path in list(unnameable)[:_LISTED]],
         "changed": _added(parts, "changed"),
         "rows_written": _added(parts, "rows_written"),
-        "made_with": _made_with(context, partition, epsilon=float(masks["epsilon"])),
+        **(_added(parts, "group_counts") if "parquet" in context.pipeline.manifests else {}),
+        "made_with": _made_with(context, partition, masks),
     }
     writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
     require_written(writer)
     write_bytes(writer.path(MANIFEST), json.dumps({**details, "inputs": inputs}, indent=1).encode())
     # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
-    pointer = {"folder": attempt, "version": attempt, "epsilon": str(partition.target), "k": str(partition.clustering)}
-    write_bytes(context.layout.current_manifest(kept_set), json.dumps(pointer, indent=1).encode())
-    return context.commit("manifests", writer, inputs=inputs, keep_earlier=True)
+    pointer = {"folder": attempt, "version": attempt, **_dimensions(partition)}
+    write_bytes(current_manifest(writer.location), json.dumps(pointer, indent=1).encode())
+    return context.commit(stage.name, writer, inputs=inputs, keep_earlier=True)
+
+
+def _dimensions(partition: Partition) -> dict[str, str]:
+    """What a partition is of, by the names of its dimensions."""
+    named = {"epsilon": partition.target, "k": partition.clustering}
+    return {name: str(value) for name, value in named.items() if value is not None}
 
 
 def _added(parts: Sequence[PartOfResult], name: str) -> dict[str, int]:
@@ -142,15 +168,34 @@ def _added(parts: Sequence[PartOfResult], name: str) -> dict[str, int]:
     return found
 
 
-def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -> dict[str, Any]:
-    """The settings and the data that a manifest goes back to."""
-    pipeline, clustering = context.pipeline, partition.required_clustering
+def _made_with(context: StageContext, partition: Partition, masks: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and the data that a manifest goes back to.
+
+    Args:
+        context: of the pipeline and the selection.
+        partition: which manifest.
+        masks: details of what decided which items are kept; `made_with` among them stands for a clustering and a
+            selection where it did without.
+    """
+    pipeline = context.pipeline
     items = context.index.require_all("items")
     return {
         "dataset": pipeline.dataset,
         "dataset_fingerprint": fingerprint([record.inputs["shards"] for record in items.values()]),
         "model": pipeline.model_name,
         "encoder": pipeline.encoder.identity(),
+        **(masks["made_with"] if "made_with" in masks else _clustered(context, partition, masks)),
+        "excluded": {
+            str(shard): reason
+            for stage in ("items", "embeddings")
+            for shard, reason in context.index.excluded(stage).items()
+        },
+    }
+
+
+def _clustered(context: StageContext, partition: Partition, masks: Mapping[str, Any]) -> dict[str, Any]:
+    pipeline, clustering = context.pipeline, partition.required_clustering
+    return {
         "k": clustering.k,
         "clustering": {
             "seed": clustering.seed,
@@ -160,12 +205,7 @@ def _made_with(context: StageContext, partition: Partition, *, epsilon: float) -
         "training_sample": pipeline.training_sample.model_dump(mode="json"),
         "selection": context.selection.model_dump(mode="json"),
         "target": str(partition.target),
-        "epsilon": epsilon,
-        "excluded": {
-            str(shard): reason
-            for stage in ("items", "embeddings")
-            for shard, reason in context.index.excluded(stage).items()
-        },
+        "epsilon": float(masks["epsilon"]),
     }
 
 
@@ -174,24 +214,56 @@ def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
     return ("shards",) if COPIES & set(pipeline.manifests) else ()
 
 
-STAGE = Stage(
-    name="manifests",
-    step="5-train",
-    description="The kept items in the order of the source, in the formats that training jobs read. A manifest is never "
-    "changed: a new one lies beside the old, and `current.json` says which is current.",
-    dimensions=("epsilon", "k"),
-    inputs=("keep_masks", "items"),
-    optional_inputs=_optional_inputs,
-    settings=lambda context: {"formats": sorted(context.pipeline.manifests)},
-    location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "manifests"),
-    worker=_Worker,
-    version=2,
-    tasks=_tasks,
-    finish=_finish,
-    kinds=frozenset({"parquet"}),
-    columns=item_columns,
-    checks=CHECKS,
-    selected=True,
-    pool=None,
-    unit="shards",
-)
+def _settings(context: StageContext) -> dict[str, Any]:
+    pipeline = context.pipeline
+    weight = {"weight": pipeline.manifest_weight} if "parquet" in pipeline.manifests else {}
+    return {"formats": sorted(pipeline.manifests), **weight}
+
+
+def manifest_columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    """What the Parquet files of a manifest tell of each kept item."""
+    weight = (Column("weight", "float64", "What the item counts in training, by the setting `manifest_weight`."),)
+    return (
+        *item_columns(pipeline),
+        Column("group", "uint64", "The kept item that stands for this one: here its own id."),
+        Column("group_size", "uint32", "How many items it stands for, itself counted."),
+        *(() if pipeline.manifest_weight is None else weight),
+    )
+
+
+def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker]) -> Stage:
+    """A stage that writes manifests from masks: the method's own, or a baseline's with what it replaces.
+
+    Args:
+        stage: its name, and whose masks it reads.
+        worker: makes a `ManifestWorker`; a function of the module whose `STAGE` this becomes.
+    """
+    return Stage(
+        name=stage.name,
+        step="5-train",
+        description="The kept items in the order of the source, in the formats that training jobs read, each with how "
+        "many it stands for; and the removed ones, each with the kept item that stands for it (`removed/`). A manifest "
+        "is never changed: a new one lies beside the old, and `current.json` says which is current.",
+        dimensions=("epsilon", "k"),
+        inputs=(stage.masks, "items"),
+        optional_inputs=_optional_inputs,
+        settings=_settings,
+        location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), stage.name),
+        worker=worker,
+        version=3,
+        tasks=lambda context, partition: _tasks(context, stage, partition),
+        finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
+        kinds=frozenset({"parquet"}),
+        columns=manifest_columns,
+        checks=manifest_checks(stage),
+        selected=True,
+        pool=None,
+        unit="shards",
+    )
+
+
+def _worker(context: StageContext) -> Worker:
+    return ManifestWorker(context, MANIFESTS)
+
+
+STAGE = manifest_stage(MANIFESTS, _worker)

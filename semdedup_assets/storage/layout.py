@@ -42,6 +42,20 @@ class Layout:
         """Arrow: a shard's ids and vectors; Parquet: its skipped items with their reasons."""
         return join(self.folder, "embeddings", shard)
 
+    def caption_embeddings(self, shard: str) -> str:
+        """Arrow: ids and vectors of the captions of a shard's images."""
+        return join(self.folder, "caption_embeddings", shard)
+
+    @property
+    def reference_embeddings(self) -> str:
+        """Arrow: ids and vectors of the references' items, with their keys beside it."""
+        return join(self.folder, "reference_embeddings")
+
+    @property
+    def observed_references(self) -> str:
+        """JSON: fingerprint of the files of each reference, as they were last listed."""
+        return join(self.folder, "observed_references.json")
+
     @property
     def training_sample(self) -> str:
         """Arrow: the vectors that centroids are fitted to."""
@@ -59,6 +73,10 @@ class Layout:
         """Parquet: greatest similarity to an earlier item, by item of the range's clusters."""
         return self.of_clustering(clustering, "scores", selection.keep_order, f"r{cluster_range:04d}")
 
+    def boundary_items(self, clustering: Clustering, repair: object, shard: str) -> str:
+        """Arrow: a shard's items that search other clusters, one record batch for each range of these."""
+        return self.of_clustering(clustering, f"boundary-{repair}", shard)
+
     def of_clustering(self, clustering: Clustering, *parts: str) -> str:
         """A result that belongs to a clustering."""
         return join(self.folder, clustering.path, *parts)
@@ -75,11 +93,25 @@ class Layout:
         """A result that belongs to a kept set: its masks, manifests, gallery."""
         return join(self.folder, kept_set.path, *parts)
 
+    def of_baseline(self, name: str, *parts: str) -> str:
+        """A result of a baseline that needs no clustering: its fingerprints, masks, manifests."""
+        return join(self.folder, "baselines", name, *parts)
+
     def current_manifest(self, kept_set: KeptSet) -> str:
         """JSON: which manifest a training job reads."""
-        return self.of_kept_set(kept_set, "manifests", "current.json")
+        return current_manifest(self.of_kept_set(kept_set, "manifests"))
 
     @property
     def estimate(self) -> str:
         """JSON: what the pipeline is predicted to take."""
         return join(self.folder, "estimate")
+
+
+def current_manifest(manifests: str) -> str:
+    """JSON: which of the manifests in a folder a training job reads."""
+    return join(manifests, "current.json")
+
+
+def comparison(root: str, name: str) -> str:
+    """Parquet: which items some manifests keep in common, and what changed between them; of a comparison by its name."""
+    return join(root, "manifest_comparisons", name)

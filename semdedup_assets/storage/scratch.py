@@ -6,6 +6,8 @@ import tempfile
 
 import numpy as np
 
+_BLOCK_BYTES = 32 << 20
+
 
 def scratch_array(shape: tuple[int, int], dtype: np.dtype, *, budget: int) -> np.ndarray:
     """An array to be filled: in memory where it fits a budget, else mapped from a temporary file without a name.
@@ -43,3 +45,57 @@ def _reserve(file: int, size: int) -> None:
             "`compute.memory_mib` above it"
         )
         raise OSError(error.errno, message) from error
+
+
+class ScratchRows:
+    """Rows that come one after the other and are read again in any order: in memory, beyond a budget in files.
+
+    The number of rows need not be known before. The files have no name, and go with the object.
+    """
+
+    def __init__(self, dtype: np.dtype, *, budget: int) -> None:
+        """Nothing is held yet.
+
+        Args:
+            dtype: of the numbers.
+            budget: bytes that may stay in memory.
+        """
+        self._dtype = np.dtype(dtype)
+        self._budget = budget
+        self._blocks: list[np.ndarray] = []
+
+    def put(self, index: np.ndarray, rows: np.ndarray) -> None:
+        """Hold rows.
+
+        Args:
+            index: (n,) int64, at which each is to be found.
+            rows: (n, d) numbers; d is the same in each call.
+
+        Raises:
+            OSError: there is no room for a file; names the folder, what is needed and the remedy.
+        """
+        if len(index) == 0:
+            return
+        size = _block_rows(rows.shape[1] * self._dtype.itemsize)
+        while len(self._blocks) <= int(index.max()) // size:
+            held = sum(block.nbytes for block in self._blocks)
+            self._blocks.append(scratch_array((size, rows.shape[1]), self._dtype, budget=self._budget - held))
+        for block in np.unique(index // size).tolist():
+            here = index // size == block
+            self._blocks[block][index[here] - block * size] = rows[here]
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """(n, d) the rows at (n,) int64 indices, which were put there before; (0, d or 0) of none."""
+        if not self._blocks:
+            return np.empty((0, 0), self._dtype)
+        size, width = self._blocks[0].shape
+        found = np.empty((len(index), width), self._dtype)
+        for block in np.unique(index // size).tolist():
+            here = index // size == block
+            found[here] = self._blocks[block][index[here] - block * size]
+        return found
+
+
+def _block_rows(row_bytes: int) -> int:
+    """Rows of a block: it is reserved as a whole, and a shard may have few."""
+    return max(1, _BLOCK_BYTES // max(1, row_bytes))

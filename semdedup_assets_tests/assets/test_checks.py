@@ -35,6 +35,7 @@ BLOCKING = {
     "duplicate_scores": {"every_item_scored_once"},
     "keep_masks": {"masks_are_monotone", "every_cluster_keeps_one", "every_item_masked_once"},
     "manifests": {"counts_are_conserved"},
+    "detection_efficiency": set[str](),
     "figures": set[str](),
     "galleries": set[str](),
     "removed_items": set[str](),
@@ -50,23 +51,18 @@ WARNING = {
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
+    "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
+    "detection_efficiency": {"finds_most_duplicates"},
     "epsilon_estimate_errors": {"estimates_are_near"},
 }
-ON_DEMAND = {
-    "estimate",
-    "removed_items",
-    "rule_comparison",
-    "epsilon_estimates",
-    "epsilon_estimate_errors",
-    "clustering_comparison",
-    "cost",
-}
+ON_DEMAND = {stage.name for stage in GRAPH.stages if stage.on_demand}
 UP_TO_DATE = {
     "assignments",
     "duplicate_scores",
     "keep_masks",
     "manifests",
+    "detection_efficiency",
     "figures",
     "galleries",
     "removed_items",

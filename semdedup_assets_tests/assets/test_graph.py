@@ -35,6 +35,10 @@ GRAPH = {
         ("epsilon", "k"),
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
+    "toy/precomputed/detection_efficiency": (
+        ("k",),
+        ("toy/precomputed/assignments", "toy/precomputed/centroids", "toy/shard_index"),
+    ),
     "toy/precomputed/figures": (("k",), ("toy/precomputed/duplicate_scores", "toy/precomputed/keep_masks")),
     "toy/precomputed/galleries": (
         ("epsilon", "k"),
@@ -57,6 +61,15 @@ GRAPH = {
     ),
     "toy/precomputed/clustering_comparison": ((), ("toy/precomputed/duplicate_scores",)),
     "toy/precomputed/cost": ((), ("toy/precomputed/duplicate_scores",)),
+    "toy/precomputed/outliers": (
+        ("k",),
+        ("toy/precomputed/assignments", "toy/precomputed/items", "toy/shard_index"),
+    ),
+    "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
+    "toy/precomputed/random_manifests": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/random_masks", "toy/shard_index"),
+    ),
 }
 
 
@@ -143,6 +156,8 @@ def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> N
         "epsilon_estimate_errors",
         "clustering_comparison",
         "cost",
+        "random_masks",
+        "random_manifests",
     }
     shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
     assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}
@@ -222,7 +237,7 @@ def test_dagsters_list_of_components_holds_ours() -> None:
         for name, member in inspect.getmembers(semdedup_assets, inspect.isclass)
         if issubclass(member, dg.Component)
     ]
-    assert found == ["SemDedupPipeline"]
+    assert found == ["ManifestComparison", "SemDedupPipeline"]
 
 
 def test_environment_variables_fill_a_defs_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

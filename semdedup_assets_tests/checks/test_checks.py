@@ -1,6 +1,7 @@
 """Every check passes on a sound store, and fails on one that is really wrong."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -359,7 +360,7 @@ def test_items_that_scores_lose_are_reported(runs: StageRuns) -> None:
     context = runs.context()
     assigned = AssignedClusters(context, Clustering("3"))
     assigned.__dict__["ranges"] = without_last_cluster(assigned.ranges)
-    score_range(context, Partition(clustering=Clustering("3"), cluster_range=2), assigned=assigned)
+    score_range(Partition(clustering=Clustering("3"), cluster_range=2), [assigned])
     problems = found(runs, duplicate_scores.every_item_scored_once)
     assert list(problems) == ["all buckets of k=3"]
     assert "items where 180 should be" in problems["all buckets of k=3"]
@@ -467,6 +468,23 @@ def test_a_manifest_that_does_not_add_up_is_reported(runs: StageRuns) -> None:
     record = runs.record("manifests", "0.05|40")
     change_details(record, skipped=1)
     assert found(runs, manifests.counts_are_conserved) == {"0.05|40": "kept, removed and skipped are 181, records 180"}
+
+
+def test_groups_that_do_not_hold_each_item_once_are_reported(runs: StageRuns) -> None:
+    masks = runs.record("keep_masks", "0.05|3")
+    removed = pl.read_parquet(masks.file("r0000.parquet").path).filter(~pl.col("kept"))["id"][0]
+    # Its group becomes that of a removed item: nobody's.
+    change_table(masks, "r0000.parquet", lambda table: table.with_columns(pl.col("kept_neighbour") * 0 + removed))
+    runs.make("manifests", "0.05|3")
+    problems = found(runs, manifests.counts_are_conserved)
+    assert re.search(r"the kept items stand for \d+, 180 belong to one", problems["0.05|3"])
+
+
+def test_removed_rows_that_are_missing_are_reported(runs: StageRuns) -> None:
+    details = runs.record("manifests", "0.05|40").details
+    change_details(runs.record("manifests", "0.05|40"), rows_written={**details["rows_written"], "removed": 2})
+    problems = found(runs, manifests.counts_are_conserved)
+    assert problems == {"0.05|40": f"2 rows in removed, {details['removed']} removed"}
 
 
 def test_files_that_a_format_cannot_name_are_reported(runs: StageRuns) -> None:

@@ -323,3 +323,32 @@ def test_a_failing_source_is_raised_and_a_stopped_reader_leaves_no_thread(tower:
     assert threading.active_count() > before
     batches.close()
     assert threading.active_count() == before
+
+
+CAPTIONS = ["a red flag", "A man in a motorized wheelchair, dark skin tone", "🙂", "word " * 200, "a red flag"]
+
+
+def test_vectors_of_captions_are_open_clips_own_normalised_features() -> None:
+    import open_clip
+    import torch
+
+    folder = Path(__file__).parents[2] / "examples" / "emoji" / "encoder"
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with torch.no_grad():
+        expected = [model.eval().encode_text(tokenizer([text]), normalize=True)[0] for text in CAPTIONS]
+    stream: list[Record | Invalid] = [Record(str(row), text) for row, text in enumerate(CAPTIONS)]
+    stream.insert(2, Invalid("none", "no caption"))
+    for batch_size in (1, 2, 64):
+        encoder = OpenClip(model=str(folder), precision="float32")
+        tower = encoder.load_text(Compute(device="cpu", batch_size=batch_size))
+        batches = list(tower.embed(stream))
+        np.testing.assert_allclose(together(batches), torch.stack(expected).numpy(), atol=1e-5)
+        assert [row for batch in batches for row in batch.rows] == [0, 1, 3, 4, 5]
+        assert [item.key for batch in batches for item in batch.skipped] == ["none"]
+        assert tower.dimension == together(batches).shape[1]
+
+
+def test_a_tokenizer_that_does_not_fit_the_text_tower_is_an_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"its tokenizer gives token 49407, its text tower knows 100 tokens; put"):
+        OpenClip(model=str(folder), precision="float32").load_text(CPU)

@@ -10,7 +10,7 @@ import pytest
 
 from semdedup_assets.checks.embeddings import files_are_whole, no_shard_excluded, vectors_tell_items_apart
 from semdedup_assets.records import content_hash
-from semdedup_assets.stages.embeddings import content_hashes
+from semdedup_assets.stages.embeddings import content_hashes, stored_contents
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline
 from semdedup_assets_tests.toy_source import vectors_settings
 
@@ -140,3 +140,53 @@ def test_an_array_that_ends_early_is_no_row_of_invalid_items(tmp_path: Path, acc
         assert runs.record("items", "s000001").details["items"] == record.details["items"]
     else:
         assert "its 60 rows" in str(record.excluded)
+
+
+def injected(seed: int) -> list[list[str | None]]:
+    """Docstrings of two shards, a third of them copies, some invalid."""
+    with gzip.open(ENCODER.parent / "shards" / "00000.jsonl.gz", "rt") as stream:
+        texts: list[str | None] = [json.loads(line)["text"] for line in stream][:300]
+    rng = np.random.default_rng(seed)
+    mixed = [*texts, *(texts[at] for at in rng.integers(0, 300, 150)), None, "", None, " ", ""]
+    order = rng.permutation(len(mixed))
+    return [[mixed[at] for at in part] for part in np.array_split(order, 2)]
+
+
+def test_embedding_each_content_once_gives_the_same_results_and_reports_what_it_saved(tmp_path: Path) -> None:
+    shards = injected(0)
+    once = text_pipeline(tmp_path, shards)
+    once.run(until="embeddings")
+    assert once.changed(embed_once="never").run(until="embeddings") == {}
+    always = once.changed(embed_once="never", store=str(tmp_path / "always"))
+    always.run(until="embeddings")
+    for shard, texts in zip(("s000000", "s000001"), shards, strict=True):
+        found, expected = (runs.record("embeddings", shard) for runs in (once, always))
+        assert found.version == expected.version
+        for name in ("skipped.parquet", "contents.parquet"):
+            assert found.file(name).content() == expected.file(name).content()
+        different = {text for text in texts if text and text.strip()}
+        assert found.details["embedded"] == len(different)
+        assert found.details["shared"] == found.details["items"] - len(different)
+        for name in ("items", "skipped", "skipped_examples", "records", "shared_vectors", "id_checksum"):
+            assert found.details[name] == expected.details[name]
+        assert "shared" not in expected.details
+    normalised = once.changed(embed_once="normalised")
+    assert normalised.stale("embeddings") == ["s000000", "s000001"]
+
+
+def test_what_a_record_holds_is_known_by_two_hashes_and_its_sizes(tmp_path: Path) -> None:
+    runs = text_pipeline(tmp_path, [["Return the maximum.", None, "été", "été", "Return the minimum."]])
+    runs.run(until="embeddings")
+    contents = stored_contents(runs.record("embeddings", "s000000"))
+    assert contents.sizes["bytes"].tolist() == [19, 0, 5, 5, 19]
+    assert contents.sizes["words"].tolist() == [3, 0, 1, 1, 3]
+    assert len({tuple(pair) for pair in contents.hashes.tolist()}) == 4
+    assert contents.hashes[2].tolist() == contents.hashes[3].tolist()
+    assert len(set(contents.hashes[[0, 2, 4]].ravel().tolist())) == 6
+
+
+@pytest.mark.parametrize(("sameness", "needed"), [("decoded", "image"), ("normalised", "text")])
+def test_a_sameness_that_the_source_cannot_have_is_refused(tmp_path: Path, sameness: str, needed: str) -> None:
+    runs = small_pipeline(tmp_path, embed_once=sameness)
+    with pytest.raises(ValueError, match=f"embed_once: '{sameness}' is for {needed}s, and the source holds vectors"):
+        _ = runs.pipeline

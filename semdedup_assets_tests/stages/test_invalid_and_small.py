@@ -53,7 +53,11 @@ def test_invalid_vectors_are_skipped_listed_counted_and_in_no_manifest(invalid: 
     assert details["records"] == details["kept"] + details["removed"] + details["skipped"] == 25
     assert details["skipped"] == 5
     assert details["kept"] == len(invalid.kept_keys(KEPT)) < 20
-    assert details["rows_written"] == {"parquet": details["kept"], "keep_lists": details["kept"]}
+    assert details["rows_written"] == {
+        "parquet": details["kept"],
+        "removed": details["removed"],
+        "keep_lists": details["kept"],
+    }
 
 
 def test_items_have_a_row_for_each_record_also_for_those_that_cannot_be_embedded(invalid: StageRuns) -> None:
@@ -177,7 +181,7 @@ def test_a_manifest_is_one_table_also_where_a_shard_is_empty(tmp_path: Path) -> 
     folder, details = runs.manifest(KEPT)
     assert len(list((folder / "parquet").iterdir())) == 2
     table = pl.read_parquet(f"{folder}/parquet/*.parquet")
-    assert table.columns == ["id", "shard", "row", "file", "file_row", "key", "quality"]
+    assert table.columns == ["id", "shard", "row", "file", "file_row", "key", "group", "group_size", "quality"]
     assert len(table) == details["kept"] > 0
 
 

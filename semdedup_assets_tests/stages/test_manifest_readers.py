@@ -110,7 +110,7 @@ def test_every_format_holds_what_the_masks_keep(images: tuple[StageRuns, dict[st
     assert details["kept"] == kept_by_masks(runs) == len(written) == len(FILES) >= len(CAPTIONS)
     assert details["unnameable"] == 2
     all_kept = dict.fromkeys(("parquet", "keep_lists", "webdataset", "samples"), details["kept"])
-    assert details["rows_written"] == {**all_kept, "open_clip.csv": details["kept"] - 2}
+    assert details["rows_written"] == {**all_kept, "open_clip.csv": details["kept"] - 2, "removed": details["removed"]}
     assert details["changed"]["shortened_captions"] == 1
     assert counts_are_conserved(runs.context()).problems == []
     (problem,) = files_can_be_named(runs.context()).problems
@@ -251,7 +251,8 @@ def test_webdataset_reads_every_sample_of_hostile_tars(tmp_path: Path, model: Pa
     runs.run()
     folder, details = runs.manifest(KEPT)
     assert details["kept"] == kept_by_masks(runs) == 4 + len(TAR_MEMBERS)
-    assert details["rows_written"] == dict.fromkeys([*formats, "samples"], details["kept"])
+    written = dict.fromkeys([*formats, "samples"], details["kept"])
+    assert details["rows_written"] == {**written, "removed": details["removed"]}
     assert counts_are_conserved(runs.context()).problems == []
     samples, listed = read_by_webdataset(folder), sample_lists(folder)
     assert samples.keys() == listed.keys()
@@ -290,7 +291,10 @@ def test_datasets_and_json_read_every_line(tmp_path: Path) -> None:
     folder, details = runs.manifest(KEPT)
     assert details["kept"] == kept_by_masks(runs) == len(texts)
     assert details["skipped"] == 2 * len(LINES) - len(texts)
-    assert details["rows_written"] == dict.fromkeys(("parquet", "jsonl", "keep_lists"), len(texts))
+    assert details["rows_written"] == {
+        **dict.fromkeys(("parquet", "jsonl", "keep_lists"), len(texts)),
+        "removed": details["removed"],
+    }
     assert details["changed"]["repaired_lines"] == 4
     files = sorted((folder / "jsonl").iterdir())
     assert [row["text"] for row in read_by_datasets("json", files, tmp_path / "cache")] == texts
@@ -318,7 +322,11 @@ def test_keys_of_tables_are_read_back(tmp_path: Path) -> None:
     runs = StageRuns(settings)
     runs.run()
     folder, details = runs.manifest(KEPT)
-    assert details["rows_written"] == {"parquet": len(keys), "keep_lists": len(keys)}
+    assert details["rows_written"] == {
+        "parquet": len(keys),
+        "keep_lists": len(keys),
+        "removed": details["removed"],
+    }
     assert [key for _, _, key in read_table(folder / "keep_lists" / "s000000.tsv")] == keys
     assert pl.read_parquet(folder / "parquet" / "s000000.parquet")["key"].to_list() == keys
     assert len(pd.read_csv(folder / "keep_lists" / "s000000.tsv", sep="\t", header=None)) == len(keys)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from semdedup_assets.algorithm.deduplication import semdedup
+from semdedup_assets.algorithm.keep_order import KeepStrategy
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.kept_sets import Clustering, KeepColumn
 from semdedup_assets.stages.centroids import read_centroids
@@ -30,28 +31,43 @@ CHAIN: dict[str, dict[str, Any]] = {
     "ascending": {"keep": {"column": "quality", "order": "ascending"}},
     "latest": {"keep": {"column": "time"}},
     "earliest": {"keep": {"column": "time", "order": "ascending"}},
+    "middle": {"keep": "middle"},
+    "listed": {"keep": [{"column": "origin", "values": ["web", "book"]}, {"column": "time"}, "easy"]},
+    "chosen": {"keep": [{"column": "chosen"}, "random"], "seed": 5},
+    "protected": {"keep": [{"column": "quality"}, "middle"], "protect": "chosen"},
 }
 GREEDY: dict[str, dict[str, Any]] = {
     "greedy": {"rule": "greedy"},
     "greedy-easy": {"keep": "easy", "rule": "greedy"},
     "greedy-latest": {"keep": {"column": "time"}, "rule": "greedy"},
+    "greedy-protected": {"protect": "chosen", "rule": "greedy"},
 }
 KS = ["4", "40"]
 """Four ranges of a cluster each, and 32 of 40 clusters."""
 
-RUNS = [*((name, "4") for name in (*CHAIN, *GREEDY)), *((name, "40") for name in ("hard", "latest", "greedy"))]
+RUNS = [
+    *((name, "4") for name in (*CHAIN, *GREEDY)),
+    *((name, "40") for name in ("hard", "latest", "greedy", "protected")),
+]
 
+COLUMNS = {"quality": "float", "time": "int", "origin": "string", "chosen": "bool"}
 FILES, ROWS = 5, 60
 # As floats, all of these are one number.
 TIME = 2**62
 
 
 def columns_of(file: int) -> dict[str, Sequence[Any]]:
-    """A quality and a time with gaps and ties."""
+    """A quality, a time, an origin and a choice with gaps and ties."""
     rng = np.random.default_rng(100 + file)
     quality = [None if value == 0 else float(value) for value in rng.integers(0, 6, ROWS)]
     time = [None if value == 0 else TIME + int(value) for value in rng.integers(0, 40, ROWS)]
-    return {"quality": quality, "time": time}
+    origins, chosen = rng.choice(["web", "book", "mail", ""], ROWS), rng.choice(3, ROWS, p=[0.7, 0.2, 0.1])
+    return {
+        "quality": quality,
+        "time": time,
+        "origin": [value or None for value in origins.tolist()],
+        "chosen": [[False, True, None][value] for value in chosen.tolist()],
+    }
 
 
 def vectors_in(file: int) -> np.ndarray:
@@ -67,7 +83,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     for file in range(FILES):
         write_table(folder, str(file), vectors_in(file), columns_of(file))
     settings = vectors_settings(folder)
-    settings["source"] |= {"key": "name", "columns": {"quality": "float", "time": "int"}}
+    settings["source"] |= {"key": "name", "columns": COLUMNS}
     runs = StageRuns(settings).changed(
         clustering={"k": KS, "buckets": 3, "iterations": 100}, shards={"files_per_shard": 2}
     )
@@ -138,17 +154,32 @@ class Selected:
 
     def order(self, cluster: int) -> list[int]:
         """Ids of a cluster in keep-order, by the definition of each strategy."""
-        keep, ids = self.selection.keep, self.clusters[cluster]
-        if keep == "hard":
-            return sorted(ids, key=lambda i: (self.similarity[i], i))
-        if keep == "easy":
-            return sorted(ids, key=lambda i: (-self.similarity[i], i))
-        if keep == "random":
+        ids = self.clusters[cluster]
+        if self.selection.criteria[-1] == "random":
             return self.scores.filter(pl.col("cluster") == cluster)["id"].to_list()
-        assert isinstance(keep, KeepColumn)
-        sign = -1 if keep.order == "descending" else 1
-        values = {i: self.columns[i][keep.column] for i in ids}
-        return sorted(ids, key=lambda i: (values[i] is None, sign * (values[i] or 0), i))
+        return sorted(ids, key=lambda i: (i not in self.protected, *self.rank(i, ids), i))
+
+    def rank(self, item: int, ids: list[int]) -> list[Any]:
+        """What orders an item of a cluster, by the definition of each criterion but `random`."""
+        median = sorted(self.similarity[i] for i in ids)[(len(ids) - 1) // 2]
+        similarity, found = self.similarity[item], list[Any]()
+        for keep in self.selection.criteria:
+            if not isinstance(keep, KeepColumn):
+                found.append({"hard": similarity, "easy": -similarity, "middle": abs(similarity - median)}[keep])
+                continue
+            value = self.columns[item][keep.column]
+            if keep.values is not None:
+                found.append([*keep.values, value].index(value) if value is not None else 1 + len(keep.values))
+            else:
+                sign = -1 if keep.order == "descending" else 1
+                found += [value is None, sign * (value or 0)]
+        return found
+
+    @cached_property
+    def protected(self) -> set[int]:
+        """The items that nothing removes."""
+        column = self.selection.protect
+        return {item for item, values in self.columns.items() if column and values[column]}
 
 
 def id_of(file: int, row: int) -> int:
@@ -195,10 +226,15 @@ def test_scores_are_those_of_the_paper_in_keep_order(selected: Selected) -> None
         ids = selected.order(cluster)
         found = selected.scores.filter(pl.col("cluster") == cluster)
         assert found["id"].to_list() == ids
-        expected = oracle.chain_scores(np.array([selected.vectors[i] for i in ids]))
+        scores = oracle.chain_scores(np.array([selected.vectors[i] for i in ids]))
+        alone = np.array([i in selected.protected for i in ids])
+        expected = np.where(alone, -np.inf, scores)
+        alone[0] = True
         np.testing.assert_allclose(found["similarity"].to_numpy(), expected, atol=1e-5)
-        assert found["duplicate_of"].is_null().to_list() == [True] + [False] * (len(ids) - 1)
-        for row, duplicate_of in enumerate(found["duplicate_of"].to_list()[1:], 1):
+        assert found["duplicate_of"].is_null().to_list() == alone.tolist()
+        for row, duplicate_of in enumerate(found["duplicate_of"].to_list()):
+            if alone[row]:
+                continue
             assert duplicate_of in ids[:row]
             pair = oracle.unit(np.array([selected.vectors[ids[row]], selected.vectors[duplicate_of]]))
             assert pair[0] @ pair[1] == pytest.approx(expected[row], abs=1e-5)
@@ -217,7 +253,6 @@ def test_the_time_of_items_is_compared_beyond_what_floats_can_tell(base: StageRu
 
 
 def test_masks_are_those_of_the_oracle(selected: Selected) -> None:
-    rule = oracle.greedy_keep if selected.greedy else oracle.chain_keep
     doubtful = 0
     for target in selected.targets:
         epsilon, mask = selected.epsilon(target), selected.masks(target)
@@ -230,12 +265,49 @@ def test_masks_are_those_of_the_oracle(selected: Selected) -> None:
             ids = selected.order(cluster)
             vectors = np.array([selected.vectors[i] for i in ids])
             # float32 decides: at the very border float64 may differ, by less than 1e-6.
-            wanted = {as_bools(rule(vectors, epsilon + shift)) for shift in (0, 2e-6, -2e-6) if epsilon + shift >= 0}
+            wanted = {
+                as_bools(keep_by_definition(selected, ids, vectors, epsilon + shift))
+                for shift in (0, 2e-6, -2e-6)
+                if epsilon + shift >= 0
+            }
             assert as_bools([kept[i] for i in ids]) in wanted
             doubtful += len(wanted) > 1
         assert 0 < sum(kept.values()) < len(kept)
     # A share's epsilon lies at the similarity of a pair: there the oracle is in doubt, and hardly anywhere else.
     assert doubtful <= 2 * len(selected.targets)
+
+
+def keep_by_definition(selected: Selected, ids: list[int], vectors: np.ndarray, epsilon: float) -> np.ndarray:
+    """(n,) bool, what the selection's rule keeps of a cluster in keep-order."""
+    protected = np.array([i in selected.protected for i in ids])
+    if selected.greedy:
+        return oracle.greedy_keep(vectors, epsilon, protected)
+    return oracle.chain_keep(vectors, epsilon) | protected
+
+
+def test_no_protected_item_is_removed_and_those_that_would_be_are_counted(selected: Selected) -> None:
+    if not selected.protected:
+        assert "protected" not in selected.details("0.1")
+        pytest.skip("the selection protects nothing")
+    unprotected = {}
+    for ids in selected.clusters.values():
+        plain = sorted(ids, key=lambda i: (*selected.rank(i, ids), i))
+        scores = oracle.chain_scores(np.array([selected.vectors[i] for i in plain]))
+        unprotected.update(zip(plain, scores.tolist(), strict=True))
+    found = dict(selected.scores.select("id", "protected_similarity").iter_rows())
+    assert {item for item, similarity in found.items() if similarity is not None} == selected.protected
+    for item in selected.protected:
+        assert found[item] == pytest.approx(unprotected[item], abs=1e-5)
+    for target in selected.targets:
+        epsilon, details = selected.epsilon(target), selected.details(target)
+        assert selected.protected <= selected.kept(target)
+        assert details["protected"] == len(selected.protected) > 20
+        # Within rounding of the border either is right.
+        least, most = (
+            sum(unprotected[item] > 1 - epsilon + shift for item in selected.protected) for shift in (1e-5, -1e-5)
+        )
+        assert least <= details["protected_would_be_removed"] <= most
+    assert selected.details("0.3")["protected_would_be_removed"] > 5
 
 
 def as_bools(values: Any) -> tuple[bool, ...]:
@@ -295,13 +367,13 @@ def test_exact_duplicates_across_shards_keep_one_under_the_greedy_rule(selected:
     for row in range(5):
         copies = [id_of(file, row) for file in range(FILES)]
         assert len({selected.cluster[i] for i in copies}) == 1
-        assert len(kept.intersection(copies)) <= 1
+        assert len(kept.intersection(copies)) <= max(1, len(selected.protected.intersection(copies)))
 
 
 def test_of_exact_duplicates_the_wanted_one_is_kept(selected: Selected) -> None:
     """Where nothing else is near, the first in keep-order stays."""
     keep = selected.selection.keep
-    if keep == "random" or not isinstance(keep, KeepColumn):
+    if selected.protected or not isinstance(keep, KeepColumn):
         pytest.skip("copies are alike but for their columns")
     kept, alone = selected.kept("0.01"), 0
     for row in range(5):
@@ -317,13 +389,30 @@ def test_of_exact_duplicates_the_wanted_one_is_kept(selected: Selected) -> None:
     assert alone >= 3
 
 
+def as_numbers(selected: Selected, keep: KeepColumn | KeepStrategy, ids: np.ndarray) -> np.ndarray | KeepStrategy:
+    """(n,) a column as the library takes it: smallest first, nulls masked."""
+    if not isinstance(keep, KeepColumn):
+        return keep
+    values = [selected.columns[int(i)][keep.column] for i in ids]
+    if keep.values is not None:
+        values = [None if value is None else [*keep.values, value].index(value) for value in values]
+    elif keep.order == "descending":
+        values = [None if value is None else -value for value in values]
+    return np.ma.masked_array([value or 0 for value in values], mask=[value is None for value in values])
+
+
 def test_the_library_call_agrees_with_the_pipeline(selected: Selected) -> None:
-    keep = selected.selection.keep
-    if not isinstance(keep, str) or keep == "random":
-        pytest.skip("the library takes columns as numbers")
+    if selected.selection.criteria[-1] == "random":
+        pytest.skip("the library has one seed for clusters and order")
     ids = np.array(sorted(selected.cluster), dtype=np.uint64)
     vectors = np.array([selected.vectors[int(i)] for i in ids])
-    result = semdedup(vectors, k=int(selected.k), keep=keep, ids=ids)
+    result = semdedup(
+        vectors,
+        k=int(selected.k),
+        keep=[as_numbers(selected, each, ids) for each in selected.selection.criteria],
+        ids=ids,
+        protect=np.isin(ids, list(selected.protected)) if selected.protected else None,
+    )
     centroids = read_centroids(selected.runs.context(selected.name), Clustering(selected.k))
     np.testing.assert_allclose(result.centroids, centroids, atol=1e-6)
     assert result.cluster.tolist() == [selected.cluster[int(i)] for i in ids]
@@ -362,9 +451,13 @@ def test_manifests_hold_the_kept_items_in_the_order_of_the_source(selected: Sele
             for row in range(ROWS)
             if id_of(file, row) in kept
         ]
-        assert [{**row, "file": Path(row["file"]).name} for row in table.iter_rows(named=True)] == expected
+        of_groups = ("group", "group_size")
+        assert table.columns == [*list(expected[0])[:6], *of_groups, *selected.columns[0]]
+        rows = table.drop(of_groups).iter_rows(named=True)
+        assert [{**row, "file": Path(row["file"]).name} for row in rows] == expected
         assert details["kept"] == len(expected)
-        assert details["rows_written"] == {"parquet": len(expected), "keep_lists": len(expected)}
+        removed = len(selected.cluster) - len(expected)
+        assert details["rows_written"] == {"parquet": len(expected), "removed": removed, "keep_lists": len(expected)}
 
 
 def test_the_same_is_kept_whatever_the_shards_and_the_buckets(base: StageRuns, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semdedup_assets.storage.scratch import scratch_array
+from semdedup_assets.storage.scratch import ScratchRows, scratch_array
 
 
 def test_an_array_within_the_budget_is_in_memory() -> None:
@@ -34,3 +34,24 @@ def test_a_folder_without_room_is_reported_before_anything_is_written(
     assert raised.value.errno in (errno.ENOSPC, errno.EFBIG)
     array = scratch_array((1000, 8), np.dtype("float16"), budget=63)
     assert (array == 0).all()
+
+
+@pytest.mark.parametrize("budget", [0, 40 << 20, 1 << 30])
+def test_rows_put_one_after_the_other_are_found_in_any_order(budget: int) -> None:
+    rng = np.random.default_rng(0)
+    # More than a block of 32 MiB, with rows that are never put.
+    index = np.flatnonzero(rng.random(9_000) < 0.9)
+    rows = rng.normal(size=(len(index), 2048)).astype(np.float16)
+    held = ScratchRows(np.dtype("float16"), budget=budget)
+    for part in np.array_split(np.arange(len(index)), 7):
+        held.put(index[part], rows[part])
+    wanted = rng.integers(0, len(index), 500)
+    np.testing.assert_array_equal(held.take(index[wanted]), rows[wanted])
+
+
+def test_no_rows_are_none() -> None:
+    held = ScratchRows(np.dtype("float32"), budget=0)
+    assert held.take(np.zeros(0, np.int64)).shape == (0, 0)
+    held.put(np.array([3]), np.ones((1, 5)))
+    assert held.take(np.zeros(0, np.int64)).shape == (0, 5)
+    assert held.take(np.array([3, 3])).tolist() == [[1] * 5] * 2
