@@ -1,5 +1,6 @@
 """Which items a gallery shows: the largest groups, neighbours of seed items, and the cluster that lost most."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -148,8 +149,12 @@ def largest_groups(kept_neighbour: np.ndarray, *, most: int) -> list[GroupSize]:
 
 
 def merge_groups(parts: Iterable[GroupSize], *, most: int) -> list[GroupSize]:
-    """The largest of the groups of several parts, each of whole clusters, in the order of `largest_groups`."""
-    return sorted(parts, key=lambda group: (-group.removed, group.kept))[:most]
+    """The largest of the groups of several parts, in the order of `largest_groups`; a group of several parts is one."""
+    removed = Counter[int]()
+    for part in parts:
+        removed[part.kept] += part.removed
+    groups = [GroupSize(kept, count) for kept, count in removed.items()]
+    return sorted(groups, key=lambda group: (-group.removed, group.kept))[:most]
 
 
 def group_rows(items: SelectedItems, queries: Sequence[int], *, most: int) -> dict[int, GalleryRow]:

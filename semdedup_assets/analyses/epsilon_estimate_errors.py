@@ -220,6 +220,8 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
+    # Of pairs within clusters.
+    applies=lambda _, selection: selection.repair is None,
     pool=None,
     unit="clusterings",
 )

@@ -211,5 +211,7 @@ STAGE = Stage(
     # Both rules select by the same scores.
     selection_settings=duplicate_scores.STAGE.selection_settings,
     on_demand=True,
+    # Of pairs within clusters.
+    applies=lambda _, selection: selection.repair is None,
     unit="clusterings",
 )

@@ -101,7 +101,8 @@ def every_cluster_keeps_one(context: StageContext) -> CheckResult:
     for partition, record in context.index.records("keep_masks").items():
         without = record.details["clusters_without_kept"]
         clusters += record.details["clusters"]
-        if without:
+        # Where other clusters are searched too, what stands for a cluster's items may lie in another.
+        if without and context.selection.repair is None:
             remedy = f"{context.remedy('duplicate_scores')} again, then keep_masks {partition}"
             problems.append(Problem(str(partition), f"{without:,} clusters of {record.details['clusters']:,}", remedy))
     return CheckResult("keep masks keep nothing of a cluster", problems, {"clusters": clusters})

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Clustering, Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
-from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, SCORES, scores_files
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, repaired_input, scores_files, scores_of_range
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.stages.mask_adjustments import (
     MaskAdjustment,
@@ -27,15 +27,20 @@ from semdedup_assets.stages.mask_adjustments import (
     range_leaks,
     removing_references,
 )
+from semdedup_assets.stages.repaired_masks import KeptItems
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from semdedup_assets.algorithm.selection import Selection
+
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
 # Of an item that is removed at every epsilon: no cosine similarity is as great.
 _BEYOND = 2.0
+# A repaired group may lie in many ranges: more of each are added up than are named.
+_GROUPS_OF_A_RANGE = 200
 _PROTECTION = ("protected", "protected_would_be_removed")
 # What references removed, and could not, and what captions spared, and could not tell.
 _ADJUSTED = ("removed_by_reference", "protected_leaks", "spared", "removed_without_caption")
@@ -121,50 +126,48 @@ def _similarities(
 
 def _worker(context: StageContext) -> Worker:
     clusterings = AssignedClusterings(context)
+    last: dict[Partition, KeptItems] = {}
+
+    def kept_of(task: _MaskTask) -> KeptItems | None:
+        """What a repaired kept set keeps of all ranges, read once for all tasks of a partition."""
+        if context.selection.repair is not None and task.partition not in last:
+            last.clear()
+            last[task.partition] = KeptItems.of(scores_files(context, task.partition.required_clustering), task.epsilon)
+        return last.get(task.partition)
 
     def worker(task: _MaskTask) -> PartOfResult:
         context.index.require_inputs("keep_masks", task.partition, task.inputs)
-        return mask_range(context, task, assigned=clusterings[task.partition.required_clustering])
+        assigned = clusterings[task.partition.required_clustering]
+        return mask_range(context, task, assigned=assigned, kept=kept_of(task))
 
     return worker
 
 
-def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClusters) -> PartOfResult:
+def mask_range(
+    context: StageContext, task: _MaskTask, *, assigned: AssignedClusters, kept: KeptItems | None = None
+) -> PartOfResult:
     """Decide what is kept of a range of clusters (SemDeDup, Alg. A7).
 
     Args:
         context: of the pipeline and the selection.
         task: which range, and the epsilon.
         assigned: the clusters, whose vectors find the nearest kept items where the scores do not show them.
+        kept: what is kept of all ranges, of a selection that repairs.
     """
     from semdedup_assets.algorithm.gallery_choice import largest_groups
-    from semdedup_assets.algorithm.selection import earlier_positions, orphans, select_clusters
-    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+    from semdedup_assets.algorithm.selection import orphans
 
-    stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
-    record = context.index.require("duplicate_scores", stored)
     protects = _protection_columns(context)
-    scores = read_table(record.file(SCORES), ["id", "cluster", "similarity", "duplicate_of", *protects])
-    position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
-    vectors = partial(vectors_of, assigned, task.cluster_range, scores["cluster"])
-    leaks = range_leaks(context, stored, scores["id"], _protected(scores))
+    file = scores_of_range(context, task.partition.required_clustering, task.cluster_range)
+    scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of", *protects])
+    of_range = _Range(context, task, scores, assigned)
     with usage.phase("select"):
-        by_scores = select_clusters(
-            EarlierSimilarity(scores["similarity"], position),
-            scores["cluster"],
-            task.epsilon,
-            rule=context.selection.rule,
-            vectors_of=vectors,
-            budget=context.compute.budget,
-        )
-        adjusted = MaskAdjustment(context, task.epsilon, leaks, vectors).apply(
-            by_scores, scores["id"], scores["cluster"]
-        )
-    selection = adjusted.selection
+        chosen = _within_clusters(of_range) if kept is None else _repaired(of_range, kept)
+    selection, neighbour = chosen.selection, chosen.neighbour
     # A removed row has none where a reference removed it, or its whole cluster.
-    has_neighbour = selection.kept_neighbour >= 0
-    lost = ~selection.keep & ~has_neighbour & ~leaks.gone
-    neighbour = scores["id"][np.maximum(selection.kept_neighbour, 0)]
+    without = np.ma.getmaskarray(neighbour)
+    lost = ~selection.keep & without & ~chosen.gone
+    unknown = without | np.isnan(selection.kept_similarity)
     with context.writing_part("keep_masks", task.partition) as part:
         with part.open(mask_name(task.cluster_range)) as stream:
             write_table(
@@ -172,14 +175,14 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
                 {
                     "id": scores["id"],
                     "kept": selection.keep,
-                    "kept_neighbour": np.ma.masked_array(neighbour, mask=~has_neighbour),
-                    "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=~has_neighbour),
-                    **adjusted.columns,
+                    "kept_neighbour": neighbour,
+                    "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=unknown),
+                    **chosen.columns,
                 },
             )
         clusters = np.unique(scores["cluster"])
         # A reference may take the first item of a cluster, and so all of it.
-        with_kept = np.unique(scores["cluster"][selection.keep | leaks.gone])
+        with_kept = np.unique(scores["cluster"][selection.keep | chosen.gone])
         part.details = {
             "epsilon": task.epsilon,
             "items": len(selection.keep),
@@ -187,12 +190,83 @@ def mask_range(context: StageContext, task: _MaskTask, *, assigned: AssignedClus
             "orphans": int(orphans(selection, task.epsilon).sum() + lost.sum()),
             "clusters": len(clusters),
             "clusters_without_kept": len(clusters) - len(with_kept),
-            **adjusted.counts,
+            **chosen.counts,
             "id_checksum": id_checksum(scores["id"]),
             **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
-            "groups": [astuple(group) for group in largest_groups(neighbour[has_neighbour], most=_LARGEST_GROUPS)],
+            "groups": [astuple(group) for group in largest_groups(neighbour.compressed(), most=_GROUPS_OF_A_RANGE)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What the masks of a range are made from."""
+
+    context: StageContext
+    task: _MaskTask
+    scores: dict[str, np.ndarray]
+    assigned: AssignedClusters
+
+    def vectors(self, wanted: set[int]) -> Iterator[tuple[slice, "Tensor"]]:
+        """The vectors of some clusters, each with its slice of rows."""
+        return vectors_of(self.assigned, self.task.cluster_range, self.scores["cluster"], wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is kept of a range.
+
+    Attributes:
+        selection: of its rows; the neighbours are below.
+        neighbour: (n,) uint64, masked, the kept item that stands for each removed one.
+        gone: (n,) bool, what a reference removed.
+        columns: further columns of the masks.
+        counts: further counts.
+    """
+
+    selection: "Selection"
+    neighbour: np.ma.MaskedArray[Any, Any]
+    gone: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _within_clusters(of_range: _Range) -> _Chosen:
+    """What is kept where only items of one cluster duplicate each other."""
+    from semdedup_assets.algorithm.selection import earlier_positions, select_clusters
+    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+
+    context, task, scores = of_range.context, of_range.task, of_range.scores
+    position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
+    by_scores = select_clusters(
+        EarlierSimilarity(scores["similarity"], position),
+        scores["cluster"],
+        task.epsilon,
+        rule=context.selection.rule,
+        vectors_of=of_range.vectors,
+        budget=context.compute.budget,
+    )
+    stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
+    leaks = range_leaks(context, stored, scores["id"], _protected(scores))
+    adjustment = MaskAdjustment(context, task.epsilon, leaks, of_range.vectors)
+    adjusted = adjustment.apply(by_scores, scores["id"], scores["cluster"])
+    rows = adjusted.selection.kept_neighbour
+    neighbour = np.ma.masked_array(scores["id"][np.maximum(rows, 0)], mask=rows < 0)
+    return _Chosen(adjusted.selection, neighbour, leaks.gone, adjusted.columns, adjusted.counts)
+
+
+def _repaired(of_range: _Range, kept: KeptItems) -> _Chosen:
+    """What is kept where items of other clusters count as duplicates too."""
+    from semdedup_assets.stages.repaired_masks import repaired_selection
+
+    selection, neighbour = repaired_selection(
+        of_range.scores,
+        kept,
+        of_range.task.epsilon,
+        vectors_of=of_range.vectors,
+        budget=of_range.context.compute.budget,
+    )
+    return _Chosen(selection, np.ma.masked_array(neighbour, mask=selection.keep), np.zeros(len(neighbour), bool))
 
 
 def _protection(similarity: np.ndarray, epsilon: float) -> dict[str, int]:
@@ -281,9 +355,12 @@ def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
         Column(
             "kept_neighbour",
             "uint64",
-            "The most similar kept item of the cluster; null where the item is kept, or removed by a reference.",
+            "The most similar kept item of the cluster, or of those searched; null where the item is kept, or removed by a "
+            "reference.",
         ),
-        Column("kept_similarity", "float32", "Cosine similarity to it; null where there is none."),
+        Column(
+            "kept_similarity", "float32", "Cosine similarity to it; null where there is none, or where it is not known."
+        ),
         *((REMOVED_BY,) if removing_references(pipeline) else ()),
     )
 
@@ -299,7 +376,10 @@ STAGE = Stage(
     "remove come before all items; captions that disagree spare an item, where the selection asks for it.",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
-    optional_inputs=adjusting_inputs,
+    optional_inputs=lambda pipeline, selection: (
+        *repaired_input(pipeline, selection),
+        *adjusting_inputs(pipeline, selection),
+    ),
     settings=lambda context: adjusting_settings(context.pipeline),
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "masks"),
     worker=_worker,

@@ -40,6 +40,10 @@ BLOCKING = {
     "galleries": set[str](),
     "removed_items": set[str](),
     "rule_comparison": set[str](),
+    "epsilon_estimates": set[str](),
+    "epsilon_estimate_errors": set[str](),
+    "clustering_comparison": set[str](),
+    "cost": set[str](),
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
@@ -50,7 +54,9 @@ WARNING = {
     "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
     "detection_efficiency": {"finds_most_duplicates"},
+    "epsilon_estimate_errors": {"estimates_are_near"},
 }
+ON_DEMAND = {stage.name for stage in GRAPH.stages if stage.on_demand}
 UP_TO_DATE = {
     "assignments",
     "duplicate_scores",
@@ -61,8 +67,12 @@ UP_TO_DATE = {
     "galleries",
     "removed_items",
     "rule_comparison",
+    "epsilon_estimates",
+    "epsilon_estimate_errors",
+    "clustering_comparison",
+    "cost",
 }
-AUTOMATIC = set(BLOCKING) - {"detection_efficiency", "estimate", "removed_items", "rule_comparison"}
+AUTOMATIC = set(BLOCKING) - ON_DEMAND
 
 
 def checks_of(asset: str) -> set[str]:
