@@ -13,6 +13,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import evaluated_checks, freshness_checks, report_checks
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.stages.duplicate_scores import SCORES
 from semdedup_assets.storage.results import RECORD
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
