@@ -20,7 +20,7 @@ from semdedup_assets.stages.repaired_masks import KeptItems
 from semdedup_assets.storage.vectors import read_vectors
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.stage_runs import METHOD, StageRuns, small_pipeline
-from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard, write_table
 
 ROOT = Path(__file__).parents[2]
 REPAIR = {"clusters": "all", "epsilon": 0.3}
@@ -327,3 +327,44 @@ def test_real_texts_are_repaired_exactly(tmp_path: Path) -> None:
     scores = _with_vectors(runs, _repaired(runs, "8"))
     order = np.lexsort((scores["id"].to_numpy(), scores["centroid_similarity"].to_numpy()))
     assert _assert_exact(scores, order, 0.1) > 0
+
+
+def test_protected_items_and_distance_to_medians_order_the_whole_data_set(tmp_path: Path) -> None:
+    vectors = near_duplicates(4, groups=30, copies=4, dimension=4)
+    flags = (np.random.default_rng(0).random(len(vectors)) < 0.2).tolist()
+    for part in range(2):
+        write_table(tmp_path, f"{part}", vectors[part::2], {"precious": flags[part::2]})
+    runs = StageRuns(
+        vectors_settings(
+            tmp_path,
+            source={"kind": "vectors", "path": str(tmp_path / "source"), "columns": {"precious": "bool"}},
+            clustering={"k": [8], "buckets": 1},
+            selection={"keep": "middle", "protect": "precious", "repair": REPAIR},
+            epsilons=["0.25"],
+        )
+    )
+    runs.run(until="keep_masks")
+    scores = _with_vectors(runs, _repaired(runs, "8"))
+    items = pl.concat(
+        [
+            pl.DataFrame({"id": table["id"], "precious": table["precious"]})
+            for record in runs.context().index.require_all("items").values()
+            for table in [pl.read_parquet(record.file("items.parquet").path)]
+        ]
+    )
+    scores = scores.join(items, on="id", maintain_order="left")
+    median = pl.col("centroid_similarity").sort().get((pl.len() - 1) // 2).over("cluster")
+    scores = scores.with_columns(key=(pl.col("centroid_similarity") - median).abs())
+    order = scores.with_row_index("row").sort(~pl.col("precious"), "key", "id")["row"].to_numpy()
+    ordered = scores[order]
+    expected = oracle.chain_scores(ordered["unit"].to_numpy())
+    free = ~ordered["precious"].to_numpy()
+    near = free & (expected > 0.7)
+    found = ordered["similarity"].to_numpy()
+    np.testing.assert_allclose(found[near], expected[near], atol=1e-6)
+    assert np.isneginf(found[~free]).all()
+    assert near.sum() > 50
+    masks = runs.masks("0.25|8").join(items, on="id")
+    assert masks.filter("precious")["kept"].all()
+    assert not masks["kept"].all()
+    assert set(masks["kept_neighbour"].drop_nulls()) <= set(masks.filter("kept")["id"])
