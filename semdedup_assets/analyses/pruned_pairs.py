@@ -125,7 +125,8 @@ def _removed_pairs(context: StageContext, masks: ResultRecord, bands: PairBands)
 def _removed_rows(masks: ResultRecord) -> Iterator[dict[str, np.ndarray]]:
     for file in mask_files(masks):
         for part in read_tables(file, ["id", "kept", "kept_neighbour", "kept_similarity"]):
-            removed = ~part["kept"].astype(bool)
+            # What no kept item stands for, as what a reference removes, is half of no pair.
+            removed = ~part["kept"].astype(bool) & ~np.isnan(part["kept_similarity"])
             yield {name: part[name][removed] for name in ("id", "kept_neighbour", "kept_similarity")}
 
 

@@ -73,6 +73,10 @@ class Layout:
         """Parquet: greatest similarity to an earlier item, by item of the range's clusters."""
         return self.of_clustering(clustering, "scores", selection.keep_order, f"r{cluster_range:04d}")
 
+    def boundary_items(self, clustering: Clustering, repair: object, shard: str) -> str:
+        """Arrow: a shard's items that search other clusters, one record batch for each range of these."""
+        return self.of_clustering(clustering, f"boundary-{repair}", shard)
+
     def of_clustering(self, clustering: Clustering, *parts: str) -> str:
         """A result that belongs to a clustering."""
         return join(self.folder, clustering.path, *parts)
@@ -106,3 +110,8 @@ class Layout:
 def current_manifest(manifests: str) -> str:
     """JSON: which of the manifests in a folder a training job reads."""
     return join(manifests, "current.json")
+
+
+def comparison(root: str, name: str) -> str:
+    """Parquet: which items some manifests keep in common, and what changed between them; of a comparison by its name."""
+    return join(root, "manifest_comparisons", name)
