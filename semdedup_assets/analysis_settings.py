@@ -74,14 +74,37 @@ class EpsilonEstimates(BaseModel, frozen=True, extra="forbid"):
     )
     clusters: Share = Field(0.1, description="Share of the clusters that is scored; the paper's.")
     fewest_clusters: int = Field(
-        10, ge=2, description="Clusters that are scored at least: from fewer nothing can be estimated."
+        20,
+        ge=2,
+        description="Clusters that are scored at least, as far as there are so many: intervals from fewer are too narrow.",
     )
     start: Annotated[tuple[Epsilon, Epsilon], AfterValidator(_two_apart)] = Field(
-        (0.02, 0.1), description="The two epsilons between which the paper's method interpolates."
+        (0.02, 0.2), description="The two epsilons between which the paper's method interpolates."
     )
     seed: int = Field(0, ge=0, description="Of the choice of clusters, and of the intervals.")
     max_error: float = Field(
         0.03, gt=0, le=1, description="Difference in the kept share above which a check says that an estimate was off."
+    )
+
+
+class DetectionEfficiency(BaseModel, frozen=True, extra="forbid"):
+    """Which share of the duplicates the search within clusters finds."""
+
+    epsilons: Annotated[tuple[Epsilon, ...], AfterValidator(distinct)] = Field(
+        (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2), description="Beside the pipeline's own that are numbers."
+    )
+    clusters: int = Field(
+        200, ge=1, description="Clusters that are sampled; more narrow the interval. Fewer where memory would not do."
+    )
+    neighbours: int = Field(
+        20, ge=1, description="Clusters that each sampled one is compared with beside itself; the paper's number."
+    )
+    all_pairs_up_to: int = Field(
+        50_000, ge=0, description="Of at most so many items all pairs are compared too, which is exact."
+    )
+    seed: int = Field(0, ge=0, description="Of the sample, and of its interval.")
+    warn_below: float = Field(
+        0.9, ge=0, le=1, description="Share of items found at the pipeline's largest epsilon below which a check warns."
     )
 
 
@@ -173,7 +196,7 @@ class PrunedPairs(BaseModel, frozen=True, extra="forbid"):
     shown: int = Field(20, ge=1, description="Pairs of a band that are shown, and that a person can label.")
     files: int = Field(
         64,
-        ge=1,
+        ge=2,
         description="Source files (of texts: shards) that are read at most; of more, a seeded choice is. A folder of "
         "single images has no such limit.",
     )
@@ -184,27 +207,6 @@ class Outliers(BaseModel, frozen=True, extra="forbid"):
     """How many outliers and typical items are listed."""
 
     items: int = Field(24, ge=1, description="Items of each list.")
-
-
-class DetectionEfficiencySettings(BaseModel, frozen=True, extra="forbid"):
-    """Which share of the duplicates the search within clusters finds."""
-
-    epsilons: Annotated[tuple[Annotated[float, Field(ge=0, le=2)], ...], AfterValidator(distinct)] = Field(
-        (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2), description="Beside the pipeline's own that are numbers."
-    )
-    clusters: int = Field(
-        200, ge=1, description="Clusters that are sampled; more narrow the interval. Fewer where memory would not do."
-    )
-    neighbours: int = Field(
-        20, ge=1, description="Clusters that each sampled one is compared with beside itself; the paper's number."
-    )
-    all_pairs_up_to: int = Field(
-        50_000, ge=0, description="Of at most so many items all pairs are compared too, which is exact."
-    )
-    seed: int = Field(0, ge=0, description="Of the sample, and of its interval.")
-    warn_below: float = Field(
-        0.9, ge=0, le=1, description="Share of items found at the pipeline's largest epsilon below which a check warns."
-    )
 
 
 class Captions(BaseModel, frozen=True, extra="forbid"):
@@ -219,6 +221,13 @@ class Captions(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class BaselineOverlaps(BaseModel, frozen=True, extra="forbid"):
+    """What is shown of the items that no baseline finds."""
+
+    pairs: int = Field(24, ge=1, description="Pairs on the page.")
+    seed: int = Field(0, ge=0, description="Of their choice.")
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -226,6 +235,9 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         (),
         description="Assets that are otherwise made on demand, and that refreshes and automation make too, with what "
         "they are made from.",
+    )
+    detection_efficiency: DetectionEfficiency = Field(
+        DetectionEfficiency(), description="Which share of the duplicates the search within clusters finds."
     )
     epsilon_estimates: EpsilonEstimates = Field(
         EpsilonEstimates(), description="The epsilon for a wanted share, estimated before all clusters are scored."
@@ -255,10 +267,10 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
         "and a check warns where less are.",
     )
     outliers: Outliers = Field(Outliers(), description="How many outliers and typical items are listed.")
-    detection_efficiency: DetectionEfficiencySettings = Field(
-        DetectionEfficiencySettings(), description="Which share of the duplicates the search within clusters finds."
-    )
     captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")
     random_pruning: RandomPruning = Field(
         RandomPruning(), description="The random choices that a kept set is held against."
+    )
+    baseline_overlaps: BaselineOverlaps = Field(
+        BaselineOverlaps(), description="What is shown of the items that no baseline finds."
     )

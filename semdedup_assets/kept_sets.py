@@ -127,6 +127,29 @@ class RemovalLimit(BaseModel, frozen=True, extra="forbid"):
     max_removed: float = Field(ge=0, le=1, description="Share of a value's items above which a check fails.")
 
 
+class Repair(BaseModel, frozen=True, extra="forbid"):
+    """The search for duplicates in other clusters than an item's own."""
+
+    clusters: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        4, description="Next-nearest clusters that each item searches too; `all` misses nothing, and costs the most."
+    )
+    epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=2,
+        description="Up to which epsilon duplicates are searched: clusters whose boundary is too far from an item to hold "
+        "one are passed over. No epsilon of the pipeline may be larger.",
+    )
+
+    @property
+    def most(self) -> int | None:
+        """How many clusters; None: all."""
+        return None if self.clusters == "all" else self.clusters
+
+    def __str__(self) -> str:
+        return f"repair{self.clusters}-{_digits(self.epsilon)}"
+
+
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """Which item of a group is kept, and what counts as a group."""
 
@@ -154,6 +177,19 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
     )
     seed: int = Field(0, ge=0, description="Of `random`.")
+    spare_captions_below: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="An image stays, however similar to its nearest kept one, where the cosine similarity of their captions "
+        "is below this, by the text tower of the same CLIP; empty: captions do not matter. What fits a model, the picture "
+        "of `caption_disagreement` shows.",
+    )
+    repair: Repair | None = Field(
+        None,
+        description="Whether duplicates are searched in the next-nearest clusters of each item too; empty: within clusters, "
+        "as the paper does. `detection_efficiency` measures what that misses, and what a repair costs.",
+    )
 
     @property
     def criteria(self) -> tuple[KeepStrategy | KeepColumn, ...]:
@@ -183,7 +219,10 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     @property
     def path(self) -> str:
         """Folder of all that it keeps."""
-        return self.keep_order if self.rule == "chain" else f"{self.keep_order}-{self.rule}"
+        rule = "" if self.rule == "chain" else f"-{self.rule}"
+        repair = "" if self.repair is None else f"-{self.repair}"
+        spared = "" if self.spare_captions_below is None else f"-spare{self.spare_captions_below:g}"
+        return f"{self.keep_order}{repair}{rule}{spared}"
 
     @property
     def label(self) -> str:
@@ -193,11 +232,19 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
             for each in self.criteria
         ]
         protected = [] if self.protect is None else [f"{self.protect} protected"]
-        return ", ".join([" then ".join(labels), *protected, *([] if self.rule == "chain" else [self.rule])])
+        repair = [] if self.repair is None else [f"{self.repair.clusters} next clusters"]
+        spared = [] if self.spare_captions_below is None else [f"captions below {self.spare_captions_below:g} spared"]
+        rule = [] if self.rule == "chain" else [self.rule]
+        return ", ".join([" then ".join(labels), *protected, *repair, *rule, *spared])
 
     def identity(self) -> dict[str, Any]:
         """What can change a kept set; the seed only where it is used."""
-        return {"keep_order": self.keep_order, "rule": self.rule}
+        found: dict[str, Any] = {"keep_order": self.keep_order, "rule": self.rule}
+        if self.repair is not None:
+            found["repair"] = str(self.repair)
+        if self.spare_captions_below is not None:
+            found["spare_captions_below"] = self.spare_captions_below
+        return found
 
 
 def _path_name(column: str) -> str:

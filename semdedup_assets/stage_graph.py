@@ -1,6 +1,7 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import (
+    baseline_overlaps,
     caption_disagreement,
     clustering_comparison,
     cost,
@@ -36,8 +37,10 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (
     assignments,
+    boundary_items,
     caption_embeddings,
     centroids,
+    cross_cluster_scores,
     duplicate_scores,
     embeddings,
     items,
@@ -45,6 +48,7 @@ from semdedup_assets.stages import (
     manifests,
     reference_embeddings,
     reference_matches,
+    repaired_scores,
     training_sample,
 )
 
@@ -57,6 +61,9 @@ GRAPH = StageGraph(
         centroids.STAGE,
         assignments.STAGE,
         duplicate_scores.STAGE,
+        boundary_items.STAGE,
+        cross_cluster_scores.STAGE,
+        repaired_scores.STAGE,
         reference_embeddings.STAGE,
         reference_matches.STAGE,
         caption_embeddings.STAGE,
@@ -88,6 +95,7 @@ GRAPH = StageGraph(
         perceptual_manifests.STAGE,
         random_masks.STAGE,
         random_manifests.STAGE,
+        baseline_overlaps.STAGE,
     )
 )
 

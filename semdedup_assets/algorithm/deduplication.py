@@ -1,7 +1,7 @@
 """The whole method in one call, on vectors in memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,14 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.assignment import assign
 from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+from semdedup_assets.algorithm.cross_clusters import (
+    Found,
+    Reach,
+    Visits,
+    best_of,
+    earlier_members,
+    greatest_earlier,
+)
 from semdedup_assets.algorithm.detection_efficiency import (
     NEIGHBOURS,
     ClusterRows,
@@ -37,6 +45,7 @@ from semdedup_assets.algorithm.selection import (
     greedy_keep_clusters,
     keep_mask,
     orphans,
+    select_across,
     select_clusters,
 )
 from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
@@ -58,12 +67,16 @@ class _ClusteredRows:
         order: (n,) int64, rows of `vectors`.
         offsets: (k + 1,) int64, where each cluster starts in `order`.
         device: that does the work.
+        everywhere: (n,) int64, rows of `vectors` in the keep-order of all clusters together.
+        protected: (n,) bool, which rows are never removed; None where none are.
     """
 
     vectors: Tensor
     order: np.ndarray
     offsets: np.ndarray
     device: torch.device
+    everywhere: np.ndarray
+    protected: np.ndarray | None
 
     def unit_rows(self, first: int, stop: int) -> Tensor:
         """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
@@ -72,10 +85,14 @@ class _ClusteredRows:
 
     def of_sample(self, clusters: np.ndarray) -> ClusterRows:
         """The items of some clusters, (c,) ascending, by the numbers of their rows."""
-        parts = [self.order[self.offsets[cluster] : self.offsets[cluster + 1]] for cluster in clusters.tolist()]
+        parts = [self.members(cluster) for cluster in clusters.tolist()]
         members = np.concatenate(parts)
         vectors = unit_rows(self.vectors[torch.as_tensor(members, device=self.vectors.device)].to(self.device))
         return ClusterRows(members.astype(np.uint64), np.repeat(clusters, list(map(len, parts))), vectors)
+
+    def members(self, cluster: int) -> np.ndarray:
+        """(m,) int64, the rows of a cluster in keep-order."""
+        return self.order[self.offsets[cluster] : self.offsets[cluster + 1]]
 
     def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
         """The slice of `order`, and the unit rows, of each of some clusters."""
@@ -98,6 +115,7 @@ class Deduplication:
         cluster: (n,) int32.
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         centroids: (k, d) float32 unit rows.
+        reach: which other clusters each item searched, after `repaired`; None: only its own was searched.
     """
 
     similarity: np.ndarray
@@ -106,6 +124,7 @@ class Deduplication:
     centroid_similarity: np.ndarray
     centroids: np.ndarray
     _rows: _ClusteredRows = field(repr=False, compare=False)
+    reach: Reach | None = None
 
     def keep_mask(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
         """Which items are kept at an epsilon (Alg. A7).
@@ -120,7 +139,7 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2], or an unknown rule.
         """
-        check_rule(rule)
+        self._check(rule, epsilon)
         if rule == "chain":
             return keep_mask(self.similarity, epsilon)
         keep = greedy_keep_clusters(
@@ -146,16 +165,13 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2], or an unknown rule.
         """
-        check_rule(rule)
-        order = self._rows.order
-        found = select_clusters(
-            self._in_keep_order(),
-            self.cluster[order],
-            epsilon,
-            rule=rule,
-            vectors_of=self._rows.of_clusters,
-            budget=_BUDGET,
-        )
+        self._check(rule, epsilon)
+        order, vectors_of = self._rows.order, self._rows.of_clusters
+        earlier, cluster = self._in_keep_order(), self.cluster[order]
+        if self.reach is not None:
+            found = select_across(earlier, cluster, epsilon, vectors_of=vectors_of, budget=_BUDGET)
+        else:
+            found = select_clusters(earlier, cluster, epsilon, rule=rule, vectors_of=vectors_of, budget=_BUDGET)
         neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
         return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
 
@@ -222,6 +238,50 @@ class Deduplication:
             )
             raise ValueError(message)
         return epsilon_for(lambda: [self.similarity], keep=keep)
+
+    def repaired(self, *, clusters: int | None = 4, epsilon: float = 0.1) -> "Deduplication":
+        """The same, once each item has also searched other clusters for earlier items: duplicates across clusters too.
+
+        The order is that of the whole data set, by the same keys as within a cluster. Clusters that can hold no duplicate
+        within epsilon are not searched.
+
+        Args:
+            clusters: at most so many, those nearest to the item; None: all, which finds every duplicate within epsilon.
+            epsilon: up to which masks may be asked for.
+
+        Returns:
+            Scores of which `duplicate_of` may lie in any cluster. The rule is `chain`.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or the number of clusters is not positive.
+        """
+        check_epsilon(epsilon)
+        if clusters is not None and clusters < 1:
+            message = f"clusters: {clusters} is not a positive number; None searches all"
+            raise ValueError(message)
+        reach = Reach(clusters, epsilon)
+        found = _across(self._rows, self.cluster, self.centroids, reach)
+        nearer = found.similarity > self.similarity[found.item]
+        item = found.item[nearer]
+        similarity, duplicate_of = self.similarity.copy(), self.duplicate_of.copy()
+        similarity[item], duplicate_of[item] = found.similarity[nearer], found.earlier[nearer]
+        return replace(self, similarity=similarity, duplicate_of=duplicate_of, reach=reach)
+
+    def _check(self, rule: SelectionRule, epsilon: float) -> None:
+        """Check that a mask can be made.
+
+        Raises:
+            ValueError: an unknown rule, or one that a repair does not serve, or an epsilon that it does not reach.
+        """
+        check_rule(rule)
+        if self.reach is None:
+            return
+        if rule == "greedy":
+            message = "rule: 'greedy' needs all pairs within epsilon, and a repair finds the greatest similarity of each item; use 'chain'"
+            raise ValueError(message)
+        if epsilon > self.reach.epsilon:
+            message = f"epsilon: {epsilon} exceeds {self.reach.epsilon}, up to which other clusters were searched; repair with a larger one"
+            raise ValueError(message)
 
     def detection_efficiency(
         self,
@@ -365,8 +425,12 @@ def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
     device = _device(tensor)
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
     items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
-    in_order = cluster_order(assigned.cluster, keys=keep_keys(order, items, seed=seed), ids=identity)
-    rows = _ClusteredRows(tensor, in_order, cluster_offsets(assigned.cluster, k=len(centroids)), device)
+    keys = keep_keys(order, items, seed=seed)
+    in_order = cluster_order(assigned.cluster, keys=keys, ids=identity)
+    # One cluster for all: the order of the whole data set.
+    everywhere = cluster_order(np.zeros_like(assigned.cluster), keys=keys, ids=identity)
+    offsets = cluster_offsets(assigned.cluster, k=len(centroids))
+    rows = _ClusteredRows(tensor, in_order, offsets, device, everywhere, protect)
     similarity, duplicate_of = _score(rows)
     if protect is not None:
         similarity[protect], duplicate_of[protect] = -np.inf, -1
@@ -404,6 +468,31 @@ def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:
     chosen = by_id[np.searchsorted(ids[by_id], sample.ids)]
     result: np.ndarray = unit_rows(vectors[torch.as_tensor(chosen, device=vectors.device)]).cpu().numpy()
     return result
+
+
+def _across(rows: _ClusteredRows, cluster: np.ndarray, centroids: np.ndarray, reach: Reach) -> Found:
+    """The greatest similarity of each row to an earlier one of another cluster that it searches."""
+    tensor = torch.from_numpy(centroids).to(rows.device)
+    vectors = rows.vectors.to(rows.device)
+    visits = Visits(vectors, cluster, tensor, reach=reach, budget=_BUDGET)
+    rank = np.argsort(rows.everywhere)
+    found = [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))]
+    for there in range(len(centroids)):
+        visitors, _ = visits.of(range(there, there + 1))
+        if rows.protected is not None:
+            visitors = visitors[~rows.protected[visitors]]
+        members = rows.members(there)
+        keys = (np.concatenate([rank[members], rank[visitors]]),)
+        earlier = greatest_earlier(
+            unit_rows(vectors[torch.as_tensor(visitors, device=rows.device)]),
+            rows.unit_rows(there, there + 1),
+            earlier=earlier_members(keys, members=len(members)),
+            budget=_BUDGET,
+        )
+        known = earlier.position >= 0
+        found.append((visitors[known], earlier.similarity[known], rank[members[earlier.position[known]]]))
+    best = best_of(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return Found(best.item, best.similarity, rows.everywhere[best.earlier])
 
 
 def _score(rows: _ClusteredRows) -> tuple[np.ndarray, np.ndarray]:

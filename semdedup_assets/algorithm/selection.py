@@ -157,6 +157,45 @@ def select_clusters(  # noqa: PLR0913  # scores, their clusters and three settin
     return selection
 
 
+def select_across(
+    earlier: EarlierSimilarity, cluster: np.ndarray, epsilon: float, *, vectors_of: VectorsOf, budget: int
+) -> Selection:
+    """The kept row that stands for each removed one under the chain rule, where an earlier row may be of any cluster.
+
+    It is the nearest earlier row if that is kept, else the nearest kept row of the own cluster. Where the own cluster
+    keeps none, it is found by going from earlier row to earlier row; the similarity to it is not known then.
+
+    Args:
+        earlier: scores of all clusters; positions are rows of the same arrays, of any cluster.
+        cluster: (n,) integers; the rows of a cluster lie together, in keep-order.
+        epsilon: in [0, 2].
+        vectors_of: gives the vectors of the clusters that need them.
+        budget: bytes the tiles may take.
+
+    Returns:
+        Selection with n entries.
+
+    Raises:
+        ValueError: epsilon is outside [0, 2].
+    """
+    selection, _ = chain_selection(earlier, keep_mask(earlier.similarity, epsilon))
+    keep, neighbour = selection.keep, selection.kept_neighbour
+    keeping = set(np.unique(cluster[keep]).tolist())
+    for rows, vectors in vectors_of(_undecided(selection, cluster) & keeping):
+        open_rows = rows.start + np.flatnonzero(~keep[rows] & (neighbour[rows] < 0))
+        there = rows.start + np.flatnonzero(keep[rows])
+        found = greatest_similarity(
+            _rows(vectors, open_rows - rows.start), _rows(vectors, there - rows.start), budget=budget
+        )
+        neighbour[open_rows], selection.kept_similarity[open_rows] = there[found.position], found.similarity
+    lost = np.flatnonzero(~keep & (neighbour < 0))
+    target = earlier.position[lost]
+    while not keep[target].all():
+        target = np.where(keep[target], target, earlier.position[target])
+    neighbour[lost] = target
+    return selection
+
+
 def greedy_keep_clusters(
     earlier: EarlierSimilarity, cluster: np.ndarray, epsilon: float, *, vectors_of: VectorsOf, budget: int
 ) -> np.ndarray:

@@ -15,7 +15,7 @@ from semdedup_assets.execution.stage import Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.rendering import plots
 from semdedup_assets.stages.cluster_batches import AssignedClusters
-from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, scores_files
+from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, repaired_input, scores_files
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
 
@@ -255,6 +255,7 @@ STAGE = Stage(
     "within clusters, clusters by size (SemDeDup, Fig. 3, A7, A8).",
     dimensions=("k",),
     inputs=("duplicate_scores", "keep_masks"),
+    optional_inputs=repaired_input,
     settings=lambda context: {"epsilons": sorted(str(target) for target in context.pipeline.targets)},
     location=lambda layout, partition, selection: layout.of_selection(
         partition.required_clustering, selection, "figures"

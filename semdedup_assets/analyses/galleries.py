@@ -11,6 +11,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import KeptSet
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
+from semdedup_assets.stages.duplicate_scores import repaired_input
 from semdedup_assets.storage.results import ResultRecord, ResultWriter
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ STAGE = Stage(
     dimensions=("epsilon", "k"),
     # Similarities are those of the scores: other vectors may leave every mask as it is.
     inputs=("duplicate_scores", "keep_masks", "items"),
+    optional_inputs=repaired_input,
     input_version=_input_version,
     # Not the pipeline's epsilons: another one leaves this gallery as it is.
     settings=lambda context: context.pipeline.galleries.model_dump(),

@@ -16,7 +16,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection, Target
 from semdedup_assets.rendering import analysis_plots
-from semdedup_assets.stages.duplicate_scores import scores_files
+from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files
 from semdedup_assets.stages.keep_masks import solved_epsilon
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_tables, write_table
@@ -52,8 +52,8 @@ class Fit:
         half_items: number of items of which half would be removed.
         residual_rms: of the fitted shares.
         residual_max: greatest of them.
-        error_from_half: predicted less measured share, fitted without the whole dataset.
-        error_from_eighth: fitted to an eighth of the dataset and less.
+        error_from_half: predicted less measured share, fitted to half of the dataset and less.
+        error_from_quarter: fitted to a quarter of the dataset and less.
     """
 
     target: str
@@ -64,7 +64,7 @@ class Fit:
     residual_rms: float
     residual_max: float
     error_from_half: float
-    error_from_eighth: float
+    error_from_quarter: float
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _fit(counted: _Counted, target: str, epsilon: float) -> Fit:
     from semdedup_assets.algorithm.redundancy_curve import extrapolation_error
 
     items, removed, law, nan = counted.items, counted.of(epsilon), counted.law(epsilon), float("nan")
-    errors = [extrapolation_error(items, removed, halvings=halvings) for halvings in (1, 3)]
+    errors = [extrapolation_error(items, removed, halvings=halvings) for halvings in (1, 2)]
     share = counted.removed_share(epsilon)
     if law is None:
         return Fit(target, epsilon, share, nan, nan, nan, nan, errors[0], errors[1])
@@ -237,7 +237,8 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
                 if row["target"] == fit["target"]
             },
             "greatest residual": _percent(fit["residual_max"]),
-            "error from an eighth": _percent(fit["error_from_eighth"]),
+            "error at twice": _percent(fit["error_from_half"]),
+            "at four times": _percent(fit["error_from_quarter"]),
         }
         for fit in record.details["fits"]
     ]
@@ -266,6 +267,7 @@ STAGE = Stage(
     "priority alone, and those with the smallest ones are a uniform subsample. " + _WARNING,
     dimensions=("k",),
     inputs=("duplicate_scores",),
+    optional_inputs=repaired_input,
     settings=lambda context: {
         "epsilons": [str(each) for each in _targets(context)],
         **context.pipeline.analyses.redundancy_by_size.model_dump(mode="json"),

@@ -104,5 +104,7 @@ STAGE = Stage(
     checks=(inputs_up_to_date("rule_comparison"),),
     selected=True,
     on_demand=True,
+    # Of pairs within clusters.
+    applies=lambda _, selection: selection.repair is None,
     unit="kept sets",
 )

@@ -227,14 +227,52 @@ def _bucket_record(context: StageContext, partition: Partition, records: list[Re
     )
 
 
+REPAIRED_SCORES = "repaired_scores"
+"""The stage whose results take the place of these, of selections that repair."""
+
+
+def range_name(cluster_range: int) -> str:
+    """A file of a range of clusters, in records that hold all ranges."""
+    return f"r{cluster_range:04d}.parquet"
+
+
 def scores_files(context: StageContext, clustering: Clustering) -> list[StoredFile]:
-    """The scores of each range of a clustering, once they are seen to be up to date.
+    """The scores of each range of a clustering, once they are seen to be up to date; the repaired ones where there are.
+
+    Raises:
+        MissingResultError: a range is not scored, or was scored from other assignments than there are now.
+    """
+    if context.selection.repair is None:
+        return scores_within_clusters(context, clustering)
+    (record,) = context.index.require_consistent(REPAIRED_SCORES, Partition(clustering=clustering)).values()
+    return [record.file(name) for name in sorted(record.files)]
+
+
+def scores_within_clusters(context: StageContext, clustering: Clustering) -> list[StoredFile]:
+    """The scores of each range, by the items of the own cluster alone.
 
     Raises:
         MissingResultError: a range is not scored, or was scored from other assignments than there are now.
     """
     records = context.index.require_consistent("duplicate_scores", Partition(clustering=clustering))
     return [record.file(SCORES) for record in records.values()]
+
+
+def scores_of_range(context: StageContext, clustering: Clustering, cluster_range: int) -> StoredFile:
+    """The scores of one range, repaired ones where there are, as they lie there.
+
+    Raises:
+        MissingResultError: it is not scored.
+    """
+    whole = Partition(clustering=clustering)
+    if context.selection.repair is None:
+        return context.index.require("duplicate_scores", whole.of_range(cluster_range)).file(SCORES)
+    return context.index.require(REPAIRED_SCORES, whole).file(range_name(cluster_range))
+
+
+def repaired_input(_: Pipeline, selection: Selection) -> tuple[str, ...]:
+    """The further input of whoever reads `scores_files`, for `Stage.optional_inputs`."""
+    return () if selection.repair is None else (REPAIRED_SCORES,)
 
 
 def _location(layout: Layout, partition: Partition, selection: Selection) -> str:
@@ -259,7 +297,8 @@ def _input_version(context: StageContext, name: str, record: ResultRecord) -> st
     return "".join(versions.get(column, "") for column in columns)
 
 
-def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
+def score_columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    """Of the scores, repaired or not."""
     protects = any(selection.protect is not None for selection in pipeline.named_selections.values())
     protected = Column(
         PROTECTED_SIMILARITY,
@@ -297,7 +336,7 @@ STAGE = Stage(
     worker=_worker,
     finish=_bucket_record,
     kinds=frozenset({"torch", "parquet"}),
-    columns=_columns,
+    columns=score_columns,
     checks=CHECKS,
     selected=True,
     # Both rules select by the same scores.

@@ -73,6 +73,10 @@ class Layout:
         """Parquet: greatest similarity to an earlier item, by item of the range's clusters."""
         return self.of_clustering(clustering, "scores", selection.keep_order, f"r{cluster_range:04d}")
 
+    def boundary_items(self, clustering: Clustering, repair: object, shard: str) -> str:
+        """Arrow: a shard's items that search other clusters, one record batch for each range of these."""
+        return self.of_clustering(clustering, f"boundary-{repair}", shard)
+
     def of_clustering(self, clustering: Clustering, *parts: str) -> str:
         """A result that belongs to a clustering."""
         return join(self.folder, clustering.path, *parts)

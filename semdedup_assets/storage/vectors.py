@@ -1,7 +1,7 @@
 """Vectors in Arrow files that are read in parts: mapped into memory locally, by ranged reads remotely."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -151,6 +151,46 @@ def assignment_batch(
 
     arrays = [pa.array(ids), pa.array(cluster), pa.array(centroid_similarity), _vector_array(vectors)]
     return pa.record_batch(arrays, schema=schema)
+
+
+def visitor_schema(dimension: int, dtype: VectorType) -> "pa.Schema":
+    """Columns of a boundary file: id, cluster, centroid_similarity, visited clusters, vector."""
+    import pyarrow as pa
+
+    columns = [
+        ("id", pa.uint64()),
+        ("cluster", pa.int32()),
+        ("centroid_similarity", pa.float64()),
+        ("visited", pa.list_(pa.int32())),
+    ]
+    return pa.schema([*(pa.field(*column) for column in columns), _vector_field(dimension, dtype)])
+
+
+def visitor_batch(
+    schema: "pa.Schema", columns: Mapping[str, np.ndarray], visited: tuple[np.ndarray, np.ndarray], vectors: np.ndarray
+) -> "pa.RecordBatch":
+    """Rows of a boundary file.
+
+    Args:
+        schema: of the file.
+        columns: (n,) id, cluster and centroid_similarity.
+        visited: (n + 1,) offsets of each row's clusters, and (m,) these clusters.
+        vectors: (n, d).
+    """
+    import pyarrow as pa
+
+    offsets, clusters = visited
+    lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(clusters.astype(np.int32)))
+    arrays = [pa.array(columns[name]) for name in ("id", "cluster", "centroid_similarity")]
+    return pa.record_batch([*arrays, lists, _vector_array(vectors)], schema=schema)
+
+
+def visits_of(table: "VectorTable") -> tuple[np.ndarray, np.ndarray]:
+    """(m,) int64 rows of a boundary file's part, ascending, and (m,) int32 the clusters that each visits."""
+    lists = table.columns.column("visited")
+    offsets = lists.offsets.to_numpy()
+    rows = np.repeat(np.arange(len(lists), dtype=np.int64), np.diff(offsets))
+    return rows, lists.flatten().to_numpy()
 
 
 @dataclass
