@@ -210,7 +210,7 @@ def cluster_sizes(sizes: np.ndarray, *, note: str) -> bytes:
     Returns:
         PNG.
     """
-    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure, axes = _new_figure(TITLES["cluster_sizes"], note)
     axes.set_xlabel("clusters, largest first", fontsize=_FONT_SIZE, color=_INK)
@@ -264,7 +264,7 @@ def removed_by_band(bars: BandBars, *, title: str, note: str) -> bytes:
     Returns:
         PNG.
     """
-    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure, axes = _new_figure(title, note)
     axes.set_xlabel("1 − similarity of the removed item to its kept one", fontsize=_FONT_SIZE, color=_INK)
@@ -314,7 +314,7 @@ def removal_bars(bars: RemovalBars, *, title: str, note: str) -> bytes:
     Returns:
         PNG.
     """
-    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure, axes = _new_figure(title, note)
     axes.set_ylabel("removed items", fontsize=_FONT_SIZE, color=_INK)
