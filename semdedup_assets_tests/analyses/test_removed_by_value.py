@@ -129,14 +129,19 @@ def test_without_a_limit_there_is_no_such_table(runs: StageRuns) -> None:
 
 
 def test_of_no_items_the_table_is_empty(tmp_path: Path) -> None:
-    write_table(tmp_path, "0", [None, None], {"source": ["a", None]})
-    settings = vectors_settings(tmp_path, max_skipped=1.0, selection={"limit": {"column": "source", "max_removed": 0}})
-    settings["source"] |= {"columns": {"source": "string"}}
+    write_table(tmp_path, "0", near_duplicates(0), {"source": ["a"] * 60, "mine": [True, False, None] * 20})
+    protected = {"protect": "mine", "limit": {"column": "source", "max_removed": 0}}
+    settings = vectors_settings(tmp_path, selection=protected)
+    settings["source"] |= {"columns": {"source": "string", "mine": "bool"}}
     runs = StageRuns(settings, GRAPH)
-    try:
-        runs.run()
-    except ValueError as error:
-        pytest.skip(f"a source without any item is refused before: {error}")
-    table = pl.read_parquet(runs.record("removed_by_value", "0.05|3").file(COUNTS).path)
+    runs.run()
+    (problem,) = no_value_removed_beyond_its_limit(runs.context()).problems
+    assert problem.measured.startswith("source 'a': ")
+    write_table(tmp_path, "0", [], {"source": pa.array([], pa.string()), "mine": pa.array([], pa.bool_())})
+    runs.run()
+    record = runs.record("removed_by_value", "0.05|3")
+    table = pl.read_parquet(record.file(COUNTS).path)
     assert table.columns == ["column", "value", "items", "removed", "share"]
-    assert len(table) == 0
+    assert len(table) == record.details["items"] == 0
+    assert runs.scores("3")["protected_similarity"].dtype == pl.Float32
+    assert not no_value_removed_beyond_its_limit(runs.context()).problems
