@@ -8,6 +8,7 @@ import numpy as np
 
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.checks.repaired_scores import REACHES
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -133,7 +134,7 @@ STAGE = Stage(
     finish=_finish,
     kinds=frozenset({"numpy", "parquet"}),
     columns=score_columns,
-    checks=(inputs_up_to_date(REPAIRED_SCORES),),
+    checks=(REACHES, inputs_up_to_date(REPAIRED_SCORES)),
     selected=True,
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},
     applies=lambda _, selection: selection.repair is not None,
