@@ -19,7 +19,8 @@ from semdedup_assets.analyses.removed_items import removed_items
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.item_lookup import find_items
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.kept_sets import Clustering, Target
+from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.records import Record, item_ids
 from semdedup_assets.rendering.contact_sheet import Pair, contact_sheet
 from semdedup_assets.settings import Pipeline
@@ -171,6 +172,27 @@ def emoji_drawings(pipeline: Pipeline) -> dict[int, Drawing]:
     return drawings
 
 
+def report_protected(pipeline: Pipeline, column: str) -> None:
+    """Print what is kept at each epsilon where the items of a bool column are never removed.
+
+    The scores and masks of this selection lie in the store beside those of the pipeline's own; Dagster is not told.
+    """
+    protecting = pipeline.model_copy(update={"selection": Selection(protect=column)})
+    context = pipeline_context(protecting)
+    for stage in ("duplicate_scores", "keep_masks"):
+        for _ in run_partitions(context, context.graph[stage], context.index.stale(stage)):
+            pass
+    print(f"\n   with `selection: {{protect: {column}}}`")
+    print(f"   {'epsilon':>9} {'kept':>6} {'removed':>8} {'protected':>10} {'of which would be removed':>26}")
+    for target in pipeline.targets:
+        details = context.index.require("keep_masks", Partition(clustering=K, target=target)).details
+        share, counts = (
+            details["removed"] / details["items"],
+            [details[f"protected{end}"] for end in ("", "_would_be_removed")],
+        )
+        print(f"   {target!s:>9} {details['kept']:>6} {share:>8.1%} {counts[0]:>10} {counts[1]:>26}")
+
+
 def write_sheet(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
     """Draw the removed pairs at epsilon 0.05, evenly from the most to the least similar; wrong ones are marked."""
     removed = removed_at(pipeline, Target(epsilon=0.05))
@@ -200,6 +222,7 @@ def main() -> None:
         made += materialise(emoji, instance)
         records, drawings = records_by_id(emoji), emoji_drawings(emoji)
         report(emoji, records, drawings)
+        report_protected(emoji, "has_skin_tone")
         write_sheet(emoji, records, drawings)
         made += materialise(docstrings, instance)
         report(docstrings, records_by_id(docstrings), {})

@@ -74,10 +74,12 @@ class EpsilonEstimates(BaseModel, frozen=True, extra="forbid"):
     )
     clusters: Share = Field(0.1, description="Share of the clusters that is scored; the paper's.")
     fewest_clusters: int = Field(
-        10, ge=2, description="Clusters that are scored at least: from fewer nothing can be estimated."
+        20,
+        ge=2,
+        description="Clusters that are scored at least, as far as there are so many: intervals from fewer are too narrow.",
     )
     start: Annotated[tuple[Epsilon, Epsilon], AfterValidator(_two_apart)] = Field(
-        (0.02, 0.1), description="The two epsilons between which the paper's method interpolates."
+        (0.02, 0.2), description="The two epsilons between which the paper's method interpolates."
     )
     seed: int = Field(0, ge=0, description="Of the choice of clusters, and of the intervals.")
     max_error: float = Field(
@@ -194,7 +196,7 @@ class PrunedPairs(BaseModel, frozen=True, extra="forbid"):
     shown: int = Field(20, ge=1, description="Pairs of a band that are shown, and that a person can label.")
     files: int = Field(
         64,
-        ge=1,
+        ge=2,
         description="Source files (of texts: shards) that are read at most; of more, a seeded choice is. A folder of "
         "single images has no such limit.",
     )
@@ -217,6 +219,13 @@ class Captions(BaseModel, frozen=True, extra="forbid"):
         description="Cosine similarity of two captions, by the text tower of the model that embeds the images, below which "
         "they disagree. Models differ: look at the picture of `caption_disagreement` first.",
     )
+
+
+class BaselineOverlaps(BaseModel, frozen=True, extra="forbid"):
+    """What is shown of the items that no baseline finds."""
+
+    pairs: int = Field(24, ge=1, description="Pairs on the page.")
+    seed: int = Field(0, ge=0, description="Of their choice.")
 
 
 class Analyses(BaseModel, frozen=True, extra="forbid"):
@@ -261,4 +270,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
     captions: Captions = Field(Captions(), description="When two captions of similar images disagree.")
     random_pruning: RandomPruning = Field(
         RandomPruning(), description="The random choices that a kept set is held against."
+    )
+    baseline_overlaps: BaselineOverlaps = Field(
+        BaselineOverlaps(), description="What is shown of the items that no baseline finds."
     )

@@ -1,7 +1,8 @@
-"""The Dagster component: a pipeline's settings in a `defs.yaml` become its definitions."""
+"""The Dagster components: settings in a `defs.yaml` become the definitions of a pipeline, or of a comparison."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,18 @@ from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.builder import dagster_name
+from semdedup_assets.assets.comparison import (
+    FoundManifest,
+    UnknownManifestError,
+    comparison_definitions,
+    find_manifest,
+    labelled,
+)
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
-from semdedup_assets.defs_yaml.problems import Problem, setting_problems
-from semdedup_assets.defs_yaml.scaffold import PipelineScaffolder
+from semdedup_assets.comparison_settings import Comparison
+from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
+from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder
 from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.settings import Pipeline
 
@@ -47,21 +56,112 @@ class SemDedupPipeline(dg.Component):
         Raises:
             DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
         """
-        if not isinstance(attributes, Attributes):
-            message = f"{context.path}: no attributes; give at least dataset, source and encoder"
-            raise dg.DagsterInvalidDefinitionError(message)
-        templates = _Templates(context)
-        settings = templates.filled(attributes.root, ())
-        unfilled = {problem.path for problem in templates.problems}
-        others = [problem for problem in setting_problems(settings) if problem.path not in unfilled]
-        if problems := [*templates.problems, *others]:
-            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
+        settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
         return cls(Pipeline.model_validate(settings))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
         first = _declared_in(context).add(self.pipeline, context.path)
         return pipeline_definitions(self.pipeline, with_source=first)
+
+
+class ComparisonAttributes(RootModel[dict[str, Any]]):
+    """`attributes` of a comparison as they are written, with the schema of `Comparison`."""
+
+    @classmethod
+    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
+        """The schema that `dg check yaml` and editors go by."""
+        return Comparison.model_json_schema(schema_generator=WrittenSchema)
+
+
+@dg.scaffold_with(ComparisonScaffolder)
+class ManifestComparison(dg.Component):
+    """Manifests of the project's pipelines, each compared with each: of several k, seeds, strategies or models."""
+
+    def __init__(self, comparison: Comparison, written_in: dg.ComponentLoadContext | None = None) -> None:
+        self.comparison = comparison
+        self._written_in = written_in
+
+    @classmethod
+    def get_model_cls(cls) -> type[ComparisonAttributes]:
+        """The schema of `attributes`."""
+        return ComparisonAttributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "ManifestComparison":
+        """The comparison that `attributes` describe, with `{{ env.NAME }}` filled in.
+
+        Raises:
+            DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
+        """
+        settings = _settings(
+            attributes,
+            context,
+            needed="name and manifests",
+            problems=lambda filled: schema_problems(filled, Comparison),
+        )
+        return cls(Comparison.model_validate(settings), context)
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The asset that compares the manifests.
+
+        Raises:
+            DagsterInvalidDefinitionError: no pipeline of the project has one of them; names every one with file and
+                line, and what there is.
+        """
+        # Their settings say where the manifests lie, in whatever order the components are loaded.
+        pipelines = [each.pipeline for each in context.component_tree.get_all_components(SemDedupPipeline)]
+        found, problems = self._manifests(pipelines)
+        if problems:
+            # The context of loading knows the lines of the file.
+            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, self._written_in or context)))
+        return comparison_definitions(self.comparison, found)
+
+    def _manifests(self, pipelines: Sequence[Pipeline]) -> tuple[list[FoundManifest], list[Problem]]:
+        """The manifests that the settings name, and what is wrong with those that are not there."""
+        found, problems = list[FoundManifest](), list[Problem]()
+        for index, wanted in enumerate(self.comparison.manifests):
+            try:
+                found.append(find_manifest(wanted, pipelines))
+            except UnknownManifestError as error:
+                problems.append(Problem(("manifests", index, error.setting), error.message))
+        found = labelled(found)
+        labels = Counter(each.label for each in found)
+        for index, each in enumerate(found if not problems else []):
+            if labels[each.label] > 1:
+                message = f"{each.label!r} is also the name of another; name them apart, or remove one"
+                problems.append(Problem(("manifests", index, "name"), message))
+        return found, problems
+
+
+def _settings(
+    attributes: BaseModel | None,
+    context: dg.ComponentLoadContext,
+    *,
+    needed: str,
+    problems: Callable[[dict[str, Any]], list[Problem]],
+) -> dict[str, Any]:
+    """What `attributes` hold, with templates filled in.
+
+    Args:
+        attributes: as they are written.
+        context: of the component.
+        needed: what they hold at least, in words.
+        problems: what is wrong with settings.
+
+    Raises:
+        DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
+    """
+    if not isinstance(attributes, RootModel):
+        message = f"{context.path}: no attributes; give at least {needed}"
+        raise dg.DagsterInvalidDefinitionError(message)
+    templates = _Templates(context)
+    settings: dict[str, Any] = templates.filled(attributes.root, ())
+    unfilled = {problem.path for problem in templates.problems}
+    others = [problem for problem in problems(settings) if problem.path not in unfilled]
+    if found := [*templates.problems, *others]:
+        raise dg.DagsterInvalidDefinitionError("\n".join(_report(found, context)))
+    return settings
 
 
 class _Pipelines:

@@ -177,6 +177,14 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         "chain", description="`chain` (the paper's): any earlier item suppresses; `greedy`: only a kept one does."
     )
     seed: int = Field(0, ge=0, description="Of `random`.")
+    spare_captions_below: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="An image stays, however similar to its nearest kept one, where the cosine similarity of their captions "
+        "is below this, by the text tower of the same CLIP; empty: captions do not matter. What fits a model, the picture "
+        "of `caption_disagreement` shows.",
+    )
     repair: Repair | None = Field(
         None,
         description="Whether duplicates are searched in the next-nearest clusters of each item too; empty: within clusters, "
@@ -212,7 +220,9 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     def path(self) -> str:
         """Folder of all that it keeps."""
         rule = "" if self.rule == "chain" else f"-{self.rule}"
-        return f"{self.keep_order}{f'-{self.repair}' if self.repair else ''}{rule}"
+        repair = "" if self.repair is None else f"-{self.repair}"
+        spared = "" if self.spare_captions_below is None else f"-spare{self.spare_captions_below:g}"
+        return f"{self.keep_order}{repair}{rule}{spared}"
 
     @property
     def label(self) -> str:
@@ -223,12 +233,18 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         ]
         protected = [] if self.protect is None else [f"{self.protect} protected"]
         repair = [] if self.repair is None else [f"{self.repair.clusters} next clusters"]
-        return ", ".join([" then ".join(labels), *protected, *repair, *([] if self.rule == "chain" else [self.rule])])
+        spared = [] if self.spare_captions_below is None else [f"captions below {self.spare_captions_below:g} spared"]
+        rule = [] if self.rule == "chain" else [self.rule]
+        return ", ".join([" then ".join(labels), *protected, *repair, *rule, *spared])
 
     def identity(self) -> dict[str, Any]:
         """What can change a kept set; the seed only where it is used."""
-        repair = {} if self.repair is None else {"repair": str(self.repair)}
-        return {"keep_order": self.keep_order, "rule": self.rule, **repair}
+        found: dict[str, Any] = {"keep_order": self.keep_order, "rule": self.rule}
+        if self.repair is not None:
+            found["repair"] = str(self.repair)
+        if self.spare_captions_below is not None:
+            found["spare_captions_below"] = self.spare_captions_below
+        return found
 
 
 def _path_name(column: str) -> str:

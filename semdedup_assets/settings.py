@@ -285,6 +285,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             yield from self._repair_problems(setting, selection)
             yield self._protect_problem(f"{setting}.protect", selection)
             yield from self._limit_problems(f"{setting}.limit", selection)
+            yield self._caption_problem(f"{setting}.spare_captions_below", selection)
 
     def _rule_problem(self, setting: str, selection: Selection) -> str | None:
         shares = [target for target in self.targets if target.share is not None]
@@ -318,6 +319,14 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             yield (
                 f"{setting}.repair: the rule `greedy` needs all pairs within epsilon, and a repair finds the greatest "
                 "similarity of each item; use the rule `chain`, or no repair"
+            )
+        removing = sorted(name for name, reference in self.references.items() if reference.remove)
+        also = [f"references.{name}.remove" for name in removing]
+        also += [] if selection.spare_captions_below is None else [f"{setting}.spare_captions_below"]
+        if also:
+            yield (
+                f"{setting}.repair: cannot be combined with {', '.join(also)}: which kept item of another cluster stands "
+                "for a removed one is found by scores alone; use one or the other"
             )
         beyond = [each for each in self.own_epsilons if each > repair.epsilon]
         if beyond:
@@ -369,6 +378,22 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         """The columns there are, of some types or of all, for a message."""
         found = sorted(name for name, kind in self.source.column_types.items() if not kinds or kind in kinds)
         return f"now: {found}"
+
+    def _caption_problem(self, setting: str, selection: Selection) -> str | None:
+        if selection.spare_captions_below is None:
+            return None
+        if self.encoder.kind != "openclip":
+            return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
+        kind = self.source.column_types.get("caption", "nothing")
+        if kind != "string":
+            return (
+                f"{setting}: source.columns: caption is carried as {kind}, not as a string, so no text can be compared"
+            )
+        shares = ", ".join(str(target) for target in self.targets if target.share is not None)
+        solved = (
+            f"{setting}: it cannot be solved for {shares}: which items captions spare depends on epsilon; give epsilons"
+        )
+        return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
         possible: dict[str, tuple[str, ...]] = {

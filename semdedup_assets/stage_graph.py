@@ -1,6 +1,7 @@
 """The stages of every pipeline, each after those it is made from: a new asset is one file and one line here."""
 
 from semdedup_assets.analyses import (
+    baseline_overlaps,
     caption_disagreement,
     clustering_comparison,
     cost,
@@ -94,6 +95,7 @@ GRAPH = StageGraph(
         perceptual_manifests.STAGE,
         random_masks.STAGE,
         random_manifests.STAGE,
+        baseline_overlaps.STAGE,
     )
 )
 

@@ -113,6 +113,34 @@ def browsing(url: str, *, width: int = 1400, height: int = 1000) -> Iterator[Dag
             browser.close()
 
 
+@contextmanager
+def offline_page(path: Path) -> "Iterator[Page]":
+    """A local file in a browser without a network, until the block ends; what goes wrong in it is raised then.
+
+    Args:
+        path: of an HTML file.
+
+    Raises:
+        BrowserNotFoundError: there is no Chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_chromium(playwright), args=list(_ARGUMENTS))
+        try:
+            context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True)
+            page, problems = context.new_page(), list[str]()
+            page.set_default_timeout(_MILLISECONDS)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+            page.on("dialog", lambda dialog: problems.append(dialog.message))
+            page.goto(path.as_uri())
+            yield page
+            assert not problems, problems
+        finally:
+            browser.close()
+
+
 def _chromium(playwright: "Playwright") -> str:
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     own = playwright.chromium.executable_path

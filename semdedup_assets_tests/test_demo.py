@@ -16,9 +16,10 @@ import polars as pl
 import pytest
 
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.kept_sets import Target
+from semdedup_assets.kept_sets import Selection, Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context
+from semdedup_assets.stages.keep_masks import mask_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,6 +90,31 @@ def test_a_random_pairing_is_far_below_that_precision(demo: ModuleType, emoji: P
 def test_the_kept_share_of_a_target_is_met(emoji: Pipeline, demo: ModuleType) -> None:
     details = masks(emoji, demo, "keep=70%")
     assert details["kept"] == pytest.approx(0.7 * details["items"], abs=2)
+
+
+def test_no_image_of_a_skin_tone_is_removed_where_they_are_protected(
+    demo: ModuleType, emoji: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.report_protected(emoji, "has_skin_tone")
+    printed = capsys.readouterr().out
+    context = pipeline_context(emoji.model_copy(update={"selection": Selection(protect="has_skin_tone")}))
+    toned = {
+        item
+        for shard in context.shards
+        for file in shard.files
+        for item, (_, members) in enumerate(emoji.source.samples(file.path), shard.index << 32)
+        if json.loads(members["json"])["skin"] != "none"
+    }
+    assert len(toned) == 600
+    for target in emoji.targets:
+        record = context.index.require("keep_masks", Partition(clustering=demo.K, target=target))
+        masks = pl.concat([pl.read_parquet(file.path) for file in mask_files(record)])
+        assert toned <= set(masks.filter("kept")["id"].to_list())
+        would_be = record.details["protected_would_be_removed"]
+        assert record.details["protected"] == 600
+        assert f" {would_be}\n" in printed
+        if target.epsilon is not None:
+            assert would_be == len(toned.intersection(demo.removed_at(emoji, target)["id"].to_list())) > 0
 
 
 def test_the_contact_sheet_shows_the_removed_pairs(

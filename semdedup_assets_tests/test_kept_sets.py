@@ -34,12 +34,16 @@ clusterings = st.builds(Clustering, st.one_of(st.just("auto"), st.integers(1, 10
 epsilons = st.floats(0, 2, allow_nan=False).map(lambda value: Target(epsilon=abs(value)))
 shares = st.floats(0, 100, exclude_min=True, allow_nan=False).map(lambda value: Target(share=value))
 targets = st.one_of(epsilons, shares)
-columns = st.builds(
-    KeepColumn, column=st.text(min_size=1, max_size=40), order=st.sampled_from(["ascending", "descending"])
+names = st.one_of(st.text(min_size=1, max_size=40), st.sampled_from(["a", "b", "hard", "then", "protect", "greedy"]))
+columns = st.one_of(
+    st.builds(KeepColumn, column=names, order=st.sampled_from(["ascending", "descending"])),
+    st.builds(KeepColumn, column=names, values=st.lists(st.text(max_size=3), min_size=1, max_size=3).map(tuple)),
 )
+words = st.sampled_from(["hard", "middle", "easy", "random"])
 selections = st.builds(
     Selection,
-    keep=st.one_of(st.sampled_from(["hard", "easy", "random"]), columns),
+    keep=st.one_of(words, columns, st.lists(st.one_of(words, columns), min_size=1, max_size=4).map(tuple)),
+    protect=st.one_of(st.none(), names),
     rule=st.sampled_from(["chain", "greedy"]),
     seed=st.integers(0, 2**32),
 )
@@ -156,7 +160,8 @@ def test_kept_sets_sort_by_clustering_selection_and_target() -> None:
 @given(st.lists(selections, min_size=2, max_size=6))
 def test_selections_share_a_path_only_if_they_keep_the_same(found: list[Selection]) -> None:
     def meaning(selection: Selection) -> tuple[object, ...]:
-        return selection.keep, selection.rule, selection.seed if selection.keep == "random" else None
+        seed = selection.seed if "random" in selection.criteria else None
+        return selection.criteria, selection.protect, selection.rule, seed
 
     for one in found:
         for other in found:
@@ -181,12 +186,55 @@ def test_the_rule_and_the_seed_count_only_where_they_matter() -> None:
     assert Selection.model_validate({"keep": {"column": "quality"}}).path == "quality-descending"
 
 
+def test_a_name_follows_what_orders_items_and_stays_short() -> None:
+    ranked = {"column": "source", "values": ["book", "web"]}
+    keep = [{"column": "quality"}, ranked, "middle"]
+    selection = Selection.model_validate({"keep": keep, "protect": "chosen", "rule": "greedy"})
+    start, end = selection.path.split("ranked-")
+    assert start == "quality-descending-then-source-"
+    assert re.fullmatch("[0-9a-f]{8}-then-middle-protect-chosen-greedy", end)
+    other = {**ranked, "values": ["web", "book"]}
+    assert Selection.model_validate({"keep": other}).path != Selection.model_validate({"keep": ranked}).path
+    columns = [{"column": f"{'x' * 300}{index}", "order": "ascending"} for index in range(20)]
+    long = [Selection.model_validate({"keep": columns[:count], "rule": "greedy"}).path for count in range(1, 21)]
+    assert len(set(long)) == 20
+    assert max(map(len, long)) < 130
+    assert all(map(SAFE.fullmatch, long))
+
+
+def test_a_list_of_one_is_that_one() -> None:
+    for keep in ("middle", {"column": "quality"}):
+        assert Selection.model_validate({"keep": [keep]}) == Selection.model_validate({"keep": keep})
+
+
+def test_a_limit_changes_nothing_that_is_kept() -> None:
+    limit = {"column": "source", "max_removed": 0.8}
+    limited, plain = Selection.model_validate({"limit": limit}), Selection()
+    assert (limited.path, limited.identity(), limited.columns) == (plain.path, plain.identity(), ())
+    assert limited == Selection.model_validate({"limit": [limit]})
+
+
+def test_only_what_orders_and_protects_counts_as_a_column() -> None:
+    selection = Selection.model_validate(
+        {
+            "keep": [{"column": "quality"}, {"column": "source", "values": ["a"]}, "random"],
+            "protect": "quality",
+            "limit": {"column": "language", "max_removed": 1},
+        }
+    )
+    assert selection.columns == ("quality", "source")
+
+
 def test_labels_are_for_people() -> None:
     selection = Selection.model_validate({"keep": {"column": "aesthetic score"}, "rule": "greedy"})
     kept_set = KeptSet(Clustering("1000", 1), selection, Target.parse("keep=50%"))
     assert kept_set.label == "k = 1000, seed 1 · aesthetic score descending, greedy · keep 50 %"
     assert KeptSet(Clustering("auto"), Selection(keep="random"), Target.parse(0.05)).label == (
         "k = auto · random seed0 · ε = 0.05"
+    )
+    listed = [{"column": "source", "values": ["a", "b", "c", "d"]}, {"column": "stars"}, "middle"]
+    assert Selection.model_validate({"keep": listed, "protect": "mine"}).label == (
+        "source a before b before c … then stars descending then middle, mine protected"
     )
 
 
@@ -196,6 +244,13 @@ def test_a_selection_refuses_what_it_does_not_know() -> None:
         {"rule": "both"},
         {"seed": -1},
         {"keep": {"column": "q", "order": "up"}},
+        {"keep": []},
+        {"keep": {"column": "q", "values": []}},
+        {"keep": {"column": "q", "values": [1]}},
+        {"protect": True},
+        {"limit": {"column": "q"}},
+        {"limit": {"column": "q", "max_removed": 1.1}},
+        {"limit": {"column": "q", "max_removed": "nan"}},
         {"kept": 1},
     ):
         with pytest.raises(ValidationError):

@@ -49,10 +49,10 @@ class Drawing:
         """The WebDataset key, unique over both vendors."""
         return f"{self.vendor}_{self.concept}"
 
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str | bool]:
         """What goes into the key's `.json` beside the image."""
         names = ("vendor", "concept", "base", "skin", "category", "subcategory")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "has_skin_tone": self.skin != "none"}
 
 
 def read_drawings(packages: Path) -> list[Drawing]:

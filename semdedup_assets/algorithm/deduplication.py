@@ -34,6 +34,7 @@ from semdedup_assets.algorithm.keep_order import (
     cluster_order,
     keep_keys,
 )
+from semdedup_assets.algorithm.kept_overlap import ComparedMasks, compare_masks
 from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
 from semdedup_assets.algorithm.sampling import UniformSample
 from semdedup_assets.algorithm.selection import (
@@ -321,6 +322,36 @@ class Deduplication:
         for first, stop in cluster_batches(needed, most=max(1, _BUDGET // (16 * rows.vectors.shape[1]))):
             counter.add(rows.of_sample(np.arange(first, stop)))
         return counter.result(sizes, all_clusters=len(sampled) == len(centroids), seed=seed)
+
+    def compare(
+        self, other: "Deduplication", *, epsilon: float | None = None, keep: float | None = None
+    ) -> ComparedMasks:
+        """What the chain rule keeps here and in another deduplication of the same items (sections 6.2, 6.3, A.1).
+
+        Args:
+            other: of the same rows in the same order: with another k, seed, keep strategy or model.
+            epsilon: of both; or
+            keep: share of the items that both keep, in (0, 1], each at the epsilon of its own that keeps it.
+
+        Returns:
+            Counts, the intersection I(this, other), and the rows that only one of them keeps.
+
+        Raises:
+            ValueError: the rows are not as many, an argument is outside its range, or not one of the two is given.
+
+        Example:
+            >>> vectors = np.random.default_rng(0).normal(size=(200, 8))
+            >>> semdedup(vectors, k=2).compare(semdedup(vectors, k=2), keep=0.5).overlap.intersection
+            1.0
+        """
+        if (epsilon is None) == (keep is None):
+            message = "give either epsilon or keep: by which what is kept is compared"
+            raise ValueError(message)
+        share = 1.0 if keep is None else keep
+        first, second = (
+            found.keep_mask(found.epsilon_for(keep=share) if epsilon is None else epsilon) for found in (self, other)
+        )
+        return compare_masks(first, second)
 
     def _in_keep_order(self) -> EarlierSimilarity:
         """The scores by cluster and in keep-order, with positions in that order."""

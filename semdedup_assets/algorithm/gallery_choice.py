@@ -22,7 +22,7 @@ class SelectedItems:
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         similarity: (n,) float32, greatest similarity to an earlier item, -inf for the first of a cluster.
         kept: (n,) bool.
-        kept_neighbour: (n,) uint64, id of the nearest kept item; any number for kept items.
+        kept_neighbour: (n,) uint64, id of the nearest kept item; any number where there is none.
         kept_similarity: (n,) float32, similarity to it; any number for kept items.
         orphan: (n,) bool, whether an item is removed though its nearest kept item is not within epsilon.
     """
@@ -169,7 +169,9 @@ def group_rows(items: SelectedItems, queries: Sequence[int], *, most: int) -> di
         Of each query found here, removed items by falling similarity to it.
     """
     found = {}
-    removed = np.flatnonzero(~items.kept & np.isin(items.kept_neighbour, np.array(list(queries), dtype=np.uint64)))
+    # Where no kept item is near, the neighbour is any number.
+    grouped = ~items.kept & ~np.isnan(items.kept_similarity)
+    removed = np.flatnonzero(grouped & np.isin(items.kept_neighbour, np.array(list(queries), dtype=np.uint64)))
     for query in queries:
         group = removed[items.kept_neighbour[removed] == np.uint64(query)]
         if len(group):

@@ -66,7 +66,7 @@ def compare_clusterings(context: StageContext, partition: Partition) -> ResultRe
     shares = np.sort(context.pipeline.analyses.clustering_comparison.shares)[::-1]
     with context.writing("clustering_comparison", partition) as result:
         with usage.phase("solve"):
-            found = [_scores_of(context, clustering, shares) for clustering in context.pipeline.clusterings]
+            found = [scores_of(context, clustering, shares) for clustering in context.pipeline.clusterings]
         with usage.phase("intersect"):
             both = kept_by_both(found, budget=context.compute.budget)
         with result.open(INTERSECTIONS) as stream:
@@ -82,7 +82,17 @@ def compare_clusterings(context: StageContext, partition: Partition) -> ResultRe
     return result.committed
 
 
-def _scores_of(context: StageContext, clustering: Clustering, shares: np.ndarray) -> ClusteringScores:
+def scores_of(context: StageContext, clustering: Clustering, shares: np.ndarray) -> ClusteringScores:
+    """Read what a clustering keeps, and solve the epsilon of each size.
+
+    Args:
+        context: of the pipeline and the selection.
+        clustering: which.
+        shares: (s,) of its items to keep, in falling order.
+
+    Raises:
+        MissingResultError: its scores are missing, or are made from other inputs than there are now.
+    """
     files = scores_files(context, clustering)
     k = int(context.index.require("centroids", Partition(clustering=clustering)).details["k"])
     return ClusteringScores(clustering, k, files, ScoreCurve.of(files), epsilons_keeping(files, shares.tolist()))
@@ -219,16 +229,21 @@ def _drawn(
         )
         for index, share in enumerate(shares.tolist())
     ]
-    note = f"{note}; of each row's set, the share that the column's has too"
+    note = f"{note}; of each row's set, the share that the column's has too, by k (and seed)"
     yield (
         "kept_set_intersections",
-        analysis_plots.kept_set_intersections([_label(each) for each in found], matrices, note=note),
+        analysis_plots.kept_set_intersections([_short_label(each) for each in found], matrices, note=note),
     )
 
 
 def _label(scores: ClusteringScores) -> str:
     seed = scores.clustering.seed
     return f"k = {scores.k:,}" + (f", seed {seed}" if seed else "")
+
+
+def _short_label(scores: ClusteringScores) -> str:
+    k = f"{scores.k // 1000}k" if scores.k % 1000 == 0 else str(scores.k)
+    return f"{k} ({scores.clustering.seed})" if scores.clustering.seed else k
 
 
 def _details(found: Sequence[ClusteringScores], both: np.ndarray, shares: np.ndarray) -> dict[str, Any]:

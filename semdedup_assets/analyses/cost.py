@@ -33,10 +33,10 @@ _EMBEDDING = ("embeddings",)
 _CLUSTERING, _COMPARING = ("training_sample", "centroids", "assignments"), ("duplicate_scores",)
 _LAION = 440_000_000
 _ASSUMPTIONS = (
-    "The devices, batch sizes and files are those of the measured results, whose overhead on few items is projected with "
-    "them. Reading, writing and embedding grow with n, assigning with n k, comparing with n² / k (clusters as uneven as "
-    "measured), fitting with the sampled vectors times k. Device-hours are hours of whatever device was used: a core's "
-    "are no GPU's."
+    "The devices, batch sizes and files are those of the measured results, and their overhead is projected with them: from "
+    "results a thousand times smaller it is an upper bound. Reading, writing and embedding grow with n, assigning with "
+    "n k, comparing with n² / k (clusters as uneven as measured), fitting with the sampled vectors times k. Device-hours "
+    "are hours of whatever device was used: a core's are no GPU's."
 )
 
 
@@ -84,6 +84,7 @@ class StageCost:
         device_hours: the same in hours.
         bytes: written.
         grows_with: what its time is projected by.
+        growth: how many times as long it would take: the greater, the more of it is overhead that does not grow.
         projected_seconds: of the whole stage, for the numbers of items and clusters in the settings.
         projected_device_hours: the same in hours.
     """
@@ -98,6 +99,7 @@ class StageCost:
     device_hours: float
     bytes: int
     grows_with: str
+    growth: float
     projected_seconds: float
     projected_device_hours: float
 
@@ -175,14 +177,16 @@ def _stage_costs(context: StageContext) -> Iterator[StageCost]:
 
 def _stage_cost(context: StageContext, stage: str, clustering: Clustering | None) -> StageCost:
     within = Partition(clustering=clustering)
+    found = {each: record for each, record in context.index.records(stage, within).items() if record.excluded is None}
     made = [
         record
-        for partition, record in context.index.records(stage, within).items()
-        if _is_current(context, stage, partition) and "seconds" in record.details
+        for partition, record in found.items()
+        if "seconds" in record.details and _is_current(context, stage, partition)
     ]
     details = [record.details for record in made]
     seconds = sum(each["seconds"] for each in details) if made else float("nan")
-    results = len(context.index.stored(stage, within))
+    excluded = len(context.index.records(stage, within)) - len(found)
+    results = len(context.index.stored(stage, within)) - excluded
     items = sum(int(each.get("items", each.get("records", each.get("sample", 0)))) for each in details)
     projected = _projected(context, stage, clustering, made) if len(made) == results else float("nan")
     return StageCost(
@@ -196,6 +200,7 @@ def _stage_cost(context: StageContext, stage: str, clustering: Clustering | None
         device_hours=seconds / 3600,
         bytes=sum(record.size for record in made),
         grows_with=_grows_with(stage),
+        growth=projected / seconds if seconds else float("nan"),
         projected_seconds=projected,
         projected_device_hours=projected / 3600,
     )
@@ -262,12 +267,16 @@ def _own_sums(context: StageContext, costs: Sequence[StageCost]) -> Iterator[Cos
             ("this pipeline, projected", settings.items, settings.k, "projected_device_hours"),
         ):
             hours = [
-                sum(float(getattr(own[stage], field)) for stage in stages)
-                for stages in (_EMBEDDING, _CLUSTERING, _COMPARING)
+                sum(_hours(own[stage], field) for stage in stages) for stages in (_EMBEDDING, _CLUSTERING, _COMPARING)
             ]
             total = hours[1] + hours[2]
             share = _share_of_epoch(context, total, n)
             yield CostSum(source, str(clustering), n, clusters, hours[0], hours[1], hours[2], total, share)
+
+
+def _hours(cost: StageCost, field: str) -> float:
+    """Of a whole stage; NaN where some of its results were not measured."""
+    return float(getattr(cost, field)) if cost.measured == cost.results else float("nan")
 
 
 def _paper_sums(context: StageContext) -> Iterator[CostSum]:
@@ -292,6 +301,7 @@ def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[st
             "device": row["device"],
             "seconds": _amount(row["seconds"]),
             "grows with": row["grows_with"],
+            "times": _amount(row["growth"]),
             f"device-hours of {settings.items:,} items, k = {settings.k:,}": _amount(row["projected_device_hours"]),
         }
         for row in record.details["stages"]
@@ -343,6 +353,7 @@ STAGE = Stage(
         Column("device_hours", "float64", "The same in hours."),
         Column("bytes", "int64", "Bytes of their files."),
         Column("grows_with", "string", "What the projection grows with."),
+        Column("growth", "float64", "How many times as long it would take; null unless it is projected."),
         Column("projected_seconds", "float64", "Of the whole stage, projected; null unless all of it was measured."),
         Column("projected_device_hours", "float64", "The same in hours."),
     ),

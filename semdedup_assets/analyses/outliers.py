@@ -165,13 +165,10 @@ def _section(name: str, ranked: "RankedItems", found: _Found) -> Section:
     items = tuple(
         RowItem(item, kept=None, similarity=value) for item, value in zip(ranked.ids.tolist(), similarity, strict=True)
     )
-    total = found.lists[name].seen
-    label = (
-        f"cosine similarity {similar}; none: alone in its cluster"
-        if None in similarity
-        else f"cosine similarity {similar}"
-    )
-    groups = (Group(f"{len(items):,} of {total:,} items", None, (Row(label, "", items, total),)),) if items else ()
+    label = f"cosine similarity {similar}{'; none where it is alone in it' if None in similarity else ''}"
+    order = "falling" if name == "most_similar_to_centroid" else "rising"
+    row = Row(label, "", items, found.lists[name].seen)
+    groups = (Group(f"By {order} similarity", None, (row,)),) if items else ()
     return Section(name, title, _note(name, found), groups)
 
 
@@ -182,9 +179,9 @@ def _note(name: str, found: _Found) -> str:
             f"them. Looked for among {found.compared}."
         )
     if name == "most_similar_to_centroid":
-        return "Typical items: the ones that the strategy `easy` keeps first. Of all items."
+        return "Typical items: the ones that the strategy “easy” keeps first. Of all items."
     return (
-        "Items that fit their cluster worst: rare ones, and often broken or mislabelled ones. The strategy `hard` keeps "
+        "Items that fit their cluster worst: rare ones, also broken or mislabelled ones. The strategy “hard” keeps "
         "them first. Of all items."
     )
 

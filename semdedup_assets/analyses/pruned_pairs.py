@@ -125,7 +125,8 @@ def _removed_pairs(context: StageContext, masks: ResultRecord, bands: PairBands)
 def _removed_rows(masks: ResultRecord) -> Iterator[dict[str, np.ndarray]]:
     for file in mask_files(masks):
         for part in read_tables(file, ["id", "kept", "kept_neighbour", "kept_similarity"]):
-            removed = ~part["kept"].astype(bool)
+            # What no kept item stands for, as what a reference removes, is half of no pair.
+            removed = ~part["kept"].astype(bool) & ~np.isnan(part["kept_similarity"])
             yield {name: part[name][removed] for name in ("id", "kept_neighbour", "kept_similarity")}
 
 
@@ -216,7 +217,7 @@ class _Drawing:
         return plots.removed_by_band(bars, title="What is removed, by band of epsilon", note=note)
 
     def page(self, shown: list[ShownPair]) -> PairPage:
-        pipeline, masks = self.context.pipeline, self.counts.pairs
+        pipeline, counts = self.context.pipeline, self.counts.pairs
         identity = {
             "format": LABEL_FORMAT,
             "dataset": pipeline.dataset,
@@ -229,14 +230,13 @@ class _Drawing:
             "clustering": kept_set.clustering.label,
             "selection": kept_set.selection.label,
             "target": kept_set.target.label,
-            "removed": f"{int(masks.sum()):,}",
-            "of equal bytes": f"{int(masks[:, 0].sum()):,}",
+            "removed": f"{int(counts.sum()):,}",
+            "of equal bytes": f"{int(counts[:, 0].sum()):,}",
             "pairs to look at": f"{len(shown):,}",
         }
         notes = [_note(row) for row in _by_band(self.bands, self.counts)]
         title = f"What is removed from {pipeline.dataset} ({pipeline.model_name})"
-        page = PairPage(title, facts, identity, dict(zip(self.bands.names, notes, strict=True)), shown)
-        return page
+        return PairPage(title, facts, identity, dict(zip(self.bands.names, notes, strict=True)), shown)
 
     def shown(self, compared: _Compared) -> list[ShownPair]:
         rows, names = np.flatnonzero(compared.is_shown), self.bands.names
@@ -285,7 +285,8 @@ def _note(row: dict[str, Any]) -> str:
     parts = [f"{row[kind]:,} {_NAMES[kind]}" for kind in KINDS if row[kind]]
     scaled = f", scaled from {row['compared']:,} compared" if row["estimated"] else ""
     hidden = " Pairs of equal bytes are not shown." if row["bytes"] else ""
-    return f"{row['pairs']:,} pairs: {'; '.join(parts)}{scaled}.{hidden}" if parts else "No pairs."
+    orphans = " Orphans: no kept item lies within epsilon of them." if row["band"].startswith("beyond") else ""
+    return f"{row['pairs']:,} pairs: {'; '.join(parts)}{scaled}.{hidden}{orphans}" if parts else "No pairs."
 
 
 def _write(drawing: _Drawing, compared: _Compared, result: ResultWriter) -> None:
@@ -314,7 +315,7 @@ def _sheets(drawing: _Drawing, shown: list[ShownPair]) -> dict[str, bytes]:
         ]
         if pairs:
             title = f"{name.replace('–', ' to ')}: {len(pairs)} pairs of other bytes, drawn at random"
-            sheets[f"band{index}.png"] = contact_sheet(pairs, title=title, columns=_SHEET_COLUMNS)
+            sheets[f"band{index}.png"] = contact_sheet(pairs, title=title, columns=_SHEET_COLUMNS, colours=256)
     return sheets
 
 

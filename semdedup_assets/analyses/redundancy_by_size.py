@@ -52,8 +52,8 @@ class Fit:
         half_items: number of items of which half would be removed.
         residual_rms: of the fitted shares.
         residual_max: greatest of them.
-        error_from_half: predicted less measured share, fitted without the whole dataset.
-        error_from_eighth: fitted to an eighth of the dataset and less.
+        error_from_half: predicted less measured share, fitted to half of the dataset and less.
+        error_from_quarter: fitted to a quarter of the dataset and less.
     """
 
     target: str
@@ -64,7 +64,7 @@ class Fit:
     residual_rms: float
     residual_max: float
     error_from_half: float
-    error_from_eighth: float
+    error_from_quarter: float
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _fit(counted: _Counted, target: str, epsilon: float) -> Fit:
     from semdedup_assets.algorithm.redundancy_curve import extrapolation_error
 
     items, removed, law, nan = counted.items, counted.of(epsilon), counted.law(epsilon), float("nan")
-    errors = [extrapolation_error(items, removed, halvings=halvings) for halvings in (1, 3)]
+    errors = [extrapolation_error(items, removed, halvings=halvings) for halvings in (1, 2)]
     share = counted.removed_share(epsilon)
     if law is None:
         return Fit(target, epsilon, share, nan, nan, nan, nan, errors[0], errors[1])
@@ -237,7 +237,8 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
                 if row["target"] == fit["target"]
             },
             "greatest residual": _percent(fit["residual_max"]),
-            "error from an eighth": _percent(fit["error_from_eighth"]),
+            "error at twice": _percent(fit["error_from_half"]),
+            "at four times": _percent(fit["error_from_quarter"]),
         }
         for fit in record.details["fits"]
     ]

@@ -8,7 +8,8 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, read_items
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Shown, Stage, Worker
-from semdedup_assets.stages.keep_masks import mask_files
+from semdedup_assets.stages.keep_masks import REMOVED_BY, mask_files
+from semdedup_assets.stages.mask_adjustments import removing_references
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import TableWriter, read_arrow
 
@@ -64,7 +65,8 @@ def removed_items(context: StageContext, partition: Partition) -> "pl.DataFrame"
         partition: a kept set.
 
     Returns:
-        id, key, kept_id, kept_key, similarity, is_orphan; the keys are null where the source no longer has the item.
+        id, key, kept_id, kept_key, similarity, is_orphan, and `removed_by` where references remove; the keys are null
+        where the source no longer has the item.
 
     Raises:
         MissingResultError: the masks or a shard's items have not been made.
@@ -73,13 +75,15 @@ def removed_items(context: StageContext, partition: Partition) -> "pl.DataFrame"
 
     masks = context.index.require("keep_masks", partition)
     removed = pl.concat(_removed(masks))
-    keys = _keys(context, pl.concat([removed["id"], removed["kept_id"].rename("id")]).unique().sort())
-    orphan = pl.col("similarity").cast(pl.Float64) <= 1.0 - float(masks.details["epsilon"])
+    keys = _keys(context, pl.concat([removed["id"], removed["kept_id"].rename("id")]).drop_nulls().unique().sort())
+    far = pl.col("similarity").cast(pl.Float64) <= 1.0 - float(masks.details["epsilon"])
+    # Without a similarity the whole cluster is removed, or a reference removes the item.
+    orphan = far.fill_null(pl.col("removed_by").is_null()) if "removed_by" in removed.columns else far
     return (
         removed.join(keys, on="id", how="left")
         .join(keys.rename({"id": "kept_id", "key": "kept_key"}), on="kept_id", how="left")
-        .sort("similarity", "id", descending=[True, False])
-        .select("id", "key", "kept_id", "kept_key", "similarity", is_orphan=orphan)
+        .sort("similarity", "id", descending=[True, False], nulls_last=True)
+        .select("id", "key", "kept_id", "kept_key", "similarity", *removed.columns[3:], is_orphan=orphan)
     )
 
 
@@ -87,11 +91,10 @@ def _removed(masks: ResultRecord) -> "Iterator[pl.DataFrame]":
     """The removed rows of each row group of the masks."""
     import polars as pl
 
-    columns = ["id", "kept", "kept_neighbour", "kept_similarity"]
     for file in mask_files(masks):
-        for table in read_arrow(file, columns):
-            rows = pl.DataFrame(table).filter(~pl.col("kept"))
-            yield rows.select("id", kept_id="kept_neighbour", similarity="kept_similarity")
+        for table in read_arrow(file):
+            rows = pl.DataFrame(table).filter(~pl.col("kept")).drop("kept")
+            yield rows.rename({"kept_neighbour": "kept_id", "kept_similarity": "similarity"})
 
 
 def _keys(context: StageContext, ids: "pl.Series") -> "pl.DataFrame":
@@ -131,12 +134,13 @@ STAGE = Stage(
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "removed_items"),
     worker=_worker,
     kinds=frozenset({"polars", "parquet"}),
-    columns=lambda _: (
+    columns=lambda pipeline: (
         Column("id", "uint64", "The removed item: shard (32 bits) and row in the shard (32 bits)."),
         Column("key", "string", "Its own name; null where the source no longer has it."),
         Column("kept_id", "uint64", "The most similar kept item of its cluster."),
         Column("kept_key", "string", "That item's own name; null where the source no longer has it."),
         Column("similarity", "float32", "Cosine similarity of the two."),
+        *((REMOVED_BY,) if removing_references(pipeline) else ()),
         Column("is_orphan", "bool", "Whether the kept item is not within epsilon of the removed one."),
     ),
     checks=(inputs_up_to_date("removed_items"),),

@@ -52,14 +52,14 @@ def sized_mask(context: StageContext, masks: ResultRecord) -> SizedMask:
     same = context.pipeline.analyses.random_pruning.same
     if same == "items":
         return SizedMask(ids, kept, np.ones(len(ids), np.int64))
-    sizes = [np.zeros(0, np.int64)]
+    sizes, embedded = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for shard in embedded_shards(context):
         sizes.append(stored_contents(shard.record).sizes[same][id_rows(shard.ids)])
-    found = np.concatenate(sizes)
-    if len(found) != len(ids):
+        embedded.append(shard.ids)
+    if not np.array_equal(np.concatenate(embedded), ids):
         message = f"{masks.location}: made of other items than have vectors now; {context.remedy('keep_masks')} again"
         raise MissingResultError(message)
-    return SizedMask(ids, kept, found)
+    return SizedMask(ids, kept, np.concatenate(sizes))
 
 
 def _worker(context: StageContext) -> Worker:
@@ -107,7 +107,7 @@ def with_sizes(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
     return () if pipeline.analyses.random_pruning.same == "items" else ("embeddings",)
 
 
-def input_version(_: StageContext, name: str, record: ResultRecord) -> str:
+def sizes_version(_: StageContext, name: str, record: ResultRecord) -> str:
     """Of the embeddings only the sizes count."""
     return record.files[CONTENTS].checksum if name == "embeddings" else record.version
 
@@ -120,7 +120,7 @@ STAGE = Stage(
     dimensions=("epsilon", "k"),
     inputs=("keep_masks",),
     optional_inputs=with_sizes,
-    input_version=input_version,
+    input_version=sizes_version,
     settings=_settings,
     location=lambda layout, partition, selection: layout.of_kept_set(
         partition.kept_set(selection), "baselines", "random", "masks"

@@ -38,10 +38,18 @@ def masks_are_monotone(context: StageContext) -> CheckResult:
     problems += [
         pair.problem(context, f"{count:,} items kept that are removed") for pair, count in returned.items() if count
     ]
-    # What the greedy rule keeps at a higher epsilon may be what suppressed nothing at a lower one.
-    certain = context.selection.rule != "greedy"
+    certain = not _may_keep_more(context)
     measured = {"pairs_of_masks": len(pairs), "rows_compared": rows}
     return CheckResult("keep masks keep items that a lower epsilon removes", problems, measured, certain=certain)
+
+
+def _may_keep_more(context: StageContext) -> bool:
+    """Whether a higher epsilon may rightly keep what a lower one removes.
+
+    Under the greedy rule it may have been removed by an item that is itself removed now; and its nearest kept item, with
+    whose caption its own is compared, may be another.
+    """
+    return context.selection.rule == "greedy" or context.selection.spare_captions_below is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +125,33 @@ def every_item_masked_once(context: StageContext) -> CheckResult:
     return CheckResult("keep masks hold other items than were scored", problems, measured)
 
 
+def references_are_removed(context: StageContext) -> CheckResult:
+    """No item that a reference is to remove stays because it is protected."""
+    problems, removed = [], 0
+    for partition, record in context.index.records("keep_masks").items():
+        removed += int(record.details.get("removed_by_reference", 0))
+        if count := int(record.details.get("protected_leaks", 0)):
+            measured = f"{count:,} items are kept, for `protect` wins over `references`"
+            problems.append(Problem(str(partition), measured, "protect fewer items, or take them out of the source"))
+    fault = "keep masks keep items that lie near to a reference's"
+    return CheckResult(fault, problems, {"removed_by_reference": removed}, certain=False)
+
+
 CHECKS = (
     Check(
         masks_are_monotone,
         "A higher epsilon keeps nothing that a lower one removes (SemDeDup, Algorithm A7); the masks themselves "
-        "are compared as far as a bound on rows allows. The greedy rule does not promise it, and is only warned of.",
+        "are compared as far as a bound on rows allows. Neither the greedy rule nor spared captions promise it: these are only "
+        "warned of.",
         # A blocking check that warns would hold automation back, which asks whether it passed.
-        only_warns=lambda context: context.selection.rule == "greedy",
+        only_warns=lambda context: _may_keep_more(context),
     ),
     Check(every_cluster_keeps_one, "Every cluster keeps an item (SemDeDup, Algorithm A7: the first)."),
     Check(every_item_masked_once, "The masks hold every scored item exactly once."),
+    Check(
+        references_are_removed,
+        "Whatever lies within epsilon of an item of a reference with `remove: true` is removed, protected items too.",
+        blocking=False,
+    ),
     inputs_up_to_date("keep_masks"),
 )

@@ -1,7 +1,7 @@
 """What is wrong with a pipeline's settings, found before anything runs."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -49,21 +49,38 @@ def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
         One problem a setting; none where `Pipeline` takes them and what they name locally is there. URLs and models
         of a hub are not looked up.
     """
+    return _one_a_setting((*_invalid(attributes, Pipeline), *_not_there(attributes)))
+
+
+def schema_problems(attributes: Mapping[str, Any], model: type[BaseModel]) -> list[Problem]:
+    """What the schema of some settings rejects.
+
+    Args:
+        attributes: as the YAML holds them, with templates filled in.
+        model: of the settings.
+
+    Returns:
+        One problem a setting.
+    """
+    return _one_a_setting(_invalid(attributes, model))
+
+
+def _one_a_setting(problems: Iterable[Problem]) -> list[Problem]:
     by_path: dict[SettingPath, list[str]] = {}
-    for problem in (*_invalid(attributes), *_not_there(attributes)):
+    for problem in problems:
         messages = by_path.setdefault(problem.path, [])
         if problem.message not in messages:
             messages.append(problem.message)
     return [Problem(path, "; or: ".join(messages)) for path, messages in by_path.items()]
 
 
-def _invalid(attributes: Mapping[str, Any]) -> Iterator[Problem]:
+def _invalid(attributes: Mapping[str, Any], model: type[BaseModel]) -> Iterator[Problem]:
     """What the schema rejects."""
     try:
-        Pipeline.model_validate(attributes)
+        model.model_validate(attributes)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            yield from _problems_of(detail, attributes)
+            yield from _problems_of(detail, attributes, model)
 
 
 def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
@@ -91,17 +108,17 @@ def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
             yield _named(message, path, [*path, part.kind])
 
 
-def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterator[Problem]:
+def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: type[BaseModel]) -> Iterator[Problem]:
     location, kind = detail["loc"], detail["type"]
-    path = _path(location, attributes)
+    path = _path(location, attributes, model)
     if kind == "value_error":
         for line in str(detail["ctx"]["error"]).splitlines():
-            yield _named(line, path, location)
+            yield _named(line, path, location, model=model)
     elif kind == "missing":
-        description = fields_at(Pipeline, location[:-1])[str(location[-1])].description
+        description = fields_at(model, location[:-1])[str(location[-1])].description
         yield Problem(path, f"missing. {description}" if description else "missing")
     elif kind == "extra_forbidden":
-        yield Problem(path, _unknown(str(location[-1]), list(fields_at(Pipeline, location[:-1]))))
+        yield Problem(path, _unknown(str(location[-1]), list(fields_at(model, location[:-1]))))
     else:
         found = detail["input"]
         shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
@@ -109,27 +126,34 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any]) -> Iterato
 
 
 def _unknown(name: str, known: list[str]) -> str:
+    return f"no such setting; {near_names(name, known)}"
+
+
+def near_names(name: str, known: Sequence[str]) -> str:
+    """The names that are near to one that does not exist, or all that there are, in words."""
     near = get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"no such setting; {'near names' if near else 'there are'}: {', '.join(near or known)}"
+    return f"{'near names' if near else 'there are'}: {', '.join(near or known)}"
 
 
-def _named(message: str, path: SettingPath, location: Sequence[str | int]) -> Problem:
+def _named(
+    message: str, path: SettingPath, location: Sequence[str | int], *, model: type[BaseModel] = Pipeline
+) -> Problem:
     """A message at the setting with whose name it begins, if it does."""
     match = _NAMED.match(message)
     parts = match[1].split(".") if match else []
-    if match is None or parts[0] not in fields_at(Pipeline, location):
+    if match is None or parts[0] not in fields_at(model, location):
         return Problem(path, message)
     return Problem((*path, *parts), message[match.end() :] if match[2] else message)
 
 
-def _path(location: Sequence[str | int], attributes: Mapping[str, Any]) -> SettingPath:
+def _path(location: Sequence[str | int], attributes: Mapping[str, Any], model: type[BaseModel]) -> SettingPath:
     """A location of Pydantic's without the kinds and classes that it names between the keys."""
     value: Any = attributes
     path: list[str | int] = []
     for index, part in enumerate(location):
         if isinstance(value, Mapping):
             # The last key may be one that is missing.
-            is_key = part in value or (index == len(location) - 1 and part in fields_at(Pipeline, location[:index]))
+            is_key = part in value or (index == len(location) - 1 and part in fields_at(model, location[:index]))
             value = value.get(part, value)
         else:
             is_key = isinstance(part, int) and isinstance(value, Sequence) and not isinstance(value, str)

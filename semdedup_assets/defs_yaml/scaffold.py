@@ -1,4 +1,4 @@
-"""What `dg scaffold defs semdedup_assets.SemDedupPipeline <name>` writes."""
+"""What `dg scaffold defs semdedup_assets.SemDedupPipeline <name>` and `….ManifestComparison <name>` write."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ import dagster as dg
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
+from semdedup_assets.comparison_settings import Comparison
 from semdedup_assets.defs_yaml.commented import commented_settings
 from semdedup_assets.settings import MOST_PARTITIONS, Pipeline
 
@@ -97,13 +98,74 @@ class PipelineScaffolder(dg.Scaffolder[NewPipeline]):
             return
         content = _HEAD.format(type=request.type_name) + commented_settings(settings)
         Pipeline.model_validate(yaml.safe_load(content)["attributes"])
-        if request.append:
-            with request.target_path.open("a", encoding="utf-8") as file:
-                file.write(f"---\n{content}")
-        else:
-            (request.target_path / "defs.yaml").write_text(content, encoding="utf-8")
+        _write(request, content)
         if request.params.path:
             click.echo(shards_to_come(Pipeline.model_validate(settings)))
+
+
+_COMPARISON_HEAD = """\
+# Manifests of this project's pipelines, each compared with each: what they keep in common, and what changed and why.
+# `dg check defs` reports what is wrong, before anything runs.
+type: {type}
+
+attributes:
+"""
+
+
+class NewComparison(BaseModel, extra="forbid"):
+    """What can be said of a new comparison when its `defs.yaml` is scaffolded."""
+
+    dataset: str = Field("photos", description="Dataset of the pipeline whose manifests are compared.")
+    epsilon: str = Field("keep=50%", description="Target of both: at equal size, intersections tell of robustness.")
+    k: tuple[str, str] = Field(("1000", "2000"), description="The two clusterings that are compared first.")
+
+    @model_validator(mode="after")
+    def _makes_a_comparison(self) -> "NewComparison":
+        Comparison.model_validate(self.settings("name"))
+        return self
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings that have no default, and those that were given.
+
+        Args:
+            name: of the comparison.
+        """
+        return {
+            "name": name,
+            "manifests": [{"dataset": self.dataset, "epsilon": self.epsilon, "k": k} for k in self.k],
+        }
+
+
+class ComparisonScaffolder(dg.Scaffolder[NewComparison]):
+    """Writes a `defs.yaml` in which every setting is explained."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[NewComparison]:
+        """The options of `dg scaffold defs`."""
+        return NewComparison
+
+    def scaffold(self, request: dg.ScaffoldRequest[NewComparison]) -> None:
+        """Write the file, or put another document into it.
+
+        Raises:
+            ValidationError: what was given makes no comparison; nothing is written.
+        """
+        name = (request.target_path.parent if request.append else request.target_path).name
+        settings = request.params.settings(name)
+        if request.scaffold_format == "python":
+            dg.scaffold_component(request, settings)
+            return
+        content = _COMPARISON_HEAD.format(type=request.type_name) + commented_settings(settings, Comparison)
+        Comparison.model_validate(yaml.safe_load(content)["attributes"])
+        _write(request, content)
+
+
+def _write(request: dg.ScaffoldRequest[Any], content: str) -> None:
+    if request.append:
+        with request.target_path.open("a", encoding="utf-8") as file:
+            file.write(f"---\n{content}")
+    else:
+        (request.target_path / "defs.yaml").write_text(content, encoding="utf-8")
 
 
 def shards_to_come(pipeline: Pipeline) -> str:

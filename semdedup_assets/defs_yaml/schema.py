@@ -49,11 +49,11 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
     """
     models, by_name = [model], False
     for part in location:
-        if by_name:
-            # A name that the settings chose: of a selection, of a reference.
+        if by_name or isinstance(part, int):
+            # A name that the settings chose, of a selection or a reference; or a position in a list of equal sections.
             by_name = False
             continue
-        fields = [of.model_fields[part] for of in models if isinstance(part, str) and part in of.model_fields]
+        fields = [of.model_fields[part] for of in models if part in of.model_fields]
         chosen = [of for of in models if part in (kind_of(of), of.__name__)]
         models = [found for field in fields for found in models_in(field.annotation)] if fields else chosen
         by_name = any(_is_mapping(field.annotation) for field in fields)

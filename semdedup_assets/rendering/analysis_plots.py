@@ -14,7 +14,6 @@ from semdedup_assets.rendering.plots import (
     _INK,
     _ORANGE,
     _draw_empty,
-    _epsilon_axis,
     _legend,
     _new_figure,
     _png,
@@ -179,7 +178,8 @@ def kept_by_clustering(epsilon: np.ndarray, curves: Sequence[KeptCurve], *, note
 
     figure, axes = _new_figure("Items kept by epsilon, for every k and seed", note)
     _share_axis(axes, "items kept")
-    _epsilon_axis(axes, [])
+    if curves:
+        _plain_epsilon_axis(axes, epsilon, np.mean([curve.kept for curve in curves], axis=0))
     if not any(np.isfinite(curve.kept).any() for curve in curves):
         _draw_empty(axes)
         return _png(figure)
@@ -195,18 +195,25 @@ def kept_by_clustering(epsilon: np.ndarray, curves: Sequence[KeptCurve], *, note
     return _png(figure)
 
 
-def kept_set_intersections(labels: Sequence[str], matrices: Sequence[IntersectionMatrix], *, note: str) -> bytes:
+def kept_set_intersections(
+    labels: Sequence[str],
+    matrices: Sequence[IntersectionMatrix],
+    *,
+    note: str,
+    title: str = "Intersections of the kept sets of every k and seed",
+) -> bytes:
     """Draw how much of each kept set the others keep too, as heat maps (SemDeDup, Fig. A2).
 
     Args:
         labels: of the c sets.
         matrices: one for each size, at most six of which are drawn.
         note: a line below the title.
+        title: says whose sets these are.
 
     Returns:
         PNG.
     """
-    figure, axes = _new_figure("Intersections of the kept sets of every k and seed", note)
+    figure, axes = _new_figure(title, note)
     axes.set_axis_off()
     count = min(len(matrices), _MOST_PANELS)
     drawn = [matrices[i] for i in np.linspace(0, len(matrices) - 1, count).round().astype(int)] if count else []
@@ -219,7 +226,7 @@ def kept_set_intersections(labels: Sequence[str], matrices: Sequence[Intersectio
     for index, matrix in enumerate(drawn):
         row, column = divmod(index, _PANELS_IN_ROW)
         height, width = 1 / rows, 1 / columns
-        left, bottom = column * width + 0.1 * width, 1 - (row + 1) * height + 0.14 * height
+        left, bottom = column * width + 0.12 * width, 1 - (row + 1) * height + 0.14 * height
         panel = axes.inset_axes((left, bottom, 0.86 * width, 0.72 * height))
         _heat_map(panel, labels, matrix, least=min(least, 0.98))
     return _png(figure)
@@ -234,7 +241,7 @@ def _heat_map(axes: "Axes", labels: Sequence[str], matrix: IntersectionMatrix, *
         axes.set_yticks([])
         return
     axes.set_xticks(range(len(labels)), labels, fontsize=size)
-    axes.set_yticks(range(len(labels)), labels, fontsize=size, rotation=90, va="center")
+    axes.set_yticks(range(len(labels)), labels, fontsize=size)
     for row, values in enumerate(matrix.shares):
         for column, value in enumerate(values):
             colour = "white" if value > (least + 1) / 2 else _INK

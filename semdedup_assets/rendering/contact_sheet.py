@@ -43,13 +43,14 @@ class Pair:
     wrong: bool | None = None
 
 
-def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6) -> bytes:
+def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6, colours: int | None = None) -> bytes:
     """Draw pairs in a grid, with a red frame around wrong ones.
 
     Args:
         pairs: in drawing order, line by line.
         title: a line above the pairs.
         columns: pairs in a line.
+        colours: of the picture, at most 256: a third of the bytes, for a run's log; None: all.
 
     Returns:
         PNG; 160 pixels wide for each column, about 110 high for each line.
@@ -72,7 +73,7 @@ def contact_sheet(pairs: Sequence[Pair], *, title: str, columns: int = 6) -> byt
         below = y + _SIDE + 7
         pen.text((x, below), caption, fill=_RED if pair.wrong else _INK, font_size=10)
         pen.text((x, below + _LINE), f"removed | kept   {pair.similarity:.3f}", fill=_GREY, font_size=10)
-    return _png(sheet)
+    return _png(sheet if colours is None else sheet.quantize(colours))
 
 
 def section_picture(section: Section, *, cards: Mapping[int, ItemCard], max_bytes: int = 70_000) -> bytes:

@@ -291,6 +291,51 @@ def removed_by_band(bars: BandBars, *, title: str, note: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovalBars:
+    """Bars of other choices, each made of parts.
+
+    Attributes:
+        names: of the b choices.
+        parts: (b,) counts of items by the part's name, from the bottom up.
+    """
+
+    names: Sequence[str]
+    parts: dict[str, np.ndarray]
+
+
+def removal_bars(bars: RemovalBars, *, title: str, note: str) -> bytes:
+    """Draw how many items the method and each of several other choices remove, together and alone.
+
+    Args:
+        bars: of the other choices.
+        title: of the figure.
+        note: a line below the title.
+
+    Returns:
+        PNG.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure, axes = _new_figure(title, note)
+    axes.set_ylabel("removed items", fontsize=_FONT_SIZE, color=_INK)
+    if not np.sum(list(bars.parts.values())):
+        _draw_empty(axes, "nothing is removed")
+        return _png(figure)
+    positions, base = np.arange(len(bars.names)), np.zeros(len(bars.names), dtype=np.int64)
+    for (name, counts), colour in zip(bars.parts.items(), (_BLUE, _LIGHT, _ORANGE), strict=False):
+        axes.bar(positions, counts, 0.72, bottom=base, color=colour, label=name)
+        base = base + counts
+    axes.set_xticks(positions, [name.replace(" ", "\n", 1) for name in bars.names])
+    axes.grid(visible=False, axis="x")
+    # Room for the legend.
+    axes.set_ylim(0, 1.25 * int(base.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _legend(axes)
+    return _png(figure)
+
+
+@dataclass(frozen=True, slots=True)
 class BandShares:
     """A share in each band of epsilon, and up to each, with 95 % intervals; NaN where nothing is known.
 
@@ -443,7 +488,7 @@ def caption_agreement(
         PNG.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
     figure, axes = _new_figure("Images that agree, and their captions", note)
     axes.set_xlabel("cosine similarity of the images", fontsize=_FONT_SIZE, color=_INK)
@@ -454,9 +499,9 @@ def caption_agreement(
     shown = np.ma.masked_equal(pairs.T, 0)
     mesh = axes.pcolormesh(image, caption, shown, cmap="viridis_r", norm=LogNorm(1, max(2, int(pairs.max()))))
     bar = figure.colorbar(mesh, ax=axes, format=StrMethodFormatter("{x:,.0f}"))
-    bar.ax.minorticks_off()
     bar.locator = MaxNLocator(integer=True, nbins=6)
     bar.update_ticks()
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("pairs in a cell", fontsize=_FONT_SIZE, color=_INK)
     bar.ax.tick_params(labelsize=_FONT_SIZE, colors=_INK)
     filled = caption[:-1][pairs.any(axis=0)]

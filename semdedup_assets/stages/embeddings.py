@@ -20,6 +20,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import Invalid, Record, Skipped, VectorBatch, content_bytes, content_hash, item_ids
+from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.storage.results import MissingResultError, ResultRecord, ResultWriter
@@ -265,15 +266,15 @@ def _shared(shard: Shard, rows: np.ndarray, vectors: np.ndarray, contents: np.nd
     return [{**asdict(each), "example": int(ids[each.example])} for each in found]
 
 
-def _settings(context: StageContext) -> dict[str, Any]:
-    pipeline = context.pipeline
-    determining = {
-        "source": pipeline.source.payload_settings(),
-        "encoder": pipeline.encoder.identity(),
-        "vectors": pipeline.vectors,
-    }
+def model_settings(pipeline: Pipeline) -> dict[str, Any]:
+    """What determines the vectors of given payloads."""
+    determining = {"encoder": pipeline.encoder.identity(), "vectors": pipeline.vectors}
     # Whether equal input is embedded once changes no vector, just as the batch size does not.
     return determining | ({"embed_once": "normalised"} if pipeline.embed_once == "normalised" else {})
+
+
+def _settings(context: StageContext) -> dict[str, Any]:
+    return {"source": context.pipeline.source.payload_settings(), **model_settings(context.pipeline)}
 
 
 ID = Column("id", "uint64", "Identity: shard (32 bits) and row in the shard (32 bits).")

@@ -1,8 +1,9 @@
 """Decide what is kept at an epsilon, and which kept item each removed one duplicates."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,18 @@ from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.item_lookup import item_keys
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Column, Rows, Shown, Stage, Worker
-from semdedup_assets.kept_sets import Target
+from semdedup_assets.kept_sets import Clustering, Target
+from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages.cluster_batches import AssignedClusterings, AssignedClusters
 from semdedup_assets.stages.duplicate_scores import PROTECTED_SIMILARITY, repaired_input, scores_files, scores_of_range
 from semdedup_assets.stages.embeddings import ID
+from semdedup_assets.stages.mask_adjustments import (
+    MaskAdjustment,
+    adjusting_inputs,
+    adjusting_settings,
+    range_leaks,
+    removing_references,
+)
 from semdedup_assets.stages.repaired_masks import KeptItems
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables, write_table
@@ -28,9 +37,14 @@ if TYPE_CHECKING:
     from semdedup_assets.algorithm.selection import Selection
 
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
+# Of an item that is removed at every epsilon: no cosine similarity is as great.
+_BEYOND = 2.0
 # A repaired group may lie in many ranges: more of each are added up than are named.
 _GROUPS_OF_A_RANGE = 200
 _PROTECTION = ("protected", "protected_would_be_removed")
+# What references removed, and could not, and what captions spared, and could not tell.
+_ADJUSTED = ("removed_by_reference", "protected_leaks", "spared", "removed_without_caption")
+_COUNTED = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_PROTECTION, *_ADJUSTED)
 
 
 def mask_name(cluster_range: int) -> str:
@@ -52,16 +66,39 @@ def _tasks(context: StageContext, partition: Partition) -> Sequence[_MaskTask]:
     clustering = partition.required_clustering
     inputs = context.index.input_versions("keep_masks", partition)
     files = scores_files(context, clustering)
-    epsilon = solved_epsilon(partition.target or Target(epsilon=0.0), files)
+    gone = partial(_gone, context, clustering) if removing_references(context.pipeline) else None
+    epsilon = solved_epsilon(partition.target or Target(epsilon=0.0), files, gone=gone)
     return [_MaskTask(partition, index, epsilon, inputs) for index in range(len(files))]
 
 
-def solved_epsilon(target: Target, scores: Sequence[StoredFile]) -> float:
+def _gone(context: StageContext, clustering: Clustering, index: int, scores: StoredFile) -> np.ndarray:
+    """(n,) bool: the rows of a range's scores that are removed at every epsilon."""
+    table = read_table(scores, ["id", *_protection_columns(context)])
+    stored = Partition(clustering=clustering).of_range(index)
+    return range_leaks(context, stored, table["id"], _protected(table)).gone
+
+
+def _protection_columns(context: StageContext) -> list[str]:
+    return [] if context.selection.protect is None else [PROTECTED_SIMILARITY]
+
+
+def _protected(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) bool: the items that are never removed."""
+    if PROTECTED_SIMILARITY not in scores:
+        return np.zeros(len(scores["id"]), dtype=bool)
+    protected: np.ndarray = ~np.isnan(scores[PROTECTED_SIMILARITY])
+    return protected
+
+
+def solved_epsilon(
+    target: Target, scores: Sequence[StoredFile], *, gone: Callable[[int, StoredFile], np.ndarray] | None = None
+) -> float:
     """The number that a target stands for: an epsilon itself, or the one that keeps a wanted share.
 
     Args:
         target: either.
         scores: of all ranges of clusters.
+        gone: says of a range and its scores which items, (n,) bool, are removed at every epsilon; None: none are.
     """
     if target.epsilon is not None:
         return target.epsilon
@@ -69,10 +106,22 @@ def solved_epsilon(target: Target, scores: Sequence[StoredFile]) -> float:
 
     if not any(len(part["similarity"]) for file in scores for part in read_tables(file, ["similarity"])):
         return 0.0  # Of no items every share is kept.
-    return epsilon_for(
-        lambda: (part["similarity"] for file in scores for part in read_tables(file, ["similarity"])),
-        keep=(target.share or 0.0) / 100,
-    )
+    return epsilon_for(lambda: _similarities(scores, gone), keep=(target.share or 0.0) / 100)
+
+
+def _similarities(
+    scores: Sequence[StoredFile], gone: Callable[[int, StoredFile], np.ndarray] | None
+) -> Iterator[np.ndarray]:
+    """The similarities that decide, row group by row group; beyond every threshold where an item is gone anyway."""
+    for index, file in enumerate(scores):
+        removed, start = None if gone is None else gone(index, file), 0
+        for part in read_tables(file, ["similarity"]):
+            similarity = part["similarity"]
+            if removed is not None:
+                here = removed[start : start + len(similarity)]
+                similarity = np.where(here, np.float32(_BEYOND), similarity)
+                start += len(similarity)
+            yield similarity
 
 
 def _worker(context: StageContext) -> Worker:
@@ -108,14 +157,17 @@ def mask_range(
     from semdedup_assets.algorithm.gallery_choice import largest_groups
     from semdedup_assets.algorithm.selection import orphans
 
+    protects = _protection_columns(context)
     file = scores_of_range(context, task.partition.required_clustering, task.cluster_range)
-    protects = [PROTECTED_SIMILARITY] if context.selection.protect is not None else []
     scores = read_table(file, ["id", "cluster", "similarity", "duplicate_of", *protects])
+    of_range = _Range(context, task, scores, assigned)
     with usage.phase("select"):
-        selection, neighbour = _select(_Range(context, task, scores, assigned), kept)
-    removed = ~selection.keep
-    # The kept item of a group in another cluster may be too many steps away for its similarity to be known.
-    unknown = np.isnan(selection.kept_similarity)
+        chosen = _within_clusters(of_range) if kept is None else _repaired(of_range, kept)
+    selection, neighbour = chosen.selection, chosen.neighbour
+    # A removed row has none where a reference removed it, or its whole cluster.
+    without = np.ma.getmaskarray(neighbour)
+    lost = ~selection.keep & without & ~chosen.gone
+    unknown = without | np.isnan(selection.kept_similarity)
     with context.writing_part("keep_masks", task.partition) as part:
         with part.open(mask_name(task.cluster_range)) as stream:
             write_table(
@@ -123,21 +175,25 @@ def mask_range(
                 {
                     "id": scores["id"],
                     "kept": selection.keep,
-                    "kept_neighbour": np.ma.masked_array(neighbour, mask=selection.keep),
+                    "kept_neighbour": neighbour,
                     "kept_similarity": np.ma.masked_array(selection.kept_similarity, mask=unknown),
+                    **chosen.columns,
                 },
             )
-        clusters, kept_clusters = np.unique(scores["cluster"]), np.unique(scores["cluster"][selection.keep])
+        clusters = np.unique(scores["cluster"])
+        # A reference may take the first item of a cluster, and so all of it.
+        with_kept = np.unique(scores["cluster"][selection.keep | chosen.gone])
         part.details = {
             "epsilon": task.epsilon,
             "items": len(selection.keep),
             "kept": int(selection.keep.sum()),
-            "orphans": int(orphans(selection, task.epsilon).sum()),
+            "orphans": int(orphans(selection, task.epsilon).sum() + lost.sum()),
             "clusters": len(clusters),
-            "clusters_without_kept": len(clusters) - len(kept_clusters),
+            "clusters_without_kept": len(clusters) - len(with_kept),
+            **chosen.counts,
             "id_checksum": id_checksum(scores["id"]),
             **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
-            "groups": [astuple(group) for group in largest_groups(neighbour[removed], most=_GROUPS_OF_A_RANGE)],
+            "groups": [astuple(group) for group in largest_groups(neighbour.compressed(), most=_GROUPS_OF_A_RANGE)],
         }
     return PartOfResult(task.inputs, part.files, part.details)
 
@@ -156,25 +212,61 @@ class _Range:
         return vectors_of(self.assigned, self.task.cluster_range, self.scores["cluster"], wanted)
 
 
-def _select(of_range: _Range, kept: KeptItems | None) -> tuple["Selection", np.ndarray]:
-    """What is kept of a range, and (n,) uint64, the kept item that stands for each removed one."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is kept of a range.
+
+    Attributes:
+        selection: of its rows; the neighbours are below.
+        neighbour: (n,) uint64, masked, the kept item that stands for each removed one.
+        gone: (n,) bool, what a reference removed.
+        columns: further columns of the masks.
+        counts: further counts.
+    """
+
+    selection: "Selection"
+    neighbour: np.ma.MaskedArray[Any, Any]
+    gone: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def _within_clusters(of_range: _Range) -> _Chosen:
+    """What is kept where only items of one cluster duplicate each other."""
     from semdedup_assets.algorithm.selection import earlier_positions, select_clusters
     from semdedup_assets.algorithm.similarity import EarlierSimilarity
-    from semdedup_assets.stages.repaired_masks import repaired_selection
 
-    scores, epsilon, budget = of_range.scores, of_range.task.epsilon, of_range.context.compute.budget
-    if kept is not None:
-        return repaired_selection(scores, kept, epsilon, vectors_of=of_range.vectors, budget=budget)
+    context, task, scores = of_range.context, of_range.task, of_range.scores
     position = earlier_positions(scores["id"], scores["duplicate_of"], scores["similarity"])
-    selection = select_clusters(
+    by_scores = select_clusters(
         EarlierSimilarity(scores["similarity"], position),
         scores["cluster"],
-        epsilon,
-        rule=of_range.context.selection.rule,
+        task.epsilon,
+        rule=context.selection.rule,
         vectors_of=of_range.vectors,
-        budget=budget,
+        budget=context.compute.budget,
     )
-    return selection, scores["id"][np.maximum(selection.kept_neighbour, 0)]
+    stored = Partition(clustering=task.partition.clustering).of_range(task.cluster_range)
+    leaks = range_leaks(context, stored, scores["id"], _protected(scores))
+    adjustment = MaskAdjustment(context, task.epsilon, leaks, of_range.vectors)
+    adjusted = adjustment.apply(by_scores, scores["id"], scores["cluster"])
+    rows = adjusted.selection.kept_neighbour
+    neighbour = np.ma.masked_array(scores["id"][np.maximum(rows, 0)], mask=rows < 0)
+    return _Chosen(adjusted.selection, neighbour, leaks.gone, adjusted.columns, adjusted.counts)
+
+
+def _repaired(of_range: _Range, kept: KeptItems) -> _Chosen:
+    """What is kept where items of other clusters count as duplicates too."""
+    from semdedup_assets.stages.repaired_masks import repaired_selection
+
+    selection, neighbour = repaired_selection(
+        of_range.scores,
+        kept,
+        of_range.task.epsilon,
+        vectors_of=of_range.vectors,
+        budget=of_range.context.compute.budget,
+    )
+    return _Chosen(selection, np.ma.masked_array(neighbour, mask=selection.keep), np.zeros(len(neighbour), bool))
 
 
 def _protection(similarity: np.ndarray, epsilon: float) -> dict[str, int]:
@@ -213,8 +305,7 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
 
     total = Counter[str]()
     for part in parts:
-        names = ("items", "kept", "orphans", "clusters", "clusters_without_kept", *_PROTECTION)
-        total.update({name: part.details[name] for name in names if name in part.details})
+        total.update({name: part.details[name] for name in _COUNTED if name in part.details})
     groups = merge_groups(
         (GroupSize(*group) for part in parts for group in part.details["groups"]), most=_LARGEST_GROUPS
     )
@@ -227,7 +318,7 @@ def _finish(context: StageContext, partition: Partition, parts: list[PartOfResul
         "removed": total["items"] - total["kept"],
         "kept_fraction": total["kept"] / total["items"] if total["items"] else None,
         "orphans": total["orphans"],
-        **({name: total[name] for name in _PROTECTION} if context.selection.protect is not None else {}),
+        **{name: total[name] for name in (*_PROTECTION, *_ADJUSTED) if name in total},
         "clusters": total["clusters"],
         "clusters_without_kept": total["clusters_without_kept"],
         "largest_groups": [asdict(group) for group in groups],
@@ -254,6 +345,26 @@ def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[st
     return {"largest_groups": Rows(rows)}
 
 
+REMOVED_BY = Column("removed_by", "string", "The reference that removes the item; null where none does.")
+
+
+def _columns(pipeline: Pipeline) -> tuple[Column, ...]:
+    return (
+        ID,
+        Column("kept", "bool", "Whether the item stays."),
+        Column(
+            "kept_neighbour",
+            "uint64",
+            "The most similar kept item of the cluster, or of those searched; null where the item is kept, or removed by a "
+            "reference.",
+        ),
+        Column(
+            "kept_similarity", "float32", "Cosine similarity to it; null where there is none, or where it is not known."
+        ),
+        *((REMOVED_BY,) if removing_references(pipeline) else ()),
+    )
+
+
 STAGE = Stage(
     name="keep_masks",
     step="4-select",
@@ -261,30 +372,21 @@ STAGE = Stage(
     "Alg. A7; a higher epsilon removes more), with the nearest kept item of each removed one. A target such as "
     "`keep=50%` is solved exactly from the scores. `orphans` counts the removed items that no kept item is within "
     "epsilon of: those that were similar to them were removed themselves; `selection.rule: greedy` keeps them. "
-    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule).",
+    "`protected_would_be_removed` counts the items that `selection.protect` alone keeps (chain rule). References that "
+    "remove come before all items; captions that disagree spare an item, where the selection asks for it.",
     dimensions=("epsilon", "k"),
     inputs=("duplicate_scores",),
-    optional_inputs=repaired_input,
-    settings=lambda _: {},
+    optional_inputs=lambda pipeline, selection: (
+        *repaired_input(pipeline, selection),
+        *adjusting_inputs(pipeline, selection),
+    ),
+    settings=lambda context: adjusting_settings(context.pipeline),
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "masks"),
     worker=_worker,
     tasks=_tasks,
     finish=_finish,
     kinds=frozenset({"numpy", "parquet"}),
-    columns=lambda _: (
-        ID,
-        Column("kept", "bool", "Whether the item stays."),
-        Column(
-            "kept_neighbour",
-            "uint64",
-            "The most similar kept item of the cluster, or of those searched; null where the item is kept.",
-        ),
-        Column(
-            "kept_similarity",
-            "float32",
-            "Cosine similarity to it; null where the item is kept, or where it is not known.",
-        ),
-    ),
+    columns=_columns,
     checks=CHECKS,
     shown=_shown,
     selected=True,

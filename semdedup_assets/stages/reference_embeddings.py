@@ -21,7 +21,7 @@ from semdedup_assets.execution.shard_reader import accepts_cut_files
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.records import id_rows, item_ids, positions_by_shard
 from semdedup_assets.settings import Pipeline, Reference
-from semdedup_assets.stages.embeddings import CONTENTS, FILES, KEYS, VECTOR, VECTORS, ShardEmbedder
+from semdedup_assets.stages.embeddings import CONTENTS, FILES, KEYS, VECTOR, VECTORS, ShardEmbedder, model_settings
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table
 
@@ -182,8 +182,7 @@ STAGE = Stage(
     inputs=(),
     settings=lambda context: {
         "references": {name: _determining(each) for name, each in context.pipeline.references.items()},
-        "encoder": context.pipeline.encoder.identity(),
-        "vectors": context.pipeline.vectors,
+        **model_settings(context.pipeline),
     },
     location=lambda layout, _, __: layout.reference_embeddings,
     worker=_worker,

@@ -73,6 +73,13 @@ class _Chunk:
         from semdedup_assets.algorithm.unit_rows import as_tensor
 
         table, compute = read_part(self.part.vectors, self.index), search.context.compute
+        width, expected = table.vectors.shape[1], search.fitted.centroids.shape[1]
+        if width != expected:
+            message = (
+                f"references.{self.part.reference}: its vectors have {width} numbers, the centroids {expected}; embed both "
+                "with one model, or fit the centroids again"
+            )
+            raise ValueError(message)
         reference = search.context.pipeline.references[self.part.reference]
         rows = as_tensor(table.vectors).to(compute.torch_device)
         nearest = search.fitted.nearest
@@ -199,7 +206,8 @@ class _Found:
         ids, references, similarities = (np.concatenate(arrays) for arrays in zip(nothing, *chosen, strict=True))
         return {
             "id": ids,
-            "reference": np.concatenate([np.empty(0, dtype=object), *names]),
+            # Of no row this is a text too.
+            "reference": np.concatenate([np.empty(0, dtype=object), *names]).astype(str),
             "reference_id": references,
             "similarity": similarities,
         }

@@ -110,3 +110,8 @@ class Layout:
 def current_manifest(manifests: str) -> str:
     """JSON: which of the manifests in a folder a training job reads."""
     return join(manifests, "current.json")
+
+
+def comparison(root: str, name: str) -> str:
+    """Parquet: which items some manifests keep in common, and what changed between them; of a comparison by its name."""
+    return join(root, "manifest_comparisons", name)

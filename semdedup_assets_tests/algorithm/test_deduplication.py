@@ -330,6 +330,54 @@ def test_masks_and_nearest_kept_items_are_those_of_the_rule_in_every_cluster(
     assert 0 < keep.sum() < len(keep)
 
 
+@given(vectors=vector_arrays(), k=st.integers(1, 3), epsilon=EPSILONS, rule=st.sampled_from(["chain", "greedy"]))
+@repeatable
+def test_groups_partition_the_items_each_around_one_kept_item(
+    vectors: np.ndarray, k: int, epsilon: float, rule: SelectionRule
+) -> None:
+    result = semdedup(vectors, k=min(k, len(vectors)))
+    groups, kept = result.groups(epsilon, rule=rule), result.keep_mask(epsilon, rule=rule)
+    rows = np.arange(len(vectors))
+    assert groups.dtype == np.int64
+    np.testing.assert_array_equal(groups == rows, kept)
+    assert set(groups.tolist()) == set(rows[kept].tolist())
+    np.testing.assert_array_equal(result.cluster[groups], result.cluster)
+    nearest = result.nearest_kept(epsilon, rule=rule)
+    np.testing.assert_array_equal(groups[~kept], nearest.kept_neighbour[~kept])
+
+
+LISTS: dict[str, Any] = {
+    "middle": ["middle"],
+    "stars, then easy": ["stars", "easy"],
+    "stars, then length": ["stars", "length"],
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_real_vectors_are_ordered_and_scored_by_each_strategy_and_list(real_vectors: np.ndarray, name: str) -> None:
+    rng, n = np.random.default_rng(0), len(real_vectors)
+    numbers = {"stars": rng.integers(2**63 - 3, 2**63 - 1, n), "length": rng.random(n)}
+    numbers["length"][::7] = np.nan
+    result = semdedup(real_vectors, k=6, keep=[numbers.get(each, each) for each in LISTS[name]])
+    orders = []
+    for own in np.unique(result.cluster):
+        rows = np.flatnonzero(result.cluster == own).tolist()
+        median = sorted(result.centroid_similarity[rows])[(len(rows) - 1) // 2]
+
+        def rank(row: int, median: float = median) -> tuple[Any, ...]:
+            similarity, length = float(result.centroid_similarity[row]), float(numbers["length"][row])
+            by = {
+                "middle": (abs(similarity - median),),
+                "easy": (-similarity,),
+                "stars": (int(numbers["stars"][row]),),
+                "length": (length != length, 0.0 if length != length else length),
+            }
+            return (*(part for each in LISTS[name] for part in by[each]), row)
+
+        orders.append(sorted(rows, key=rank))
+    assert_as_defined(result, real_vectors, orders)
+
+
 def test_orphans_are_removed_items_without_a_kept_one_within_epsilon() -> None:
     vectors, epsilon = arc(30, step=0.1), float(1 - np.cos(0.15))
     result = semdedup(vectors, k=1)

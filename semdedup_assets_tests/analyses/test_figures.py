@@ -23,7 +23,7 @@ from semdedup_assets_tests.analyses.small_pipelines import (
     made,
     read_table,
 )
-from semdedup_assets_tests.toy_source import near_duplicates, write_shard
+from semdedup_assets_tests.toy_source import near_duplicates, write_shard, write_table
 
 EPSILONS = ["0", "0.01", "0.1", "0.3", "keep=50%"]
 # What float32 may differ from float64.
@@ -120,6 +120,20 @@ def test_items_with_a_duplicate_are_those_of_the_whole_matrix(
     removed = len(others) - read_table(record, "kept_by_epsilon.parquet")["kept"].to_numpy()
     assert (table["with_duplicate"].to_numpy() >= removed).all()
     assert (table["with_duplicate"].to_numpy() > removed).any()
+
+
+def test_protection_changes_who_is_kept_and_not_who_has_a_duplicate(tmp_path: Path) -> None:
+    vectors = near_duplicates(0, groups=30, copies=4)
+    write_table(tmp_path, "a", vectors, {"chosen": (np.arange(len(vectors)) % 3 == 0).tolist()})
+    settings = analysed_settings(tmp_path) | {"epsilons": ["0.01", "0.1", "0.3"]}
+    settings["source"] |= {"columns": {"chosen": "bool"}}
+    plain = made(settings, "figures").record("figures", "3")
+    protected = made(settings | {"selection": {"protect": "chosen"}}, "figures").record("figures", "3")
+    names = ("duplicates_by_epsilon.parquet", "kept_by_epsilon.parquet")
+    duplicates, kept = ([read_table(record, name) for record in (plain, protected)] for name in names)
+    assert duplicates[0].equals(duplicates[1])
+    assert (kept[0]["kept"] <= kept[1]["kept"]).all()
+    assert (kept[0]["kept"] < kept[1]["kept"]).any()
 
 
 def test_all_pairs_and_all_items_are_in_the_histogram(pipeline: SmallPipeline, k: str, record: ResultRecord) -> None:

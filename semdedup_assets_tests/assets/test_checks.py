@@ -13,6 +13,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import evaluated_checks, freshness_checks, report_checks
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.stages.duplicate_scores import SCORES
 from semdedup_assets.storage.results import RECORD
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
@@ -40,6 +41,10 @@ BLOCKING = {
     "galleries": set[str](),
     "removed_items": set[str](),
     "rule_comparison": set[str](),
+    "epsilon_estimates": set[str](),
+    "epsilon_estimate_errors": set[str](),
+    "clustering_comparison": set[str](),
+    "cost": set[str](),
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
@@ -47,9 +52,12 @@ WARNING = {
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
+    "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
     "detection_efficiency": {"finds_most_duplicates"},
+    "epsilon_estimate_errors": {"estimates_are_near"},
 }
+ON_DEMAND = {stage.name for stage in GRAPH.stages if stage.on_demand}
 UP_TO_DATE = {
     "assignments",
     "duplicate_scores",
@@ -60,8 +68,12 @@ UP_TO_DATE = {
     "galleries",
     "removed_items",
     "rule_comparison",
+    "epsilon_estimates",
+    "epsilon_estimate_errors",
+    "clustering_comparison",
+    "cost",
 }
-AUTOMATIC = set(BLOCKING) - {"detection_efficiency", "estimate", "removed_items", "rule_comparison"}
+AUTOMATIC = set(BLOCKING) - ON_DEMAND
 
 
 def checks_of(asset: str) -> set[str]:

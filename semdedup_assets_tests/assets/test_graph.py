@@ -237,7 +237,7 @@ def test_dagsters_list_of_components_holds_ours() -> None:
         for name, member in inspect.getmembers(semdedup_assets, inspect.isclass)
         if issubclass(member, dg.Component)
     ]
-    assert found == ["SemDedupPipeline"]
+    assert found == ["ManifestComparison", "SemDedupPipeline"]
 
 
 def test_environment_variables_fill_a_defs_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -360,7 +360,7 @@ def test_items_that_scores_lose_are_reported(runs: StageRuns) -> None:
     context = runs.context()
     assigned = AssignedClusters(context, Clustering("3"))
     assigned.__dict__["ranges"] = without_last_cluster(assigned.ranges)
-    score_range(context, Partition(clustering=Clustering("3"), cluster_range=2), assigned=assigned)
+    score_range(Partition(clustering=Clustering("3"), cluster_range=2), [assigned])
     problems = found(runs, duplicate_scores.every_item_scored_once)
     assert list(problems) == ["all buckets of k=3"]
     assert "items where 180 should be" in problems["all buckets of k=3"]

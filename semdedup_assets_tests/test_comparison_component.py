@@ -1,0 +1,183 @@
+"""A comparison of manifests in a `defs.yaml`: what it finds, what it makes of them, and how what is wrong is reported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+from dagster.components.component_scaffolding import scaffold_object
+
+from semdedup_assets.comparison_settings import Comparison
+from semdedup_assets.component import ManifestComparison
+from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline
+from semdedup_assets_tests.test_component import COMMENTED_SETTING, load, project, root_cause
+
+COMPONENT = "semdedup_assets.ManifestComparison"
+KEY = dg.AssetKey(["robustness", "manifest_comparison"])
+EXPECTED = {
+    "k = 3": {"dataset": "toy", "selection": "hard", "k": 3, "epsilon": "keep=50%"},
+    "k = 9": {"dataset": "toy", "selection": "hard", "k": 9, "epsilon": "keep=50%"},
+    "easy": {"dataset": "toy", "model": "precomputed", "selection": "easy", "k": 3, "epsilon": "keep=50%"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
+    """A pipeline with two k and two strategies, whose manifests are made."""
+    folder = tmp_path_factory.mktemp("compared")
+    made = small_pipeline(
+        folder,
+        shards=2,
+        clustering={"k": [3, 9], "buckets": 1},
+        selections={"hard": {"keep": "hard"}, "easy": {"keep": "easy"}},
+        epsilons=["0.05", "keep=50%"],
+        manifests=["parquet"],
+    )
+    made.run()
+    return made
+
+
+def write_project(folder: Path, runs: StageRuns, manifests: list[dict[str, Any]], **settings: Any) -> Path:
+    """A project with the comparison's file before the pipeline's, as the loading order is nobody's to know."""
+    path = project(folder, yaml.safe_dump({"type": "semdedup_assets.SemDedupPipeline", "attributes": runs.settings}))
+    own = path.parent.parent / "a_comparison" / "defs.yaml"
+    own.parent.mkdir()
+    attributes = {"name": "robustness", "store": str(folder / "comparisons"), **settings, "manifests": manifests}
+    own.write_text(yaml.safe_dump({"type": COMPONENT, "attributes": attributes}, sort_keys=False))
+    return own
+
+
+def named(**changes: Any) -> list[dict[str, Any]]:
+    return [{"name": name, **manifest, **changes.get(name, {})} for name, manifest in EXPECTED.items()]
+
+
+def line_of(path: Path, problem: str) -> int:
+    """Where the YAML has the setting that a problem begins with."""
+    node = yaml.compose(path.read_text())
+    for part in problem.partition(":")[0].split("."):
+        if isinstance(node, yaml.SequenceNode):
+            node = node.value[int(part)]
+        else:
+            key, node = next(pair for pair in node.value if pair[0].value == part)
+            line = key.start_mark.line
+    return int(line) + 1
+
+
+def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    (event,) = result.asset_materializations_for_node("robustness__manifest_comparison")
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_change(
+    runs: StageRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = runs.manifest("keep=50%|3", "hard")[0].name
+    write_project(tmp_path, runs, [*named(), {**EXPECTED["k = 3"], "version": fixed}])
+    definitions = load(tmp_path, monkeypatch)
+    graph = definitions.resolve_asset_graph()
+    assert graph.get(KEY).parent_keys == {
+        dg.AssetKey(["toy", "precomputed", name, "manifests"]) for name in ("hard", "easy")
+    }
+    (hard,) = (dep for dep in graph.get(KEY).assets_def.get_asset_spec(KEY).deps if "hard" in dep.asset_key.path)
+    assert hard.partition_mapping == dg.SpecificPartitionsPartitionMapping(["keep=50%|3", "keep=50%|9"])
+
+    selection = dg.AssetSelection.assets(KEY)
+    job = dg.Definitions.merge(definitions, dg.Definitions(jobs=[dg.define_asset_job("compare", selection=selection)]))
+    with dg.instance_for_test() as instance:
+        result = job.resolve_job_def("compare").execute_in_process(instance=instance)
+        (check,) = result.get_asset_check_evaluations()
+        assert check.passed
+        found = metadata_of(result)
+        kept = {name: set(runs.kept_keys(f"keep=50%|{at['k']}", at["selection"])) for name, at in EXPECTED.items()}
+        kept[f"hard k = 3 {fixed}"] = kept["k = 3"]
+        for row, (name, own) in zip(found["matrix"].records, kept.items(), strict=True):
+            assert row.data["I(row, column)"] == name
+            assert [float(row.data[other]) for other in kept] == [
+                pytest.approx(len(own & there) / len(own), abs=5e-4) for there in kept.values()
+            ]
+        assert found["intersections"].startswith("![Intersections of kept sets](data:image/png;base64,")
+        changed = pl.read_parquet(found["all_that_changed"])
+        assert (
+            set(changed.filter(first="k = 3", second="k = 9", in_first="kept")["key"]) == kept["k = 3"] - kept["k = 9"]
+        )
+        assert {row.data["reason"] for row in found["changed_examples"].records} == {"removed"}
+
+    runs.changed(manifests=["parquet", "keep_lists"]).make("manifests", "keep=50%|9", selection="hard")
+    spec = next(iter(graph.get(KEY).check_keys))
+    only = dg.define_asset_job("only_check", selection=dg.AssetSelection.checks(spec))
+    checked = dg.Definitions.merge(definitions, dg.Definitions(jobs=[only])).resolve_job_def("only_check")
+    (check,) = checked.execute_in_process().get_asset_check_evaluations()
+    assert not check.passed
+    assert "k \\= 9 \\(" in str(check.description)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "changes", "problem"),
+    [
+        ("k = 9", {"k": 7}, "attributes.manifests.1.k: '7' is none of those that there are: 3, 9"),
+        (
+            "k = 9",
+            {"epsilon": 0.1},
+            "attributes.manifests.1.epsilon: '0.1' is none of those that there are: 0.05, k",
+        ),
+        ("k = 9", {"dataset": "tyo"}, "attributes.manifests.1.dataset: 'tyo' is none of those that there are: toy"),
+        ("k = 9", {"model": "clip"}, "attributes.manifests.1.model: 'clip' is none of those that there are: precom"),
+        (
+            "k = 9",
+            {"selection": "best"},
+            "attributes.manifests.1.selection: 'best' is none of those that there are: e",
+        ),
+        ("k = 9", {"baseline": "luck"}, "attributes.manifests.1.baseline: 'luck' is none of those that there are: "),
+        ("easy", {"name": "k = 3"}, "attributes.manifests: the name k = 3 is given more than once; each needs its own"),
+        ("easy", {"kk": 3}, "attributes.manifests.2.kk: no such setting; near names: k"),
+        ("easy", {"epsilon": "half"}, "attributes.manifests.2.epsilon: 'half' is neither an epsilon"),
+    ],
+)
+def test_a_manifest_that_is_not_there_is_told_with_its_line_and_what_there_is(
+    runs: StageRuns,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manifest: str,
+    changes: dict[str, Any],
+    problem: str,
+) -> None:
+    path = write_project(tmp_path, runs, named(**{manifest: changes}))
+    with pytest.raises(Exception, match="Error while") as caught:
+        load(tmp_path, monkeypatch)
+    head, *lines = str(root_cause(caught.value)).splitlines()
+    assert head.startswith(f"{len(lines)} problem")
+    (only,) = lines
+    assert only.startswith(f"{path}:{line_of(path, problem)} {problem}")
+
+
+def test_what_is_left_out_is_the_only_one_there_is_or_is_asked_for(
+    runs: StageRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(
+        tmp_path, runs, [{"dataset": "toy"}, {"dataset": "toy", "selection": "easy", "k": 3, "epsilon": 0.05}]
+    )
+    with pytest.raises(Exception, match="Error while") as caught:
+        load(tmp_path, monkeypatch)
+    assert "attributes.manifests.0.selection: missing; there are several: easy, hard" in str(root_cause(caught.value))
+
+
+def test_a_new_comparison_explains_every_setting_and_its_commented_lines_can_be_uncommented(tmp_path: Path) -> None:
+    scaffold_object(tmp_path / "robustness", COMPONENT, json.dumps({"dataset": "emoji"}), "yaml", tmp_path)
+    text = (tmp_path / "robustness" / "defs.yaml").read_text()
+    written = yaml.safe_load(text)
+    assert written["type"] == COMPONENT
+    comparison = Comparison.model_validate(written["attributes"])
+    assert comparison.name == "robustness"
+    assert [manifest.dataset for manifest in comparison.manifests] == ["emoji"] * 2
+    prose = " ".join(line.strip().removeprefix("# ") for line in text.splitlines() if line.lstrip().startswith("# "))
+    listed = Comparison.model_fields["manifests"].annotation.__args__[0]
+    for field in (*Comparison.model_fields.values(), *listed.model_fields.values()):
+        assert (field.description or "?") in prose
+    everything = yaml.safe_load(COMMENTED_SETTING.sub(r"\1", text))["attributes"]
+    assert Comparison.model_validate(everything) == comparison
+    assert list(everything) == list(Comparison.model_fields)
+    schema = ManifestComparison.get_model_cls().model_json_schema()
+    assert {"name", "manifests", "store"} <= schema["properties"].keys()
