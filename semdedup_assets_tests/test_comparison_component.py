@@ -165,13 +165,15 @@ def test_what_is_left_out_is_the_only_one_there_is_or_is_asked_for(
 
 
 def test_a_new_comparison_explains_every_setting_and_its_commented_lines_can_be_uncommented(tmp_path: Path) -> None:
-    scaffold_object(tmp_path / "robustness", COMPONENT, json.dumps({"dataset": "emoji"}), "yaml", tmp_path)
+    params = json.dumps({"dataset": "emoji", "k": "10, 20,30-seed1"})
+    scaffold_object(tmp_path / "robustness", COMPONENT, params, "yaml", tmp_path)
     text = (tmp_path / "robustness" / "defs.yaml").read_text()
     written = yaml.safe_load(text)
     assert written["type"] == COMPONENT
     comparison = Comparison.model_validate(written["attributes"])
     assert comparison.name == "robustness"
-    assert [manifest.dataset for manifest in comparison.manifests] == ["emoji"] * 2
+    assert [manifest.dataset for manifest in comparison.manifests] == ["emoji"] * 3
+    assert [manifest.k for manifest in comparison.manifests] == ["10", "20", "30-seed1"]
     prose = " ".join(line.strip().removeprefix("# ") for line in text.splitlines() if line.lstrip().startswith("# "))
     listed = Comparison.model_fields["manifests"].annotation.__args__[0]
     for field in (*Comparison.model_fields.values(), *listed.model_fields.values()):

@@ -127,7 +127,7 @@ class _Measured:
         """In each band and those before it."""
         return cumulative_precision(self.labels, self.precision)
 
-    def _count(self, chosen: "list[bool]") -> np.ndarray:
+    def _count(self, chosen: list[bool]) -> np.ndarray:
         return _by_band(self.bands["band"], self.pairs["band"][np.array(chosen, dtype=bool)])
 
     def table(self) -> dict[str, np.ndarray]:

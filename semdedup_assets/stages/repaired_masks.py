@@ -95,7 +95,7 @@ def _set_bits(bits: dict[int, np.ndarray], ids: np.ndarray) -> None:
 
 def repaired_selection(
     scores: dict[str, np.ndarray], kept: KeptItems, epsilon: float, *, vectors_of: "VectorsOf", budget: int
-) -> "tuple[Selection, np.ndarray]":
+) -> tuple["Selection", np.ndarray]:
     """What is kept of a range, and the kept item that stands for each removed one (`algorithm.selection.select_across`).
 
     Args:
