@@ -143,7 +143,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             "selection.limit",
             {"column": "views", "max_removed": 0.5},
             "",
-            "selection.limit.0.column: 'views' is not carried; declare it in source.columns",
+            "selection.limit.column: 'views' is not carried; declare it in source.columns",
         ),
         (
             VECTORS,
