@@ -385,8 +385,11 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             return None
         if self.encoder.kind != "openclip":
             return f"{setting}: encoder.kind {self.encoder.kind!r} has no text tower to compare captions by; use `openclip`"
-        if self.source.column_types.get("caption") != "string":
-            return f"{setting}: source.kind {self.source.kind!r} carries no text column `caption`; declare it in source.columns"
+        kind = self.source.column_types.get("caption", "nothing")
+        if kind != "string":
+            return (
+                f"{setting}: source.columns: caption is carried as {kind}, not as a string, so no text can be compared"
+            )
         shares = ", ".join(str(target) for target in self.targets if target.share is not None)
         solved = (
             f"{setting}: it cannot be solved for {shares}: which items captions spare depends on epsilon; give epsilons"

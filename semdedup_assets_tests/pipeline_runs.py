@@ -16,8 +16,12 @@ from semdedup_assets.assets.refresh import StageRun, refresh
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.stage import ANALYSE, StageGraph
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stage_graph import GRAPH, StageGraph
+from semdedup_assets.stage_graph import GRAPH
+
+MAIN_WAY = StageGraph(tuple(stage for stage in GRAPH.stages if stage.step != ANALYSE))
+"""The stages without the analyses: each asset more makes every run slower to start."""
 
 Partitions = dict[str, list[str | None]]
 """Partitions by asset; `None` stands for the one of an asset that has none."""
@@ -29,7 +33,7 @@ class PipelineRuns:
 
     instance: dg.DagsterInstance
     settings: dict[str, Any]
-    graph: StageGraph = GRAPH
+    graph: StageGraph = MAIN_WAY
 
     def changed(self, **changes: Any) -> "PipelineRuns":
         """The same with other settings; a dictionary changes the settings that it names."""

@@ -25,7 +25,7 @@ from semdedup_assets.execution.stage import (
     Worker,
 )
 from semdedup_assets.rendering import analysis_plots
-from semdedup_assets.stages.duplicate_scores import scores_files
+from semdedup_assets.stages.duplicate_scores import repaired_input, scores_files
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import read_table, write_table
 
@@ -190,6 +190,7 @@ STAGE = Stage(
     "and the greatest exact epsilon: the paper finds it semi-linear in epsilon.",
     dimensions=("k",),
     inputs=("epsilon_estimates", "duplicate_scores"),
+    optional_inputs=repaired_input,
     settings=lambda _: {},
     location=lambda layout, partition, selection: layout.of_selection(
         partition.required_clustering, selection, "epsilon_estimate_errors"

@@ -104,6 +104,7 @@ def estimate_epsilons(context: StageContext, partition: Partition) -> ResultReco
 def _sampled_scores(assigned: AssignedClusters) -> "ClusterScores":
     """Score the chosen clusters."""
     from semdedup_assets.algorithm.epsilon_estimate import ClusterScores, sample_clusters
+    from semdedup_assets.algorithm.protection import protect
     from semdedup_assets.algorithm.similarity import score_clusters
     from semdedup_assets.algorithm.unit_rows import as_tensor
 
@@ -119,7 +120,10 @@ def _sampled_scores(assigned: AssignedClusters) -> "ClusterScores":
             only = None if len(wanted) == len(assigned.ranges[index]) else wanted
             for batch in assigned.batches(index, only=only):
                 vectors = as_tensor(batch.vectors).to(context.compute.torch_device)
-                found.append(score_clusters(vectors, batch.offsets, budget=context.compute.budget).similarity)
+                earlier = score_clusters(vectors, batch.offsets, budget=context.compute.budget)
+                if batch.overtaken is not None:
+                    earlier = protect(earlier, batch.overtaken >= 0)
+                found.append(earlier.similarity)
                 sizes |= {batch.first + place: size for place, size in enumerate(np.diff(batch.offsets).tolist())}
             progress.advance()
     offsets = np.concatenate([[0], np.cumsum(list(sizes.values()))]).astype(np.int64)

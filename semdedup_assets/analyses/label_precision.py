@@ -127,7 +127,7 @@ class _Measured:
         """In each band and those before it."""
         return cumulative_precision(self.labels, self.precision)
 
-    def _count(self, chosen: "list[bool]") -> np.ndarray:
+    def _count(self, chosen: list[bool]) -> np.ndarray:
         return _by_band(self.bands["band"], self.pairs["band"][np.array(chosen, dtype=bool)])
 
     def table(self) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ class _Measured:
         labelled = (
             f"{int(self.labels.labelled.sum()):,} pairs labelled by {persons} person{'s' if persons != 1 else ''}"
         )
-        return plots.precision_by_band(shares, title=_TITLE, note=f"{subject}: {labelled}, 95 % intervals (Wilson)")
+        return plots.precision_by_band(shares, title=_TITLE, note=f"{subject}: {labelled}, 95 % intervals (Wilson)")
 
 
 def _by_band(names: np.ndarray, band: np.ndarray) -> np.ndarray:
@@ -203,24 +203,30 @@ def _number(value: float) -> float | None:
 
 def precision_is_enough(context: StageContext) -> CheckResult:
     """Of what is removed, as many items are duplicates as the settings want."""
-    wanted, problems, measured = context.pipeline.analyses.precision, [], {}
+    wanted, problems, measured = context.pipeline.analyses.precision, list[Problem](), dict[str, float]()
     for partition, record in current_records(context, "label_precision").items():
         details, value = record.details, record.details["precision"]
         if value is None:
             continue
         measured[f"precision {partition}"] = value
         if value < wanted:
-            epsilon = details["epsilon_for_precision"]
             interval = f"{details['precision_low']:.1%} to {details['precision_high']:.1%}"
             problems.append(
                 Problem(
                     str(partition),
                     f"{value:.1%} of the removed items are duplicates ({interval}), {wanted:.1%} are wanted",
-                    f"remove less: epsilon {epsilon:.3g} has the wanted precision; or change `analyses.precision`",
+                    _remedy(details),
                 )
             )
     fault = "kept sets remove too many items that are no duplicates"
     return CheckResult(fault, problems, measured, certain=False)
+
+
+def _remedy(details: dict[str, Any]) -> str:
+    if details["epsilon_ends_by"] == "bands":
+        return "pairs within epsilon are precise enough, orphans are not: `selection.rule: greedy` removes none"
+    epsilon = details["epsilon_for_precision"]
+    return f"remove less: epsilon {epsilon:.3g} has the wanted precision; or change `analyses.precision`"
 
 
 def label_files_are_valid(context: StageContext) -> CheckResult:

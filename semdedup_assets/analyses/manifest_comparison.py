@@ -114,7 +114,7 @@ class ComparedManifests:
         second: the other.
         by: how items are identified: `id`, of one dataset; or `key`, of different ones, or where rows have moved.
         counts: items by what becomes of them in the first and in the second: `kept`, `removed` or `absent`.
-        reasons: of the items that only one of them keeps, by why the other does not: `removed` as a duplicate;
+        reasons: of the items that only one of them keeps, by why the other does not: `removed`, mostly as a duplicate;
             `excluded` with its shard; `skipped`, which could not be embedded; `absent`, not in its source or skipped.
         examples: the first of these items, each with key, reason and, of a removed one, the kept item and the
             similarity for which it was removed.
@@ -171,13 +171,13 @@ def compare_manifests(
 
     Raises:
         FileNotFoundError: there is no manifest.
-        IncomparableError: one lists no removed items, or keys identify items and repeat.
+        IncomparableError: one lists no removed items, keys identify items and repeat, or ids should and do not.
 
     Example:
         `compare_manifests("…/k=100/hard/epsilon=0.05/manifests", "…/k=200/hard/epsilon=0.05/manifests").intersection`
     """
     one, other = read_manifest(first), read_manifest(second)
-    identity = by or ("id" if _ids_agree(one, other) else "key")
+    identity = _identity(one, other, by)
     parts = _by_shard(one, other) if identity == "id" else _by_key(one, other, budget=budget)
     counts, reasons, examples = Counter[tuple[str, str]](), Counter[str](), list[dict[str, Any]]()
     for shard, left, right in parts:
@@ -189,6 +189,21 @@ def compare_manifests(
         if changed is not None:
             changed(rows)
     return ComparedManifests(one, other, identity, dict(counts), dict(reasons), examples)
+
+
+def _identity(first: Manifest, second: Manifest, by: Identity | None) -> Identity:
+    """What identifies an item in both manifests."""
+    if by == "key":
+        return "key"
+    if _ids_agree(first, second):
+        return "id"
+    if by == "id":
+        message = (
+            f"{first.folder} and {second.folder}: an id is one item in the first and another in the second, for they are of "
+            "two datasets, or rows have moved; compare them by `key`"
+        )
+        raise IncomparableError(message)
+    return "key"
 
 
 def _ids_agree(first: Manifest, second: Manifest) -> bool:

@@ -179,9 +179,9 @@ def _note(name: str, found: _Found) -> str:
             f"them. Looked for among {found.compared}."
         )
     if name == "most_similar_to_centroid":
-        return "Typical items: the ones that the strategy `easy` keeps first. Of all items."
+        return "Typical items: the ones that the strategy “easy” keeps first. Of all items."
     return (
-        "Items that fit their cluster worst: rare ones, and often broken or mislabelled ones. The strategy `hard` keeps "
+        "Items that fit their cluster worst: rare ones, also broken or mislabelled ones. The strategy “hard” keeps "
         "them first. Of all items."
     )
 

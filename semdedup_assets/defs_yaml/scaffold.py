@@ -117,7 +117,7 @@ class NewComparison(BaseModel, extra="forbid"):
 
     dataset: str = Field("photos", description="Dataset of the pipeline whose manifests are compared.")
     epsilon: str = Field("keep=50%", description="Target of both: at equal size, intersections tell of robustness.")
-    k: tuple[str, str] = Field(("1000", "2000"), description="The two clusterings that are compared first.")
+    k: str = Field("1000,2000", description="Clusterings that are compared, with commas between them.")
 
     @model_validator(mode="after")
     def _makes_a_comparison(self) -> "NewComparison":
@@ -132,7 +132,9 @@ class NewComparison(BaseModel, extra="forbid"):
         """
         return {
             "name": name,
-            "manifests": [{"dataset": self.dataset, "epsilon": self.epsilon, "k": k} for k in self.k],
+            "manifests": [
+                {"dataset": self.dataset, "epsilon": self.epsilon, "k": k.strip()} for k in self.k.split(",")
+            ],
         }
 
 

@@ -14,9 +14,6 @@ from semdedup_assets.rendering.text_diff import highlighted_diff
 LABEL_FORMAT = "semdedup pair labels, 1"
 """What a file of labels begins with."""
 
-LABELS = ("duplicate", "different", "unsure")
-"""What a person can say of a pair."""
-
 
 @dataclass(frozen=True, slots=True)
 class ShownPair:
@@ -75,7 +72,7 @@ def pair_page(page: PairPage) -> bytes:
         UTF-8; the same bytes for the same pairs.
     """
     rendered = page_template("pair_page.html.jinja").render(
-        page=page, labels=LABELS, data_uri=data_uri, highlighted_diff=highlighted_diff
+        page=page, data_uri=data_uri, highlighted_diff=highlighted_diff
     )
     # A key may hold lone surrogates, which UTF-8 cannot encode.
     return rendered.encode("utf-8", "backslashreplace")

@@ -488,7 +488,7 @@ def caption_agreement(
         PNG.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
     figure, axes = _new_figure("Images that agree, and their captions", note)
     axes.set_xlabel("cosine similarity of the images", fontsize=_FONT_SIZE, color=_INK)
@@ -499,9 +499,9 @@ def caption_agreement(
     shown = np.ma.masked_equal(pairs.T, 0)
     mesh = axes.pcolormesh(image, caption, shown, cmap="viridis_r", norm=LogNorm(1, max(2, int(pairs.max()))))
     bar = figure.colorbar(mesh, ax=axes, format=StrMethodFormatter("{x:,.0f}"))
-    bar.ax.minorticks_off()
     bar.locator = MaxNLocator(integer=True, nbins=6)
     bar.update_ticks()
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("pairs in a cell", fontsize=_FONT_SIZE, color=_INK)
     bar.ax.tick_params(labelsize=_FONT_SIZE, colors=_INK)
     filled = caption[:-1][pairs.any(axis=0)]

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semdedup_assets.algorithm.selection import Selection, VectorsOf, keep_mask
 from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.storage.results import StoredFile
 from semdedup_assets.storage.tables import read_table, read_tables
+
+if TYPE_CHECKING:
+    from semdedup_assets.algorithm.selection import Selection, VectorsOf
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class KeptItems:
             scores: repaired, of all ranges.
             epsilon: of the kept set.
         """
+        from semdedup_assets.algorithm.selection import keep_mask
+
         bits: dict[int, np.ndarray] = {}
         lost, earlier = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for file in scores:
@@ -89,8 +94,8 @@ def _set_bits(bits: dict[int, np.ndarray], ids: np.ndarray) -> None:
 
 
 def repaired_selection(
-    scores: dict[str, np.ndarray], kept: KeptItems, epsilon: float, *, vectors_of: VectorsOf, budget: int
-) -> tuple[Selection, np.ndarray]:
+    scores: dict[str, np.ndarray], kept: KeptItems, epsilon: float, *, vectors_of: "VectorsOf", budget: int
+) -> tuple["Selection", np.ndarray]:
     """What is kept of a range, and the kept item that stands for each removed one (`algorithm.selection.select_across`).
 
     Args:
@@ -105,6 +110,7 @@ def repaired_selection(
     """
     import torch
 
+    from semdedup_assets.algorithm.selection import Selection, keep_mask
     from semdedup_assets.algorithm.similarity import greatest_similarity
 
     keep = keep_mask(scores["similarity"], epsilon)

@@ -147,3 +147,15 @@ def test_what_a_repair_cannot_answer_is_refused(vectors: np.ndarray) -> None:
 def test_one_cluster_has_no_others(vectors: np.ndarray) -> None:
     result = semdedup(vectors, k=1)
     np.testing.assert_array_equal(result.repaired().similarity, result.similarity)
+
+
+def test_a_protected_row_is_never_removed_and_suppresses_others_everywhere(vectors: np.ndarray) -> None:
+    protect = np.random.default_rng(2).random(len(vectors)) < 0.3
+    result = semdedup(vectors, k=12, protect=protect)
+    repaired = result.repaired(clusters=None, epsilon=REACH)
+    order = np.lexsort((np.arange(len(vectors)), result.centroid_similarity, ~protect))
+    expected = oracle.chain_scores(vectors[order])
+    near = (expected > 1 - REACH) & ~protect[order]
+    np.testing.assert_allclose(repaired.similarity[order][near], expected[near], atol=1e-6)
+    assert repaired.keep_mask(0.29)[protect].all()
+    assert result.keep_mask(0.29).sum() > repaired.keep_mask(0.29).sum()

@@ -116,13 +116,13 @@ def test_the_interval_covers_the_exact_epsilon_about_as_often_as_it_says() -> No
     scores = population(200, seed=3)
     exact = joined(scores, clusters=200).epsilon_for(0.5)
     inside = 0
-    for draw in range(100):
+    for draw in range(60):
         chosen = np.random.default_rng(draw).choice(200, 30, replace=False)
         low, high = Bootstrap.of(joined([scores[each] for each in chosen], clusters=200), seed=draw).epsilon_interval(
             0.5
         )
         inside += low <= exact <= high
-    assert inside >= 85
+    assert inside >= 51
 
 
 def test_one_cluster_of_several_tells_no_variance() -> None:

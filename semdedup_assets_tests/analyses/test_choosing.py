@@ -18,9 +18,9 @@ from semdedup_assets.storage.results import MissingResultError, ResultRecord
 from semdedup_assets.storage.vectors import read_vectors
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.stage_runs import StageRuns
-from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard, write_table
 
-CLUSTERINGS = ("6", "6-seed1", "40", "40-seed1")
+CLUSTERINGS = ("6", "6-seed1", "12", "12-seed1")
 ESTIMATED = {"clusters": 0.3, "fewest_clusters": 3, "targets": [0.8, 0.5, 100], "start": [0.05, 0.4]}
 ANALYSES = {"epsilon_estimates": ESTIMATED, "clustering_comparison": {"shares": [0.8, 0.5, 0.3]}}
 
@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     for seed in range(3):
         write_shard(folder, f"{seed}", near_duplicates(seed, groups=40, copies=6))
     settings = vectors_settings(folder, selection={"keep": "random", "seed": 5}, analyses=ANALYSES) | {
-        "clustering": {"k": [6, 40], "seed": [0, 1], "buckets": 2, "iterations": 10},
+        "clustering": {"k": [6, 12], "seed": [0, 1], "buckets": 2, "iterations": 10},
         "epsilons": ["0.05", "0.2", "keep=60%"],
     }
     made = StageRuns(settings, GRAPH)
@@ -148,7 +148,7 @@ def test_the_intersections_do_not_depend_on_the_budget(runs: StageRuns) -> None:
         assert (clustering_comparison.kept_by_both(found, budget=budget) == both).all()
 
 
-@pytest.mark.parametrize("key", ["6", "40"])
+@pytest.mark.parametrize("key", ["6", "12"])
 def test_the_counts_of_a_subsample_are_those_of_scoring_it_anew(runs: StageRuns, key: str) -> None:
     (record,) = runs.make("redundancy_by_size", key)
     counted = table(record, SUBSAMPLES)
@@ -196,7 +196,7 @@ def assigned_items(runs: StageRuns, key: str) -> pl.DataFrame:
     )
 
 
-@pytest.mark.parametrize("key", ["6", "40-seed1"])
+@pytest.mark.parametrize("key", ["6", "12-seed1"])
 def test_the_whole_dataset_loses_what_the_masks_remove_and_the_law_goes_through_it(runs: StageRuns, key: str) -> None:
     (record,) = runs.make("redundancy_by_size", key)
     fits, beyond = table(record, FITS), table(record, EXTRAPOLATED)
@@ -236,9 +236,9 @@ def test_costs_add_up_to_what_the_records_say_and_name_what_is_missing(runs: Sta
 
 
 def test_a_projection_to_what_there_is_is_what_was_measured(runs: StageRuns) -> None:
-    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 720, "k": 40}}).make("cost")
+    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 720, "k": 12}}).make("cost")
     costs = table(record, cost.COST).filter(
-        pl.col("clustering").is_in(["40", ""]) & pl.col("projected_seconds").is_not_null()
+        pl.col("clustering").is_in(["12", ""]) & pl.col("projected_seconds").is_not_null()
     )
     for name in ("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks"):
         (row,) = costs.filter((pl.col("stage") == name) & (pl.col("clustering") != "6")).iter_rows(named=True)
@@ -246,12 +246,12 @@ def test_a_projection_to_what_there_is_is_what_was_measured(runs: StageRuns) -> 
 
 
 def test_pairs_grow_with_the_square_of_the_items_and_fall_with_k(runs: StageRuns) -> None:
-    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 7200, "k": 20}}).make("cost")
-    index = runs.context().index.records("duplicate_scores", Partition(clustering=Clustering("40")))
+    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 7200, "k": 6}}).make("cost")
+    index = runs.context().index.records("duplicate_scores", Partition(clustering=Clustering("12")))
     compare = sum(each.details["seconds_by_phase"]["compare"] for each in index.values())
     others = sum(each.details["seconds"] for each in index.values()) - compare
     costs = table(record, cost.COST)
-    (row,) = costs.filter((pl.col("stage") == "duplicate_scores") & (pl.col("clustering") == "40")).iter_rows(
+    (row,) = costs.filter((pl.col("stage") == "duplicate_scores") & (pl.col("clustering") == "12")).iter_rows(
         named=True
     )
     assert row["projected_seconds"] == pytest.approx(compare * 10**2 * 2 + others * 10)
@@ -285,6 +285,23 @@ def test_what_is_shown_are_pictures_and_rows(runs: StageRuns, tmp_path: Path) ->
                     assert image.size == (600, 380)
             elif hasattr(value, "rows"):
                 assert value.rows
+
+
+def test_estimated_from_all_clusters_it_is_exact_also_where_items_are_protected(tmp_path: Path) -> None:
+    write_table(tmp_path, "0", near_duplicates(0), {"chosen": [row % 3 == 0 for row in range(60)]})
+    settings = vectors_settings(
+        tmp_path, selection={"protect": "chosen"}, analyses={"epsilon_estimates": {"clusters": 1.0}}
+    )
+    settings["source"] |= {"key": "name", "columns": {"chosen": "bool"}}
+    runs = StageRuns(settings, GRAPH)
+    runs.run(until="keep_masks")
+    runs.make("epsilon_estimates")
+    (record,) = runs.make("epsilon_estimate_errors")
+    errors = table(record, epsilon_estimate_errors.ERRORS)
+    assert errors["epsilon"].to_list() == errors["exact"].to_list()
+    assert errors["inside"].all()
+    # The protected third is kept at any epsilon.
+    assert errors["exact_keeps"].min() >= 20 / 60
 
 
 SETTING_ERRORS: list[tuple[dict[str, Any], str]] = [

@@ -240,10 +240,10 @@ def test_files_that_are_none_are_named_with_a_remedy_and_labels_of_other_content
 
 
 def test_a_check_warns_where_less_is_precise_than_is_wanted_and_names_an_epsilon(runs: StageRuns, folder: Path) -> None:
-    rows = shown_pairs(runs).to_dicts()
-    said = {(row["id"], row["kept_id"]): "duplicate" if row["band"] == "0–0.02" else "different" for row in rows}
+    bands = {(row["id"], row["kept_id"]): row["band"] for row in shown_pairs(runs).to_dicts()}
+    said = {pair: "duplicate" if band == "0–0.02" else "different" for pair, band in bands.items()}
     save(folder, "1.json", labels_file(runs, said))
-    strict = runs.changed(analyses={**runs.settings["analyses"], "precision": 0.95})
+    strict = runs.changed(analyses={"precision": 0.95})
     (record,) = strict.make("label_precision", KEY)
     result = precision_is_enough(strict.context())
     (problem,) = result.problems
@@ -252,7 +252,14 @@ def test_a_check_warns_where_less_is_precise_than_is_wanted_and_names_an_epsilon
     assert f"epsilon {record.details['epsilon_for_precision']:.3g}" in problem.remedy
     assert 0.02 <= record.details["epsilon_for_precision"] < 0.1
     assert record.details["epsilon_for_certain_precision"] <= record.details["epsilon_for_precision"]
-    lax = runs.changed(analyses={**runs.settings["analyses"], "precision": 0.01})
+    orphans = {pair: "different" if band == "beyond 0.2" else "duplicate" for pair, band in bands.items()}
+    save(folder, "1.json", labels_file(runs, orphans))
+    exact = runs.changed(analyses={"precision": 1.0})
+    (record,) = exact.make("label_precision", KEY)
+    assert record.details["epsilon_for_precision"] == 0.2
+    (problem,) = precision_is_enough(exact.context()).problems
+    assert "`selection.rule: greedy`" in problem.remedy
+    lax = runs.changed(analyses={"precision": 0.01})
     lax.make("label_precision", KEY)
     assert not precision_is_enough(lax.context()).problems
 

@@ -13,6 +13,8 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import evaluated_checks, freshness_checks, report_checks
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import ANALYSE
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.stages.duplicate_scores import SCORES
 from semdedup_assets.storage.results import RECORD
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
@@ -35,15 +37,8 @@ BLOCKING = {
     "duplicate_scores": {"every_item_scored_once"},
     "keep_masks": {"masks_are_monotone", "every_cluster_keeps_one", "every_item_masked_once"},
     "manifests": {"counts_are_conserved"},
-    "detection_efficiency": set[str](),
     "figures": set[str](),
     "galleries": set[str](),
-    "removed_items": set[str](),
-    "rule_comparison": set[str](),
-    "epsilon_estimates": set[str](),
-    "epsilon_estimate_errors": set[str](),
-    "clustering_comparison": set[str](),
-    "cost": set[str](),
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
@@ -53,26 +48,16 @@ WARNING = {
     "duplicate_scores": {"largest_cluster"},
     "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
-    "detection_efficiency": {"finds_most_duplicates"},
-    "epsilon_estimate_errors": {"estimates_are_near"},
 }
-ON_DEMAND = {stage.name for stage in GRAPH.stages if stage.on_demand}
 UP_TO_DATE = {
     "assignments",
     "duplicate_scores",
     "keep_masks",
     "manifests",
-    "detection_efficiency",
     "figures",
     "galleries",
-    "removed_items",
-    "rule_comparison",
-    "epsilon_estimates",
-    "epsilon_estimate_errors",
-    "clustering_comparison",
-    "cost",
 }
-AUTOMATIC = set(BLOCKING) - ON_DEMAND
+AUTOMATIC = set(BLOCKING) - {"estimate"}
 
 
 def checks_of(asset: str) -> set[str]:
@@ -148,6 +133,14 @@ def test_these_checks_are_declared_and_these_block(unmade: PipelineRuns) -> None
         "source_has_files",
     }
     assert set(BLOCKING) == {str(asset) for asset in unmade.builder.assets}
+
+
+def test_no_analysis_holds_anything_back_and_each_says_when_it_is_stale() -> None:
+    analyses = [stage for stage in GRAPH.stages if stage.step == ANALYSE]
+    assert len(analyses) > 15
+    for stage in analyses:
+        assert not [check.name for check in stage.checks if check.blocking and not stage.name.endswith("manifests")]
+        assert "inputs_up_to_date" in {check.name for check in stage.checks} or "shards" in stage.inputs, stage.name
 
 
 def test_a_refresh_evaluates_all_checks_and_on_a_sound_pipeline_all_pass(runs: PipelineRuns) -> None:

@@ -216,8 +216,8 @@ def test_selections_that_spare_share_scores_but_no_masks(spared: tuple[StageRuns
             r"selection.spare_captions_below: encoder.kind 'timm' has no text tower",
         ),
         (
-            {"source": {"kind": "parquet", "path": "a.parquet", "image": "image"}, "manifests": ["parquet"]},
-            r"selection.spare_captions_below: source.kind 'parquet' carries no text column `caption`",
+            {"source": {"kind": "webdataset", "path": "a.tar", "columns": {"caption": "int"}}},
+            r"selection.spare_captions_below: source.columns: caption is carried as int, not as a string",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """References: embedded as training items are, and the training items near to theirs, against whole matrices."""
 
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,19 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     folder = tmp_path_factory.mktemp("emoji")
     for path, number in (("source", 1), ("source", 2), ("held out", 3)):
         (folder / path).mkdir(exist_ok=True)
-        shutil.copy(EMOJI / "shards" / f"0000{number}.tar", folder / path)
+        with tarfile.open(EMOJI / "shards" / f"0000{number}.tar") as whole:
+            members = whole.getmembers()[:300]
+            with tarfile.open(folder / path / f"{number}.tar", "w") as head:
+                for member in members:
+                    head.addfile(member, whole.extractfile(member))
     runs = StageRuns(
         {
             "dataset": "emoji",
             "store": str(folder / "store"),
             "source": {"kind": "webdataset", "path": str(folder / "source")},
-            "references": {"held-out": {"source": {"kind": "webdataset", "path": str(folder / "held out")}}},
+            "references": {
+                "held-out": {"source": {"kind": "webdataset", "path": str(folder / "held out")}, "epsilon": 0.1}
+            },
             "encoder": {"kind": "openclip", "model": str(EMOJI / "encoder"), "precision": "float32"},
             "clustering": {"k": [8], "buckets": 2, "iterations": 10},
             "compute": {"device": "cpu"},
@@ -166,7 +173,7 @@ def test_leaks_between_real_images_are_found_named_and_shown(emoji: StageRuns) -
     assert counted["within 0.05"] == (table["similarity"] > 0.95).sum()
     assert counted["within 0.2"] is None
     page = Path(record.file(record.details["page"]).path).read_text()
-    assert page.count("data:image/jpeg") > 20
+    assert page.count("data:image/jpeg") > 10
     assert "unavailable" not in page.partition("<body>")[2]
     shown = GRAPH["reference_leaks"].shown(
         emoji.context(), emoji.context().index.partitions("reference_leaks")[0], record
@@ -179,7 +186,7 @@ def test_the_check_counts_and_names_leaks_unless_they_are_removed(emoji: StageRu
     found = no_leaks(emoji.context())
     (problem,) = found.problems
     count = emoji.record("reference_leaks", "8").details["references"][0]["training_items"]
-    assert problem.measured.startswith(f"{count:,} training items lie within 0.05")
+    assert problem.measured.startswith(f"{count:,} training items lie within 0.1")
     assert " ~ " in problem.measured
     assert "references.held-out.remove" in problem.remedy
 
