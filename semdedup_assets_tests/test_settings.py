@@ -156,7 +156,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             VECTORS,
             "selection.limit",
             {"column": "stars", "max_removed": 80},
-            "selection.limit.0.max_removed",
+            "selection.limit.RemovalLimit.max_removed",
             "less than",
         ),
         (VECTORS, "selection.rule", "greed", "selection.rule", "'chain' or 'greedy'"),
