@@ -67,7 +67,7 @@ GRAPH = {
     ),
     "toy/precomputed/baseline_overlaps": (
         ("epsilon", "k"),
-        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/precomputed/random_masks", "toy/shard_index"),
+        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
     "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
     "toy/precomputed/random_manifests": (
