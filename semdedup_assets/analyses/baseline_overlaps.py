@@ -169,8 +169,8 @@ def _summary(name: str, seed: int, overlap: ChoiceOverlap) -> dict[str, Any]:
         "only by SemDeDup": overlap.removed_only,
         "only by the baseline": overlap.removed_only_by_other,
         "Jaccard of removed": f"{overlap.removed_jaccard:.3f}",
-        "SemDeDup's pairs that it groups": _share(overlap.pairs_of_other, removed),
-        "its pairs that SemDeDup groups": _share(overlap.other_pairs, other),
+        "SemDeDup's pairs that it groups": _share(overlap.pairs_of_other, removed) if seed == _NO_SEED else "–",
+        "its pairs that SemDeDup groups": _share(overlap.other_pairs, other) if seed == _NO_SEED else "–",
     }
 
 
