@@ -13,7 +13,7 @@ from functools import cached_property, total_ordering
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 
 _CLUSTERING = re.compile(r"(auto|[1-9]\d*)(?:-seed(\d+))?", re.ASCII)
 _LONGEST_NAME, _LONGEST_ORDER = 60, 120
@@ -113,11 +113,25 @@ KeepStrategy = Literal["hard", "middle", "easy", "random"]
 
 def _only_or_all(keep: Any) -> Any:
     """A list of one thing means that thing."""
+    if keep == ():
+        message = "nothing orders the items; give a word such as `hard`, or a column"
+        raise ValueError(message)
     return keep[0] if isinstance(keep, tuple) and len(keep) == 1 else keep
 
 
-def _one_or_several(value: Any) -> Any:
-    return (value,) if isinstance(value, Mapping | BaseModel) else value
+def _form(keep: Any) -> str:
+    """Which of its forms `keep` has, so that a mistake is explained by the rules of that form alone."""
+    if isinstance(keep, str):
+        return "word"
+    return "KeepColumn" if isinstance(keep, Mapping | BaseModel) else "list"
+
+
+_Word = Annotated[KeepStrategy, Tag("word")]
+_Column = Annotated[KeepColumn, Tag("KeepColumn")]
+_WordOrColumn = Annotated[
+    _Word | _Column, Discriminator(lambda keep: "word" if isinstance(keep, str) else "KeepColumn")
+]
+_List = Annotated[tuple[_WordOrColumn, ...], Tag("list")]
 
 
 class RemovalLimit(BaseModel, frozen=True, extra="forbid"):
@@ -150,13 +164,18 @@ class Repair(BaseModel, frozen=True, extra="forbid"):
         return f"repair{self.clusters}-{_digits(self.epsilon)}"
 
 
+def _always_several(limit: Any) -> Any:
+    return (limit,) if isinstance(limit, RemovalLimit) else limit
+
+
+_Limit = Annotated[RemovalLimit, Tag("RemovalLimit")]
+_Limits = Annotated[tuple[RemovalLimit, ...], Tag("list")]
+
+
 class Selection(BaseModel, frozen=True, extra="forbid"):
     """Which item of a group is kept, and what counts as a group."""
 
-    keep: Annotated[
-        KeepStrategy | KeepColumn | Annotated[tuple[KeepStrategy | KeepColumn, ...], Field(min_length=1)],
-        AfterValidator(_only_or_all),
-    ] = Field(
+    keep: Annotated[_Word | _Column | _List, Discriminator(_form), AfterValidator(_only_or_all)] = Field(
         "hard",
         description="`hard` keeps the item least similar to its centroid (the paper's), `easy` the most similar, `middle` "
         "the one nearest to the median of its cluster; `random`; a column (`{column: quality}`, of text `{column: "
@@ -168,7 +187,11 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
         description="A carried bool column: where it is true an item is never removed, and removes others. A missing value "
         "protects nothing.",
     )
-    limit: Annotated[tuple[RemovalLimit, ...], BeforeValidator(_one_or_several)] = Field(
+    limit: Annotated[
+        _Limit | _Limits,
+        Discriminator(lambda limit: "RemovalLimit" if isinstance(limit, Mapping | BaseModel) else "list"),
+        AfterValidator(_always_several),
+    ] = Field(
         (),
         description="Shares that may be removed by value of a column, such as `{column: source, max_removed: 0.8}`, one or "
         "a list. Changes no mask: a check fails and names the values above their limit.",
@@ -195,6 +218,11 @@ class Selection(BaseModel, frozen=True, extra="forbid"):
     def criteria(self) -> tuple[KeepStrategy | KeepColumn, ...]:
         """What orders items, the next deciding where the first ties."""
         return self.keep if isinstance(self.keep, tuple) else (self.keep,)
+
+    @property
+    def limits(self) -> tuple[RemovalLimit, ...]:
+        """How much may be removed by value of each column that has a limit."""
+        return self.limit if isinstance(self.limit, tuple) else (self.limit,)
 
     @property
     def columns(self) -> tuple[str, ...]:

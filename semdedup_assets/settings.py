@@ -367,12 +367,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         )
 
     def _limit_problems(self, setting: str, selection: Selection) -> Iterator[str]:
-        columns = [limit.column for limit in selection.limit]
+        columns = [limit.column for limit in selection.limits]
         for index, column in enumerate(columns):
+            own = f"{setting}.{index}.column" if len(columns) > 1 else f"{setting}.column"
             if column not in self.source.column_types:
-                yield f"{setting}.{index}.column: {column!r} is not carried; declare it in source.columns ({self._carried()})"
+                yield f"{own}: {column!r} is not carried; declare it in source.columns ({self._carried()})"
             if column in columns[:index]:
-                yield f"{setting}.{index}.column: {column!r} has a limit already; remove one of them"
+                yield f"{own}: {column!r} has a limit already; remove one of them"
 
     def _carried(self, *kinds: str) -> str:
         """The columns there are, of some types or of all, for a message."""

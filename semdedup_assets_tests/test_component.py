@@ -381,7 +381,7 @@ attributes:
             "OpenCLIP has no 'ViT-B-61'; near names: ViT-B-16",
             "0 is not a positive number of clusters",
             "no such setting; near names: iterations",
-            "Input should be 'hard', 'easy' or 'random'",
+            "Input should be 'hard', 'middle', 'easy' or 'random'",
             "unable to parse string as a number, not 'much'",
         ],
         strict=True,

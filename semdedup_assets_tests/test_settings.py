@@ -143,7 +143,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             "selection.limit",
             {"column": "views", "max_removed": 0.5},
             "",
-            "selection.limit.0.column: 'views' is not carried; declare it in source.columns",
+            "selection.limit.column: 'views' is not carried; declare it in source.columns",
         ),
         (
             VECTORS,
@@ -156,7 +156,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             VECTORS,
             "selection.limit",
             {"column": "stars", "max_removed": 80},
-            "selection.limit.0.max_removed",
+            "selection.limit.RemovalLimit.max_removed",
             "less than",
         ),
         (VECTORS, "selection.rule", "greed", "selection.rule", "'chain' or 'greedy'"),

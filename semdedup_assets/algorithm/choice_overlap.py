@@ -37,7 +37,7 @@ class ChoiceOverlap:
         removed_only: items that the first removes alone.
         removed_only_by_other: items that the second removes alone.
         pairs_of_other: of the removed items of the first, how many the second has in one group with the kept item for
-            which they were removed, whichever of the two it keeps.
+            which they were removed, whichever of the two it keeps; a random choice has no such pairs.
         other_pairs: the same the other way round.
     """
 
@@ -79,14 +79,18 @@ def choice_overlap(choice: Choice, other: Choice) -> ChoiceOverlap:
 
 
 def _pairs_in(choice: Choice, other: Choice) -> np.ndarray:
-    removed = np.flatnonzero(~choice.kept)
+    removed = _removed_for_another(choice)
     return other.joins(removed, choice.group[removed])
+
+
+def _removed_for_another(choice: Choice) -> np.ndarray:
+    removed: np.ndarray = np.flatnonzero(~choice.kept & (choice.group != np.arange(len(choice.group))))
+    return removed
 
 
 def found_alone(choice: Choice, others: list[Choice]) -> np.ndarray:
     """(m,) int64: positions of the removed items that no other choice has in one group with their kept item."""
-    removed: np.ndarray = np.flatnonzero(~choice.kept)
-    removed = removed[choice.group[removed] != removed]
+    removed = _removed_for_another(choice)
     for other in others:
         removed = removed[~other.joins(removed, choice.group[removed])]
     return removed

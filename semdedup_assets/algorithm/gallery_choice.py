@@ -181,6 +181,18 @@ def group_rows(items: SelectedItems, queries: Sequence[int], *, most: int) -> di
     return found
 
 
+def joined_group(one: GalleryRow, other: GalleryRow, *, most: int) -> GalleryRow:
+    """The removed items of a group that lies in two parts, as a repair's groups may; fewer where they are too many."""
+    similarity = np.concatenate([one.similarity, other.similarity])
+    order = np.lexsort((np.concatenate([one.ids, other.ids]), -similarity))
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(np.int64))]
+    ids, kept, orphan = (
+        np.concatenate(parts)[chosen]
+        for parts in ((one.ids, other.ids), (one.kept, other.kept), (one.orphan, other.orphan))
+    )
+    return GalleryRow(ids, similarity[chosen], kept, orphan, one.total + other.total)
+
+
 def choose_seeds(items: SelectedItems, *, epsilon: float, most: int, seed: int) -> list[SeedItem]:
     """Items with an earlier item within epsilon, drawn at random, one of each cluster before a second of any.
 

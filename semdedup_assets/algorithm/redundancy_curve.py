@@ -14,7 +14,7 @@ _FEWEST = 5
 def halvings_of(ids: np.ndarray, *, seed: int, most: int) -> np.ndarray:
     """How often the dataset can be halved with an item still in it, by its random priority.
 
-    The items that are left after m halvings are those whose priority (`keep_order.keep_priority` of `random`) is below
+    The items that are left after m halvings are those whose priority (`keep_order.keep_keys` of `random`) is below
     2^(64 - m): a uniform random subsample. Every item that comes before one of them is one of them too.
 
     Args:

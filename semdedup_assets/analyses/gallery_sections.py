@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from semdedup_assets.algorithm.gallery_choice import (
     ClusterLoss,
@@ -14,6 +15,7 @@ from semdedup_assets.algorithm.gallery_choice import (
     choose_seeds,
     gallery_thresholds,
     group_rows,
+    joined_group,
     merge_seeds,
     most_removed,
     neighbour_search,
@@ -119,7 +121,9 @@ def _choose(selected: SelectedClusters, settings: Galleries, queries: Sequence[i
     choice = _Choice({}, [])
     for index in range(len(selected.scores)):
         items = selected.items(index)
-        choice.groups |= group_rows(items, queries, most=settings.items)
+        for query, row in group_rows(items, queries, most=settings.items).items():
+            known = choice.groups.get(query)
+            choice.groups[query] = row if known is None else joined_group(known, row, most=settings.items)
         seeds = choose_seeds(items, epsilon=greatest, most=settings.seeds, seed=settings.seed)
         choice.seeds = merge_seeds([*choice.seeds, *seeds], most=settings.seeds)
         loss = most_removed(items)
@@ -129,7 +133,8 @@ def _choose(selected: SelectedClusters, settings: Galleries, queries: Sequence[i
 
 
 def _row(label: str, row: GalleryRow, *, short_label: str = "") -> Row:
-    columns = (row.ids.tolist(), row.kept.tolist(), row.similarity.tolist(), row.orphan.tolist())
+    similarity = [None if isnan(each) else each for each in row.similarity.tolist()]
+    columns = (row.ids.tolist(), row.kept.tolist(), similarity, row.orphan.tolist())
     return Row(label, short_label, tuple(RowItem(*values) for values in zip(*columns, strict=True)), row.total)
 
 

@@ -65,7 +65,7 @@ def count_removed(context: StageContext, partition: Partition) -> ResultRecord:
 
 
 def _columns(context: StageContext) -> list[str]:
-    return sorted(limit.column for limit in context.selection.limit)
+    return sorted(limit.column for limit in context.selection.limits)
 
 
 def _brief(value: str | None) -> str | None:
@@ -197,7 +197,7 @@ STAGE = Stage(
     checks=CHECKS,
     shown=_shown,
     selected=True,
-    applies=lambda _, selection: bool(selection.limit),
+    applies=lambda _, selection: bool(selection.limits),
     pool=None,
     unit="kept sets",
 )

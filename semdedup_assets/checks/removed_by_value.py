@@ -17,7 +17,7 @@ _NAMED, _LONGEST = 10, 80
 
 def no_value_removed_beyond_its_limit(context: StageContext) -> CheckResult:
     """Of no value of a column more is removed than `selection.limit` allows."""
-    limits = {limit.column: limit.max_removed for limit in context.selection.limit}
+    limits = {limit.column: limit.max_removed for limit in context.selection.limits}
     problems, values = [], 0
     for partition, record in current_records(context, "removed_by_value").items():
         above = [row for row in _rows(record, limits) if row["share"] > limits[row["column"]]]

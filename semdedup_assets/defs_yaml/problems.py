@@ -16,7 +16,7 @@ from semdedup_assets.sources import Source
 from semdedup_assets.sources.paths import secret_problem
 
 # A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
-_NAMED = re.compile(r"([a-z_]+(?:\.[a-z_]+)*)(:?) ")
+_NAMED = re.compile(r"([a-z_]+(?:\.(?:[a-z_]+|\d+))*)(:?) ")
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 _ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
 
@@ -143,7 +143,8 @@ def _named(
     parts = match[1].split(".") if match else []
     if match is None or parts[0] not in fields_at(model, location):
         return Problem(path, message)
-    return Problem((*path, *parts), message[match.end() :] if match[2] else message)
+    named = [int(part) if part.isdigit() else part for part in parts]
+    return Problem((*path, *named), message[match.end() :] if match[2] else message)
 
 
 def _path(location: Sequence[str | int], attributes: Mapping[str, Any], model: type[BaseModel]) -> SettingPath:

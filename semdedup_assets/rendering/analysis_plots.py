@@ -226,9 +226,12 @@ def kept_set_intersections(
     for index, matrix in enumerate(drawn):
         row, column = divmod(index, _PANELS_IN_ROW)
         height, width = 1 / rows, 1 / columns
-        left, bottom = column * width + 0.12 * width, 1 - (row + 1) * height + 0.14 * height
+        left, bottom = column * width + 0.1 * width, 1 - (row + 1) * height + 0.14 * height
         panel = axes.inset_axes((left, bottom, 0.86 * width, 0.72 * height))
         _heat_map(panel, labels, matrix, least=min(least, 0.98))
+        if column:
+            # The panels of a row have the same rows.
+            panel.set_yticks([])
     return _png(figure)
 
 
@@ -269,7 +272,7 @@ def redundancy_by_size(curves: Sequence[SizeCurve], *, items: int, note: str) ->
         _draw_empty(axes)
         return _png(figure)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.axvline(items, color=_GREY, linewidth=0.9, linestyle=":")

@@ -20,7 +20,7 @@ from semdedup_assets.stages.duplicate_scores import STAGE as DUPLICATE_SCORES
 from semdedup_assets.stages.duplicate_scores import range_name, scores_within_clusters
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.storage.results import ResultRecord, StoredFile
-from semdedup_assets.storage.tables import TableWriter, read_table
+from semdedup_assets.storage.tables import TableWriter, read_rows, read_table
 from semdedup_assets.storage.vectors import VectorTable, read_part, visits_of
 
 
@@ -222,24 +222,19 @@ def _write(table: TableWriter, home: np.ndarray, columns: tuple[np.ndarray, np.n
         table.write(dict(zip(names, (each[rows] for each in (home.astype(np.int32), *columns)), strict=True)))
 
 
-def read_found(file: StoredFile, cluster_range: int) -> dict[str, np.ndarray]:
-    """What was found for the items of a range, in the clusters of another: id, similarity, duplicate_of.
+def read_found(file: StoredFile, ranges: range) -> dict[str, np.ndarray]:
+    """What was found for the items of some ranges in the clusters of another: range, id, similarity, duplicate_of.
 
     Args:
         file: of the range that was searched.
-        cluster_range: of the items' own clusters.
+        ranges: of the items' own clusters, consecutive ones.
     """
-    from semdedup_assets.storage.tables import read_rows
-
-    rows = np.flatnonzero(read_table(file, ["range"])["range"] == cluster_range)
-    names = ["id", "similarity", "duplicate_of"]
-    parts = list(read_rows(file, rows, names))
+    names = ["range", "id", "similarity", "duplicate_of"]
+    start, stop = np.searchsorted(read_table(file, ["range"])["range"], [ranges.start, ranges.stop])
+    parts = list(read_rows(file, np.arange(start, stop), names))
     if not parts:
-        return {
-            "id": np.empty(0, np.uint64),
-            "similarity": np.empty(0, np.float32),
-            "duplicate_of": np.empty(0, np.uint64),
-        }
+        types = (np.int32, np.uint64, np.float32, np.uint64)
+        return {name: np.empty(0, dtype) for name, dtype in zip(names, types, strict=True)}
     return {name: np.concatenate([part.column(name).to_numpy() for part in parts]) for name in names}
 
 

@@ -203,7 +203,7 @@ def _clustered(context: StageContext, partition: Partition, masks: Mapping[str, 
             "iterations": pipeline.iterations,
         },
         "training_sample": pipeline.training_sample.model_dump(mode="json"),
-        "selection": context.selection.model_dump(mode="json"),
+        "selection": context.selection.model_dump(mode="json", exclude_none=True, exclude={"limit"}),
         "target": str(partition.target),
         "epsilon": float(masks["epsilon"]),
     }

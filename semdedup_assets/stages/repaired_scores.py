@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semdedup_assets.algorithm.cluster_ranges import group_ranges
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
 from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.checks.repaired_scores import REACHES
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -28,50 +30,74 @@ _COLUMNS = ("id", "cluster", "centroid_similarity", "similarity", "duplicate_of"
 _EPSILONS = ("0.001", "0.01", "0.05", "0.1", "0.2")
 
 
+# Found rows that a task holds: each reads every file of what was found across, so that fewer tasks read less.
+_TASK_ROWS = 1 << 23
+
+
 @dataclass(frozen=True, slots=True)
 class _RepairTask:
-    """The scores of one range, and what was found for its items in all ranges."""
+    """The scores of some consecutive ranges, and what was found for their items in all ranges."""
 
     partition: Partition
-    cluster_range: int
-    within: StoredFile
+    ranges: range
+    within: tuple[StoredFile, ...]
     across: tuple[StoredFile, ...]
     inputs: dict[str, str]
 
 
 def _tasks(context: StageContext, partition: Partition) -> Sequence[_RepairTask]:
     inputs = context.index.input_versions(REPAIRED_SCORES, partition)
-    within = context.index.require_consistent("duplicate_scores", partition)
+    within = [
+        record.file(SCORES) for record in context.index.require_consistent("duplicate_scores", partition).values()
+    ]
     (across,) = context.index.require_consistent("cross_cluster_scores", partition).values()
     files = tuple(across.file(name) for name in sorted(across.files))
+    groups = min(len(within), 1 + int(across.details["found"]) // _TASK_ROWS)
     return [
-        _RepairTask(partition, index, record.file(SCORES), files, inputs)
-        for index, record in enumerate(within.values())
+        _RepairTask(partition, ranges, tuple(within[ranges.start : ranges.stop]), files, inputs)
+        for ranges in group_ranges(len(within), groups=groups)
     ]
 
 
 def _worker(context: StageContext) -> Worker:
     def worker(task: _RepairTask) -> PartOfResult:
         context.index.require_inputs(REPAIRED_SCORES, task.partition, task.inputs)
-        return repair_range(context, task)
+        return repair_ranges(context, task)
 
     return worker
 
 
-def repair_range(context: StageContext, task: _RepairTask) -> PartOfResult:
-    """The scores of a range, each the greater one of within and across clusters.
+def repair_ranges(context: StageContext, task: _RepairTask) -> PartOfResult:
+    """The scores of some ranges, each the greater one of within and across clusters.
 
     Args:
         context: of the pipeline and a selection that repairs.
-        task: which range.
+        task: which ranges.
     """
+    with usage.phase("read"):
+        parts = [read_found(file, task.ranges) for file in task.across]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    total = Counter[str]()
+    with context.writing_part(REPAIRED_SCORES, task.partition) as part:
+        for index, within in zip(task.ranges, task.within, strict=True):
+            here = found["range"] == index
+            scores, counted = _repaired(context, within, {name: values[here] for name, values in found.items()})
+            total.update(counted)
+            with part.open(range_name(index)) as stream:
+                write_table(stream, scores)
+        part.details = {**total, "id_checksum": total["id_checksum"] % CHECKSUM_MODULUS}
+    return PartOfResult(task.inputs, part.files, part.details)
+
+
+def _repaired(
+    context: StageContext, within: StoredFile, found: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The repaired scores of a range, and what is counted of them."""
     from semdedup_assets.algorithm.cross_clusters import best_of
 
-    with usage.phase("read"):
-        protects = [] if context.selection.protect is None else [PROTECTED_SIMILARITY]
-        scores = read_table(task.within, [*_COLUMNS, *protects])
-        found = [read_found(file, task.cluster_range) for file in task.across]
-    best = best_of(*(np.concatenate([each[name] for each in found]) for name in ("id", "similarity", "duplicate_of")))
+    protects = [] if context.selection.protect is None else [PROTECTED_SIMILARITY]
+    scores = read_table(within, [*_COLUMNS, *protects])
+    best = best_of(found["id"], found["similarity"], found["duplicate_of"])
     order = np.argsort(scores["id"])
     rows = order[np.searchsorted(scores["id"], best.item, sorter=order)]
     # Among equals the own cluster's stays.
@@ -82,36 +108,33 @@ def repair_range(context: StageContext, task: _RepairTask) -> PartOfResult:
         scores[PROTECTED_SIMILARITY] = np.ma.masked_array(scores[PROTECTED_SIMILARITY], mask=unprotected)
     similarity, duplicate_of = scores["similarity"].copy(), scores["duplicate_of"].copy()
     similarity[rows[nearer]], duplicate_of[rows[nearer]] = best.similarity[nearer], best.earlier[nearer]
-    none = np.isneginf(similarity)
-    with context.writing_part(REPAIRED_SCORES, task.partition) as part:
-        with part.open(range_name(task.cluster_range)) as stream:
-            columns = {"similarity": similarity, "duplicate_of": np.ma.masked_array(duplicate_of, mask=none)}
-            write_table(stream, {**scores, **columns})
-        part.details = {
-            "items": len(similarity),
-            "id_checksum": id_checksum(scores["id"]),
-            "found_across": int(nearer.sum()),
-            "within": _duplicates(scores["similarity"]),
-            "repaired": _duplicates(similarity),
-        }
-    return PartOfResult(task.inputs, part.files, part.details)
+    counted = {
+        "items": len(similarity),
+        "id_checksum": id_checksum(scores["id"]),
+        "found_across": int(nearer.sum()),
+        **_duplicates("within", scores["similarity"]),
+        **_duplicates("repaired", similarity),
+    }
+    masked = np.ma.masked_array(duplicate_of, mask=np.isneginf(similarity))
+    return {**scores, "similarity": similarity, "duplicate_of": masked}, counted
 
 
-def _duplicates(similarity: np.ndarray) -> dict[str, int]:
-    return {epsilon: int((similarity.astype(np.float64) > 1.0 - float(epsilon)).sum()) for epsilon in _EPSILONS}
+def _duplicates(name: str, similarity: np.ndarray) -> dict[str, int]:
+    return {
+        f"{name} {epsilon}": int((similarity.astype(np.float64) > 1.0 - float(epsilon)).sum()) for epsilon in _EPSILONS
+    }
 
 
 def _finish(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
-    within, repaired = Counter[str](), Counter[str]()
+    total = Counter[str]()
     for part in parts:
-        within.update(part.details["within"])
-        repaired.update(part.details["repaired"])
+        total.update({name: value for name, value in part.details.items() if isinstance(value, int)})
     details = {
-        "items": sum(part.details["items"] for part in parts),
-        "id_checksum": sum(part.details["id_checksum"] for part in parts) % CHECKSUM_MODULUS,
-        "found_across": sum(part.details["found_across"] for part in parts),
-        "duplicates_by_epsilon": dict(repaired),
-        "within_clusters_by_epsilon": dict(within),
+        "items": total["items"],
+        "id_checksum": total["id_checksum"] % CHECKSUM_MODULUS,
+        "found_across": total["found_across"],
+        "duplicates_by_epsilon": {epsilon: total[f"repaired {epsilon}"] for epsilon in _EPSILONS},
+        "within_clusters_by_epsilon": {epsilon: total[f"within {epsilon}"] for epsilon in _EPSILONS},
     }
     return context.finish_parts(REPAIRED_SCORES, partition, parts, details)
 
@@ -133,7 +156,7 @@ STAGE = Stage(
     finish=_finish,
     kinds=frozenset({"numpy", "parquet"}),
     columns=score_columns,
-    checks=(inputs_up_to_date(REPAIRED_SCORES),),
+    checks=(REACHES, inputs_up_to_date(REPAIRED_SCORES)),
     selected=True,
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},
     applies=lambda _, selection: selection.repair is not None,

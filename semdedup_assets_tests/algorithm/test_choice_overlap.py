@@ -46,3 +46,12 @@ def test_a_choice_is_all_that_it_has_in_common_with_itself(labels: list[int]) ->
     assert found.removed_jaccard == 1 or found.kept == found.items
     assert found.pairs_of_other == found.other_pairs == found.items - found.kept
     assert len(found_alone(mine, [mine])) == 0
+
+
+@given(GROUPS)
+def test_what_is_removed_for_no_other_item_has_no_pair(pairs: list[tuple[int, int]]) -> None:
+    grouped = choice([one for one, _ in pairs])
+    at_random = Choice(np.array([other > 2 for _, other in pairs], bool), np.arange(len(pairs)))
+    found = choice_overlap(grouped, at_random)
+    assert found.pairs_of_other == found.other_pairs == 0
+    assert len(found_alone(at_random, [grouped])) == 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from semdedup_assets.algorithm.gallery_choice import (
     ClusterLoss,
+    GalleryRow,
     GroupSize,
     SelectedItems,
     before_and_after,
@@ -17,6 +18,7 @@ from semdedup_assets.algorithm.gallery_choice import (
     divide_evenly,
     gallery_thresholds,
     group_rows,
+    joined_group,
     largest_groups,
     merge_groups,
     merge_seeds,
@@ -214,3 +216,15 @@ def test_lists_are_shown_as_evenly_as_they_allow(counts: list[int], most: int) -
     assert all(0 <= some <= count for some, count in zip(shown, counts, strict=True))
     # A list has fewer than another only where all of it is shown.
     assert all(some == count or some >= max(shown) - 1 for some, count in zip(shown, counts, strict=True))
+
+
+def test_a_group_of_two_parts_is_one_group() -> None:
+    def row(ids: list[int], similarity: list[float]) -> GalleryRow:
+        return GalleryRow(
+            np.array(ids, np.uint64), np.array(similarity), np.zeros(len(ids), bool), np.zeros(len(ids), bool), 9
+        )
+
+    joined = joined_group(row([3, 1], [0.9, 0.7]), row([2, 4], [0.9, np.nan]), most=3)
+    assert joined.total == 18
+    assert joined.ids.tolist()[::2] == [2, 4]
+    assert joined_group(row([3, 1], [0.9, 0.7]), row([2, 4], [0.9, np.nan]), most=9).ids.tolist() == [2, 3, 1, 4]

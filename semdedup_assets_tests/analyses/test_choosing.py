@@ -20,7 +20,7 @@ from semdedup_assets_tests import oracle
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard, write_table
 
-CLUSTERINGS = ("6", "6-seed1", "12", "12-seed1")
+CLUSTERINGS = ("4", "4-seed1", "8", "8-seed1")
 ESTIMATED = {"clusters": 0.3, "fewest_clusters": 3, "targets": [0.8, 0.5, 100], "start": [0.05, 0.4]}
 ANALYSES = {"epsilon_estimates": ESTIMATED, "clustering_comparison": {"shares": [0.8, 0.5, 0.3]}}
 
@@ -28,11 +28,11 @@ ANALYSES = {"epsilon_estimates": ESTIMATED, "clustering_comparison": {"shares": 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     folder = tmp_path_factory.mktemp("choosing")
-    for seed in range(3):
-        write_shard(folder, f"{seed}", near_duplicates(seed, groups=40, copies=6))
+    for seed in range(2):
+        write_shard(folder, f"{seed}", near_duplicates(seed, groups=60, copies=6))
     settings = vectors_settings(folder, selection={"keep": "random", "seed": 5}, analyses=ANALYSES) | {
-        "clustering": {"k": [6, 12], "seed": [0, 1], "buckets": 2, "iterations": 10},
-        "epsilons": ["0.05", "0.2", "keep=60%"],
+        "clustering": {"k": [4, 8], "seed": [0, 1], "buckets": 2, "iterations": 10},
+        "epsilons": ["0.1", "keep=60%"],
     }
     made = StageRuns(settings, GRAPH)
     made.run(until="assignments")
@@ -144,11 +144,11 @@ def test_the_intersections_do_not_depend_on_the_budget(runs: StageRuns) -> None:
     context = runs.context()
     found = [clustering_comparison.scores_of(context, Clustering.parse(key), shares) for key in CLUSTERINGS]
     both = clustering_comparison.kept_by_both(found, budget=1 << 30)
-    for budget in (1, 2 * 240 * len(CLUSTERINGS)):
+    for budget in (1, 360 * len(CLUSTERINGS)):
         assert (clustering_comparison.kept_by_both(found, budget=budget) == both).all()
 
 
-@pytest.mark.parametrize("key", ["6", "12"])
+@pytest.mark.parametrize("key", ["4", "8"])
 def test_the_counts_of_a_subsample_are_those_of_scoring_it_anew(runs: StageRuns, key: str) -> None:
     (record,) = runs.make("redundancy_by_size", key)
     counted = table(record, SUBSAMPLES)
@@ -196,11 +196,11 @@ def assigned_items(runs: StageRuns, key: str) -> pl.DataFrame:
     )
 
 
-@pytest.mark.parametrize("key", ["6", "12-seed1"])
+@pytest.mark.parametrize("key", ["4", "8-seed1"])
 def test_the_whole_dataset_loses_what_the_masks_remove_and_the_law_goes_through_it(runs: StageRuns, key: str) -> None:
     (record,) = runs.make("redundancy_by_size", key)
     fits, beyond = table(record, FITS), table(record, EXTRAPOLATED)
-    assert fits["target"].to_list() == ["0.05", "0.2", "keep=60%"]
+    assert fits["target"].to_list() == ["0.1", "keep=60%"]
     for row in fits.iter_rows(named=True):
         masks = runs.record("keep_masks", f"{row['target']}|{key}").details
         assert row["epsilon"] == masks["epsilon"]
@@ -236,24 +236,22 @@ def test_costs_add_up_to_what_the_records_say_and_name_what_is_missing(runs: Sta
 
 
 def test_a_projection_to_what_there_is_is_what_was_measured(runs: StageRuns) -> None:
-    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 720, "k": 12}}).make("cost")
+    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 720, "k": 8}}).make("cost")
     costs = table(record, cost.COST).filter(
-        pl.col("clustering").is_in(["12", ""]) & pl.col("projected_seconds").is_not_null()
+        pl.col("clustering").is_in(["8", ""]) & pl.col("projected_seconds").is_not_null()
     )
     for name in ("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks"):
-        (row,) = costs.filter((pl.col("stage") == name) & (pl.col("clustering") != "6")).iter_rows(named=True)
+        (row,) = costs.filter((pl.col("stage") == name) & (pl.col("clustering") != "4")).iter_rows(named=True)
         assert row["projected_seconds"] == pytest.approx(row["seconds"])
 
 
 def test_pairs_grow_with_the_square_of_the_items_and_fall_with_k(runs: StageRuns) -> None:
-    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 7200, "k": 6}}).make("cost")
-    index = runs.context().index.records("duplicate_scores", Partition(clustering=Clustering("12")))
+    (record,) = runs.changed(analyses={**ANALYSES, "cost": {"items": 7200, "k": 4}}).make("cost")
+    index = runs.context().index.records("duplicate_scores", Partition(clustering=Clustering("8")))
     compare = sum(each.details["seconds_by_phase"]["compare"] for each in index.values())
     others = sum(each.details["seconds"] for each in index.values()) - compare
     costs = table(record, cost.COST)
-    (row,) = costs.filter((pl.col("stage") == "duplicate_scores") & (pl.col("clustering") == "12")).iter_rows(
-        named=True
-    )
+    (row,) = costs.filter((pl.col("stage") == "duplicate_scores") & (pl.col("clustering") == "8")).iter_rows(named=True)
     assert row["projected_seconds"] == pytest.approx(compare * 10**2 * 2 + others * 10)
 
 
@@ -275,7 +273,7 @@ def test_what_is_shown_are_pictures_and_rows(runs: StageRuns, tmp_path: Path) ->
     context = runs.context()
     for name in ("epsilon_estimates", "epsilon_estimate_errors", "clustering_comparison", "redundancy_by_size", "cost"):
         stage = GRAPH[name]
-        (record, *_) = runs.make(name, *([] if not stage.dimensions else ["6"]))
+        (record, *_) = runs.make(name, *([] if not stage.dimensions else ["4"]))
         shown = stage.shown(context, Partition(), record)
         for value in shown.values():
             if hasattr(value, "png"):

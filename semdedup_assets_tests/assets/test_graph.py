@@ -65,6 +65,10 @@ GRAPH = {
         ("k",),
         ("toy/precomputed/assignments", "toy/precomputed/items", "toy/shard_index"),
     ),
+    "toy/precomputed/baseline_overlaps": (
+        ("epsilon", "k"),
+        ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
+    ),
     "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
     "toy/precomputed/random_manifests": (
         ("epsilon", "k"),
@@ -158,6 +162,7 @@ def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> N
         "cost",
         "random_masks",
         "random_manifests",
+        "baseline_overlaps",
     }
     shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
     assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}

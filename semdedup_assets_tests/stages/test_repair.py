@@ -153,6 +153,16 @@ def test_some_clusters_keep_nothing_and_their_items_have_stand_ins(runs: StageRu
     assert failed == []
 
 
+def test_a_share_beyond_the_reach_is_warned_of(tmp_path: Path) -> None:
+    for share, problems in (("keep=99%", []), ("keep=30%", ["keep=30%|3"])):
+        runs = small_pipeline(
+            tmp_path, shards=1, epsilons=[share], selection={"repair": {"clusters": 1, "epsilon": 0.05}}
+        )
+        runs.run(until="keep_masks")
+        found = GRAPH[REPAIRED_SCORES].checks[0].evaluate(runs.context())
+        assert [problem.partition for problem in found.problems] == problems
+
+
 def test_more_clusters_remove_more(runs: StageRuns) -> None:
     removed = [runs.record("keep_masks", "0.25|14", name).details["removed"] for name in ("within", "one", "hard")]
     assert removed == sorted(set(removed))
