@@ -5,7 +5,7 @@ two items. Neither depends on a keep-order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -92,8 +92,8 @@ class DetectionEfficiency:
     """
 
     epsilons: np.ndarray
-    clusters: np.ndarray
-    searched: tuple[SearchedClusters, ...]
+    clusters: np.ndarray = field(repr=False)
+    searched: tuple[SearchedClusters, ...] = field(repr=False)
 
     @property
     def items(self) -> FoundShare:
