@@ -102,7 +102,19 @@ def report(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, D
         print(f"{line} {details['orphans']:>8}", end="")
         truth = against_truth(removed, drawings) if drawings else None
         print(f" {truth.precision:>10.1%} {truth.other_tone:>11.1%} {truth.recall:>7.1%}" if truth else "")
+    report_analyses(pipeline)
     print_groups(pipeline, removed_at(pipeline, Target(epsilon=0.05)), records)
+
+
+def report_analyses(pipeline: Pipeline) -> None:
+    """Print what the search within clusters misses, and how far off the estimated epsilons were."""
+    index, own = pipeline_context(pipeline).index, {target.epsilon for target in pipeline.targets}
+    efficiency = index.require("detection_efficiency", Partition(clustering=K)).details["by_epsilon"]
+    found = ", ".join(f"{row['eta_items']:.1%} at {row['epsilon']:g}" for row in efficiency if row["epsilon"] in own)
+    print(f"\n   detection efficiency η (items with a duplicate that have one in their own cluster): {found}")
+    errors = index.require("epsilon_estimate_errors", Partition(clustering=K)).details["errors"]
+    found = ", ".join(f"{row['epsilon_error']:+.1%} at {float(row['target']):.0%}" for row in errors)
+    print(f"   error of epsilons estimated from some clusters, in the share kept: {found}")
 
 
 def exact_share(removed: pl.DataFrame, records: dict[int, Record]) -> float:
