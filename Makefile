@@ -18,7 +18,7 @@ BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers dagst
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui screenshots test lint format bench constraints clean
+.PHONY: help install demo ui report screenshots test lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +31,9 @@ demo: install ## both demos end to end, offline; a second time nothing is recomp
 
 ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 	DAGSTER_HOME="$(CURDIR)" $(BIN)/dagster dev -w workspace.yaml
+
+report: $(VENV)/.installed-test ## every analysis on the demos' data, as docs/redundancy-report.md; some minutes
+	$(OFFLINE) $(BIN)/python examples/redundancy_report.py
 
 screenshots: demo $(VENV)/.installed-test ## the README's pictures of the UI anew; needs Chromium
 	$(OFFLINE) $(BIN)/python -m semdedup_assets_tests.screenshots

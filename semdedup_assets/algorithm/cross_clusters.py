@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import rows_within
-from semdedup_assets.algorithm.neighbour_clusters import centroid_distances, next_nearest, within_reach
+from semdedup_assets.algorithm.neighbour_clusters import centroid_distances, next_nearest, own_similarity, within_reach
 from semdedup_assets.algorithm.similarity import EarlierSimilarity, greatest_similarity
-from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_rows
+from semdedup_assets.algorithm.unit_rows import full_float32, unit_rows
 
 _ROWS = 1 << 14
 
@@ -43,7 +43,7 @@ class Visits:
         self._rows, self._own, self._centroids = rows, own.astype(np.int64), centroids
         self._reach, self._budget = reach, budget
         self._on_cpu = centroids.cpu().numpy()
-        self._similarity = _own_similarity(rows, self._own, centroids)
+        self._similarity = own_similarity(rows, self._own, centroids)
         self._nearest = None if reach.clusters is None else self._among_nearest(reach.clusters)
 
     def of(self, clusters: range) -> tuple[np.ndarray, np.ndarray]:
@@ -93,16 +93,6 @@ class Visits:
             rows.append(row + start)
             found.append(there[column])
         return np.concatenate(rows), np.concatenate(found)
-
-
-def _own_similarity(rows: Tensor, own: np.ndarray, centroids: Tensor) -> np.ndarray:
-    """(n,) float64, the similarity of each row to its own centroid."""
-    found = np.empty(len(own))
-    for start in range(0, len(own), _ROWS):
-        part = slice(start, start + _ROWS)
-        mine = centroids[torch.as_tensor(own[part], device=centroids.device)]
-        found[part] = row_cosine(unit_rows(rows[part]), mine).cpu().numpy()
-    return found
 
 
 def greatest_earlier(visitors: Tensor, members: Tensor, *, earlier: np.ndarray, budget: int) -> EarlierSimilarity:

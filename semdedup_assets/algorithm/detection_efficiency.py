@@ -5,14 +5,14 @@ two items. Neither depends on a keep-order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import tile_shape
-from semdedup_assets.algorithm.neighbour_clusters import centroid_distances, next_nearest, within_reach
+from semdedup_assets.algorithm.neighbour_clusters import centroid_distances, next_nearest, own_similarity, within_reach
 from semdedup_assets.algorithm.parallel import in_parallel
 from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.algorithm.unit_rows import UnitRows, full_float32, row_cosine
@@ -92,8 +92,8 @@ class DetectionEfficiency:
     """
 
     epsilons: np.ndarray
-    clusters: np.ndarray
-    searched: tuple[SearchedClusters, ...]
+    clusters: np.ndarray = field(repr=False)
+    searched: tuple[SearchedClusters, ...] = field(repr=False)
 
     @property
     def items(self) -> FoundShare:
@@ -150,6 +150,7 @@ class DuplicateCounter:
         self._centroids = centroids.cpu().numpy()
         self._rows = UnitRows(items.vectors, budget=budget // 4)
         self._next = next_nearest(items.vectors, items.cluster, centroids, most=_MOST_NEXT, budget=budget // 4)
+        self._own_similarity = own_similarity(items.vectors, items.cluster.astype(np.int64), centroids)
         device = items.vectors.device
         self._ids = torch.as_tensor(items.ids.view(np.int64), device=device)
         # Ascending thresholds; a similarity above j of them is a duplicate at the j largest epsilons.
@@ -278,7 +279,7 @@ class DuplicateCounter:
         if len(own) == 0:
             return total
         total += np.maximum(sizes[own] - 1, 0).sum()
-        similarity = row_cosine_to(self._rows, self._centroids, own)
+        similarity = self._own_similarity
         for rank, cluster in enumerate(near.cluster.T):
             distance = centroid_distances(self._centroids, own, cluster)[:, None]
             reached = within_reach((similarity - near.similarity[:, rank])[:, None], distance, self.epsilons)
@@ -301,16 +302,6 @@ def _searchers(
         for other in [own, *others]:
             found.setdefault(int(other), []).append(np.arange(start, stop))
     return {other: np.concatenate(parts) for other, parts in found.items()}
-
-
-def row_cosine_to(rows: UnitRows, centroids: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(n,) float64, the similarity of each row to its own centroid; computed a few rows at a time."""
-    parts = []
-    for start in range(0, len(rows), 1 << 14):
-        some = rows[start : start + (1 << 14)]
-        mine = torch.from_numpy(centroids[own[start : start + (1 << 14)]]).to(some.device)
-        parts.append(row_cosine(some, mine).cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_r
 _SLACK = 1e-5
 # Centroids beyond those asked for that are compared once more in float64, so that no tie falls to a tile's rounding.
 _SPARE = 8
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def next_nearest(rows: Tensor, own: np.ndarray, centroids: Tensor, *, most: int,
     if count < 1:
         return NextClusters(cluster, similarity)
     row_bytes = 12 * len(centroids) + 24 * wanted * rows.shape[1]
-    step = rows_within(budget // 2, row_bytes=row_bytes, most=1 << 14)
+    step = rows_within(budget // 2, row_bytes=row_bytes, most=_ROWS)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         mine = torch.as_tensor(own[part].astype(np.int64), device=rows.device)
@@ -67,6 +68,25 @@ def _nearest_of(rows: Tensor, own: Tensor, centroids: Tensor, counts: tuple[int,
     index, similarity = near.cpu().numpy(), exact.cpu().numpy()
     order = np.lexsort((index, -similarity))[:, :count]
     return np.take_along_axis(index, order, 1), np.take_along_axis(similarity, order, 1)
+
+
+def own_similarity(rows: Tensor, own: np.ndarray, centroids: Tensor) -> np.ndarray:
+    """The similarity of each row to its own centroid, a few rows at a time.
+
+    Args:
+        rows: (n, d) unit rows.
+        own: (n,) int64, the cluster of each.
+        centroids: (k, d) float32 unit rows on the same device.
+
+    Returns:
+        (n,) float64.
+    """
+    found = np.empty(len(own))
+    for start in range(0, len(own), _ROWS):
+        part = slice(start, start + _ROWS)
+        mine = centroids[torch.as_tensor(own[part], device=centroids.device)]
+        found[part] = row_cosine(unit_rows(rows[part]), mine).cpu().numpy()
+    return found
 
 
 def within_reach(margin: np.ndarray, distance: np.ndarray, epsilon: float | np.ndarray) -> np.ndarray:
@@ -100,9 +120,9 @@ def centroid_distances(centroids: np.ndarray, own: np.ndarray, other: np.ndarray
     """
     pairs, index = np.unique(own.astype(np.int64) * len(centroids) + other, return_inverse=True)
     found = np.empty(len(pairs))
-    for start in range(0, len(pairs), 1 << 14):
-        left, right = np.divmod(pairs[start : start + (1 << 14)], len(centroids))
-        found[start : start + (1 << 14)] = np.linalg.norm(
+    for start in range(0, len(pairs), _ROWS):
+        left, right = np.divmod(pairs[start : start + _ROWS], len(centroids))
+        found[start : start + _ROWS] = np.linalg.norm(
             centroids[left].astype(np.float64) - centroids[right].astype(np.float64), axis=1
         )
     distances: np.ndarray = found[index.reshape(-1)]

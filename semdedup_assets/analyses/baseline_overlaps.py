@@ -20,7 +20,7 @@ from semdedup_assets.execution.item_lookup import columns_version
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
-from semdedup_assets.rendering.contact_sheet import section_picture
+from semdedup_assets.rendering.contact_sheet import Pair, contact_sheet
 from semdedup_assets.rendering.gallery import Gallery, Group, Row, RowItem, Section, gallery_page, section_table
 from semdedup_assets.rendering.plots import RemovalBars, removal_bars
 from semdedup_assets.settings import Pipeline
@@ -34,7 +34,7 @@ OVERLAPS, PAIRS, PICTURE, PAGE = "overlaps.parquet", "pairs.parquet", "overlaps.
 _GROUPED = (exact_masks.STAGE, near_duplicate_masks.STAGE, perceptual_masks.STAGE)
 """The baselines that know which items belong together."""
 
-_NO_SEED = -1
+_NO_SEED, _SHEET_COLUMNS = -1, 4
 _COUNTS = (
     "items", "kept", "kept_by_other", "kept_by_both", "removed_by_both", "removed_only", "removed_only_by_other",
     "pairs_of_other", "other_pairs",
@@ -228,10 +228,22 @@ def _draw(context: StageContext, partition: Partition, choices: _Choices, result
     name = f"{section.name}.{'png' if gallery.content == 'image' else 'json'}"
     with result.open(name) as stream:
         if gallery.content == "image":
-            stream.write(section_picture(section, cards=gallery.cards))
+            stream.write(_sheet(section, gallery))
         else:
             stream.write(json.dumps(section_table(gallery, section), indent=1).encode())
     return {section.name: name}
+
+
+def _sheet(section: Section, gallery: Gallery) -> bytes:
+    """The pairs of which both images could be read, in a grid."""
+    pairs = []
+    for group in section.groups:
+        (kept, removed), similarity = group.items(), group.rows[0].items[0].similarity or 0.0
+        cards = gallery.cards[removed.id], gallery.cards[kept.id]
+        if cards[0].image is not None and cards[1].image is not None:
+            pairs.append(Pair(cards[0].image, cards[1].image, similarity, cards[0].key))
+    title = f"{section.title}: {len(pairs)} pairs, drawn at random"
+    return contact_sheet(pairs, title=title, columns=_SHEET_COLUMNS)
 
 
 def _section(context: StageContext, choices: _Choices) -> Section:

@@ -72,11 +72,15 @@ class KeptItems:
         """The stand-ins, from the earlier item of each lost one on."""
         target = self.stand_in.copy()
         while len(wanted := np.unique(target[~self.contains(target)])):
-            following = np.zeros(len(wanted), dtype=np.uint64)
+            following, known = np.zeros(len(wanted), dtype=np.uint64), np.zeros(len(wanted), dtype=bool)
             for file in scores:
                 for part in read_tables(file, ["id", "duplicate_of"]):
                     here = np.isin(part["id"], wanted)
-                    following[np.searchsorted(wanted, part["id"][here])] = part["duplicate_of"][here]
+                    index = np.searchsorted(wanted, part["id"][here])
+                    following[index], known[index] = part["duplicate_of"][here], True
+            if not known.all():
+                message = f"duplicate_of: item {wanted[~known][0]} is not among the scores; make repaired_scores again"
+                raise ValueError(message)
             open_ones = np.isin(target, wanted)
             target[open_ones] = following[np.searchsorted(wanted, target[open_ones])]
         return target

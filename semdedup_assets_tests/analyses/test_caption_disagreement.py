@@ -26,7 +26,7 @@ def write_captioned(folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True)
     captions: dict[str, str] = {}
     with tarfile.open(EMOJI / "shards" / "00001.tar") as source, tarfile.open(folder / "0.tar", "w") as target:
-        members = [member for member in source if member.isfile()][:450]
+        members = [member for member in source if member.isfile()][:600]
         keys = list(dict.fromkeys(member.name.partition(".")[0] for member in members))
         for member in members:
             content = source.extractfile(member)

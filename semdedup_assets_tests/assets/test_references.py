@@ -1,15 +1,17 @@
 """References in Dagster: made by refreshes, removed by masks, and looked for again."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import numpy as np
 
 from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.pipeline_runs import MAIN_WAY, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates
 
 REFERRING = {"reference_embeddings": [None], "reference_matches": ["3"], "reference_leaks": ["3"]}
@@ -32,7 +34,8 @@ def test_a_refresh_makes_what_a_new_reference_asks_for_and_follows_its_files(
     folder.mkdir()
     np.save(folder / "0.npy", near_duplicates(0)[:10])
     test = {"source": {"kind": "vectors", "path": str(folder)}, "epsilon": 0.05}
-    referring = runs.changed(references={"test": test})
+    graph = StageGraph((*MAIN_WAY.stages, GRAPH["reference_leaks"]))
+    referring = replace(runs, graph=graph).changed(references={"test": test})
     assert referring.refresh() == REFERRING
     assert not last_check(referring, "reference_leaks", "no_leaks")
     assert referring.refresh() == {}
