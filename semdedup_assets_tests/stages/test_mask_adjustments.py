@@ -108,6 +108,17 @@ def test_checks_hold_and_manifests_are_made(chain: StageRuns) -> None:
     assert manifest["kept"] == chain.masks("0.1|6")["kept"].sum()
 
 
+def test_masks_of_other_matches_are_not_compared(tmp_path: Path) -> None:
+    runs = removing(tmp_path, "chain", epsilons=["0.01", "0.1"])
+    runs.run()
+    wider = runs.changed(references={"old": {**runs.settings["references"]["old"], "epsilon": 0.6}})
+    wider.run(until="reference_matches")
+    wider.make("keep_masks", "0.01|6")
+    assert wider.stale("keep_masks") == ["0.1|6"]
+    assert wider.masks("0.01|6")["kept"].sum() < wider.masks("0.1|6")["kept"].sum()
+    assert not masks_are_monotone(wider.context()).problems
+
+
 def test_under_the_greedy_rule_they_suppress_nothing(tmp_path: Path) -> None:
     runs = removing(tmp_path, "greedy", epsilons=["0.1"])
     runs.run()
