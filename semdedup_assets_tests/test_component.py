@@ -22,6 +22,7 @@ from semdedup_assets.defs_yaml.scaffold import NewPipeline, shards_to_come
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
+from semdedup_assets_tests.toy_source import vectors_settings
 
 COMPONENT = "semdedup_assets.SemDedupPipeline"
 COMMENTED_SETTING = re.compile(r"^( *)#(?=[a-z_]+:)", re.MULTILINE)
@@ -337,6 +338,17 @@ attributes:
   source: {{kind: vectors, path: "{{{{ context.project_root }}}}"}}
   encoder: {{kind: precomputed}}
 """
+
+
+def test_a_misspelt_setting_within_a_list_is_told_with_its_place(tmp_path: Path) -> None:
+    selection = {"keep": [{"collumn": "age"}, "hard"], "limit": [{"column": "age", "max_remove": 0.5}]}
+    problems = setting_problems({**vectors_settings(tmp_path), "selection": selection})
+    assert {problem.setting.removeprefix("attributes.selection."): problem.message for problem in problems} == {
+        "keep.0.column": "missing. A carried column.",
+        "keep.0.collumn": "no such setting; near names: column",
+        "limit.0.max_removed": "missing. Share of a value's items above which a check fails.",
+        "limit.0.max_remove": "no such setting; near names: max_removed",
+    }
 
 
 def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

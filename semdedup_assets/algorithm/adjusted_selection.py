@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from semdedup_assets.algorithm.protection import protect
 from semdedup_assets.algorithm.selection import Selection, SelectionRule, VectorsOf, greedy_keep_mask, select
 from semdedup_assets.algorithm.similarity import max_earlier_similarity
 
-DecideRest = Callable[[Tensor, np.ndarray], Selection]
-"""Given the vectors of a cluster's other rows, and which the scores keep, says what is kept of them."""
+DecideRest = Callable[[Tensor, np.ndarray, np.ndarray], Selection]
+"""Given the vectors of a cluster's other rows, which rows they are, and which the scores keep, says what is kept."""
 
 
 def without_rows(
@@ -36,14 +37,24 @@ def without_rows(
         rest = np.flatnonzero(~gone[rows])
         if len(rest) == 0:
             continue
-        found, here = decide(vectors[rest], keep[rows][rest]), rows.start + rest
+        here = rows.start + rest
+        found = decide(vectors[rest], here, keep[here])
         keep[here], similarity[here] = found.keep, found.kept_similarity
         # Of no row, -1, there is none at all.
         neighbour[here] = np.where(found.kept_neighbour < 0, -1, here[np.maximum(found.kept_neighbour, 0)])
     return Selection(keep, neighbour, similarity)
 
 
-def decide_rest(vectors: Tensor, keep: np.ndarray, *, rule: SelectionRule, epsilon: float, budget: int) -> Selection:
+def decide_rest(  # noqa: PLR0913  # rows, what is known of them and three settings
+    vectors: Tensor,
+    rows: np.ndarray,
+    keep: np.ndarray,
+    *,
+    protected: np.ndarray,
+    rule: SelectionRule,
+    epsilon: float,
+    budget: int,
+) -> Selection:
     """What is kept of the rows of a cluster from which others were removed.
 
     Under the chain rule these have suppressed what they suppressed, as any removed row has. Under the greedy rule only a
@@ -51,13 +62,16 @@ def decide_rest(vectors: Tensor, keep: np.ndarray, *, rule: SelectionRule, epsil
 
     Args:
         vectors: (m, d) unit rows in keep-order.
+        rows: (m,) int64, which rows they are.
         keep: (m,) bool, what the scores keep of them.
+        protected: (n,) bool, of all rows, those that always stay.
         rule: `chain` or `greedy`.
         epsilon: in [0, 2]; a higher one removes more.
         budget: bytes the tiles may take on the vectors' device.
     """
     if rule == "greedy":
-        keep = greedy_keep_mask(vectors, max_earlier_similarity(vectors, budget=budget), epsilon, budget=budget)
+        earlier = protect(max_earlier_similarity(vectors, budget=budget), protected[rows])
+        keep = greedy_keep_mask(vectors, earlier, epsilon, budget=budget)
     if not keep.any():
         return Selection(keep, np.full(len(keep), -1, np.int64), np.full(len(keep), np.nan, np.float32))
     return select(vectors, keep, budget=budget)

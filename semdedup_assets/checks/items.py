@@ -32,10 +32,11 @@ def values_are_valid(context: StageContext) -> CheckResult:
 def partitions_are_few(context: StageContext) -> CheckResult:
     """No asset has so many partitions that Dagster becomes slow."""
     shards = len(context.shard_index.shards)
+    pipeline, selections = context.pipeline, context.pipeline.named_selections.values()
     counts = {
         stage.name: len(context.index.partitions(stage.name)) if shards else 0
         for stage in context.graph.stages
-        if "shard" in stage.dimensions
+        if "shard" in stage.dimensions and any(stage.applies(pipeline, selection) for selection in selections)
     }
     problems = [
         Problem(

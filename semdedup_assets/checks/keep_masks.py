@@ -10,7 +10,7 @@ from semdedup_assets.checks.counting import ItemCount, by_clustering, common_ver
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
-from semdedup_assets.storage.results import ResultRecord
+from semdedup_assets.storage.results import ResultRecord, fingerprint
 from semdedup_assets.storage.tables import read_tables
 
 # Rows of masks that are compared item by item in one evaluation: about a second.
@@ -54,7 +54,7 @@ def _may_keep_more(context: StageContext) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _MaskPair:
-    """Masks of one clustering from the same scores, at an epsilon and at the next higher one."""
+    """Masks of one clustering from the same inputs, at an epsilon and at the next higher one."""
 
     lower: tuple[Partition, ResultRecord]
     higher: tuple[Partition, ResultRecord]
@@ -74,7 +74,7 @@ def _neighbouring_masks(context: StageContext) -> Iterator[_MaskPair]:
         order = sorted(masks.items(), key=lambda pair: float(pair[1].details["epsilon"]))
         alike: dict[tuple[str, str], list[tuple[Partition, ResultRecord]]] = {}
         for partition, record in order:
-            made = record.inputs["duplicate_scores"], record.code_version
+            made = fingerprint(record.inputs), record.code_version
             alike.setdefault(made, []).append((partition, record))
         for group in alike.values():
             yield from (_MaskPair(lower, higher) for lower, higher in pairwise(group))

@@ -44,8 +44,8 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
 
     Args:
         model: where the location starts.
-        location: as Pydantic's errors have it: keys, positions, and between them the kinds, or the names of the
-            classes, of unions.
+        location: as Pydantic's errors have it: keys, positions, and between them the kinds, the names of the classes,
+            or the forms, of unions.
     """
     models, by_name = [model], False
     for part in location:
@@ -55,7 +55,8 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
             continue
         fields = [of.model_fields[part] for of in models if part in of.model_fields]
         chosen = [of for of in models if part in (kind_of(of), of.__name__)]
-        models = [found for field in fields for found in models_in(field.annotation)] if fields else chosen
+        # What is neither a setting nor a model names a form, such as `list`: its values are of the same models.
+        models = [found for field in fields for found in models_in(field.annotation)] if fields else chosen or models
         by_name = any(_is_mapping(field.annotation) for field in fields)
     return {name: field for of in models for name, field in of.model_fields.items()}
 

@@ -43,12 +43,14 @@ class Leaks:
     Attributes:
         gone: (n,) bool, the rows that are removed.
         names: (n,) the reference that removes each of them, the most similar one; None elsewhere.
-        protected: rows that would be removed were they not protected.
+        protected: (n,) bool, the rows that always stay.
+        staying: how many of these would be removed were they not protected.
     """
 
     gone: np.ndarray
     names: np.ndarray
-    protected: int
+    protected: np.ndarray
+    staying: int
 
 
 def range_leaks(context: StageContext, stored: Partition, ids: np.ndarray, protected: np.ndarray) -> Leaks:
@@ -71,7 +73,7 @@ def range_leaks(context: StageContext, stored: Partition, ids: np.ndarray, prote
             at = np.minimum(np.searchsorted(found, ids), len(found) - 1)
             leaked = found[at] == ids
             names[leaked & ~protected] = by[at[leaked & ~protected]]
-    return Leaks(leaked & ~protected, names, int((leaked & protected).sum()))
+    return Leaks(leaked & ~protected, names, protected, int((leaked & protected).sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class MaskAdjustment:
         if removing_references(self.context.pipeline):
             selection = self._without_leaks(selection, cluster)
             columns["removed_by"] = np.ma.masked_array(self.leaks.names.astype(str), mask=~self.leaks.gone)
-            counts.update(removed_by_reference=int(self.leaks.gone.sum()), protected_leaks=self.leaks.protected)
+            counts.update(removed_by_reference=int(self.leaks.gone.sum()), protected_leaks=self.leaks.staying)
         if self.context.selection.spare_captions_below is not None:
             selection, spared = self._with_spared(selection, ids)
             counts.update(spared)
@@ -127,7 +129,7 @@ class MaskAdjustment:
         from semdedup_assets.algorithm.adjusted_selection import decide_rest, without_rows
 
         rule, budget = self.context.selection.rule, self.context.compute.budget
-        decide = partial(decide_rest, rule=rule, epsilon=self.epsilon, budget=budget)
+        decide = partial(decide_rest, protected=self.leaks.protected, rule=rule, epsilon=self.epsilon, budget=budget)
         return without_rows(selection, cluster, self.leaks.gone, vectors_of=self.vectors_of, decide=decide)
 
     def _with_spared(self, selection: "SelectedRows", ids: np.ndarray) -> tuple["SelectedRows", dict[str, int]]:

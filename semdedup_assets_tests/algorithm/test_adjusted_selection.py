@@ -36,7 +36,8 @@ def selected(rows: np.ndarray, offsets: np.ndarray, epsilon: float, rule: Select
         vectors_of=vectors_of,
         budget=BUDGET,
     )
-    decide = partial(decide_rest, rule=rule, epsilon=epsilon, budget=BUDGET)
+    nothing = np.zeros(len(rows), dtype=bool)
+    decide = partial(decide_rest, protected=nothing, rule=rule, epsilon=epsilon, budget=BUDGET)
     return without_rows(found, cluster, gone, vectors_of=vectors_of, decide=decide)
 
 
@@ -83,7 +84,7 @@ def test_only_clusters_that_lose_a_kept_row_are_read() -> None:
         return iter(())
 
     gone = np.array([False, True, False, False])
-    found = without_rows(selection, np.array([0, 0, 1, 1]), gone, vectors_of=never, decide=lambda _, __: selection)
+    found = without_rows(selection, np.array([0, 0, 1, 1]), gone, vectors_of=never, decide=lambda _, __, ___: selection)
     np.testing.assert_array_equal(found.kept_neighbour, [-1, -1, -1, 2])
     np.testing.assert_array_equal(found.keep, selection.keep)
 

@@ -108,6 +108,17 @@ def test_checks_hold_and_manifests_are_made(chain: StageRuns) -> None:
     assert manifest["kept"] == chain.masks("0.1|6")["kept"].sum()
 
 
+def test_masks_of_other_matches_are_not_compared(tmp_path: Path) -> None:
+    runs = removing(tmp_path, "chain", epsilons=["0.01", "0.1"])
+    runs.run()
+    wider = runs.changed(references={"old": {**runs.settings["references"]["old"], "epsilon": 0.6}})
+    wider.run(until="reference_matches")
+    wider.make("keep_masks", "0.01|6")
+    assert wider.stale("keep_masks") == ["0.1|6"]
+    assert wider.masks("0.01|6")["kept"].sum() < wider.masks("0.1|6")["kept"].sum()
+    assert not masks_are_monotone(wider.context()).problems
+
+
 def test_under_the_greedy_rule_they_suppress_nothing(tmp_path: Path) -> None:
     runs = removing(tmp_path, "greedy", epsilons=["0.1"])
     runs.run()
@@ -140,6 +151,19 @@ def test_protection_wins_and_the_check_counts_what_stays(tmp_path: Path) -> None
     found = references_are_removed(runs.context())
     assert [problem.measured.split()[0] for problem in found.problems] == [str(len(stay))] * len(EPSILONS)
     assert runs.masks("keep=40%|6")["kept"].sum() == np.ceil(0.4 * len(items))
+
+
+def test_protected_items_stay_under_the_greedy_rule_too(tmp_path: Path) -> None:
+    runs = removing(tmp_path, "greedy", epsilons=["0.1"]).changed(selection={"protect": "precious"})
+    runs.run()
+    scores, gone = runs.scores("6"), removed_by_old(runs)
+    masks = runs.masks("0.1|6").with_columns(scores["cluster"], scores["protected_similarity"].is_not_null())
+    ids, vectors = training(runs)
+    for (_,), own in masks.group_by("cluster", maintain_order=True):
+        rest = own.filter(pl.col("protected_similarity") | ~pl.col("id").is_in(list(gone)))
+        rows, protected = vectors[np.searchsorted(ids, rest["id"].to_numpy())], rest["protected_similarity"].to_numpy()
+        np.testing.assert_array_equal(rest["kept"], oracle.greedy_keep(rows, 0.1, protected) if len(rest) else [])
+    assert 0 < masks["protected_similarity"].sum() < masks["kept"].sum()
 
 
 def test_masks_know_nothing_of_references_that_remove_nothing(chain: StageRuns) -> None:
