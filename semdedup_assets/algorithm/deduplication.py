@@ -304,13 +304,16 @@ class Deduplication:
             `items.share` and `pairs.share` by epsilon, with their intervals; `searched` for what a repair would find.
 
         Raises:
-            ValueError: an epsilon is outside [0, 2], or no cluster is to be sampled.
+            ValueError: an epsilon is outside [0, 2], no cluster is to be sampled, or `neighbours` is negative.
         """
         epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
         for each in epsilons.tolist():
             check_epsilon(each)
         if clusters is not None and clusters < 1:
             message = f"clusters: {clusters} is not a positive number; None samples all"
+            raise ValueError(message)
+        if neighbours is not None and neighbours < 0:
+            message = f"neighbours: {neighbours} is negative; None compares with all clusters"
             raise ValueError(message)
         rows, centroids = self._rows, torch.from_numpy(self.centroids).to(self._rows.device)
         sampled = sample_clusters(len(centroids), most=clusters, seed=seed)

@@ -291,8 +291,7 @@ def _share_of_epoch(context: StageContext, hours: float, items: int) -> float:
     return hours / epoch if epoch else float("nan")
 
 
-def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[str, Shown]:
-    settings = context.pipeline.analyses.cost
+def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     stages = [
         {
             "stage": row["stage"],
@@ -302,27 +301,29 @@ def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[st
             "seconds": _amount(row["seconds"]),
             "grows with": row["grows_with"],
             "times": _amount(row["growth"]),
-            f"device-hours of {settings.items:,} items, k = {settings.k:,}": _amount(row["projected_device_hours"]),
+            "projected device-hours": _amount(row["projected_device_hours"]),
         }
         for row in record.details["stages"]
     ]
     sums = [
         {
-            "source": row["source"] + (f", k: {row['clustering']}" if row["clustering"] else ""),
+            "device-hours": row["source"] + (f", k: {row['clustering']}" if row["clustering"] else ""),
             "items": f"{row['items']:,}",
             "k": f"{row['k']:,}",
             "embedding": _amount(row["embedding"]),
             "clustering": _amount(row["clusters"]),
             "comparing": _amount(row["comparing"]),
-            "clustering and comparing": _amount(row["total"]),
-            "share of an epoch": "–" if row["share_of_epoch"] is None else f"{row['share_of_epoch']:.2%}",
+            "both": _amount(row["total"]),
+            "of an epoch": "–" if row["share_of_epoch"] is None else f"{row['share_of_epoch']:.2%}",
         }
         for row in record.details["beside_the_paper"]
     ]
-    return {"device_hours": Rows(sums), "stages": Rows(stages), "assumptions": _ASSUMPTIONS}
+    return {"beside_the_paper": Rows(sums), "stages": Rows(stages), "assumptions": _ASSUMPTIONS}
 
 
 def _amount(value: float | None) -> str:
+    if value is not None and 0 < value < 0.001:
+        return "< 0.001"
     return "–" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 

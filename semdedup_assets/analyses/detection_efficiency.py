@@ -285,7 +285,7 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
             "epsilon": row["epsilon"],
             "items found": _percent(row["eta_items"]),
             "pairs found": _percent(row["eta_pairs"]),
-            "items, sampled": f"{_percent(row['eta_items_sampled'])} ({_percent(row['low'])} to {_percent(row['high'])})",
+            "items, sampled": _percent(row["eta_items_sampled"]) + _interval(row),
         }
         for row in record.details["by_epsilon"]
     ]
@@ -296,6 +296,11 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
         },
         "by_epsilon": Rows(rows),
     }
+
+
+def _interval(row: dict[str, Any]) -> str:
+    """The interval of what was sampled; where all clusters were, it has none."""
+    return "" if row["low"] == row["high"] else f" ({_percent(row['low'])} to {_percent(row['high'])})"
 
 
 def _percent(share: float | None) -> str:

@@ -175,7 +175,7 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
         }
         for row in record.details["errors"]
     ]
-    return {"epsilon_estimate_errors": Picture(record.file(PICTURE).content(), _TITLE), "by_target": Rows(rows)}
+    return {"epsilon_estimate_errors": Picture(record.file(PICTURE).content(), _TITLE), "errors": Rows(rows)}
 
 
 def _signed(share: float | None) -> str:

@@ -170,7 +170,7 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
         }
         for row in record.details["estimates"]
     ]
-    return {"epsilon_estimates": Picture(record.file(PICTURE).content(), _TITLE), "by_target": Rows(rows)}
+    return {"epsilon_estimates": Picture(record.file(PICTURE).content(), _TITLE), "estimates": Rows(rows)}
 
 
 def number(value: float | None) -> str:

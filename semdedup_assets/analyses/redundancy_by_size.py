@@ -231,20 +231,20 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
             "target": fit["target"],
             "epsilon": number(fit["epsilon"]),
             "removed": _percent(fit["removed_share"]),
-            **{
-                f"of {row['items']:,}": _percent(row["removed_share"])
-                for row in record.details["extrapolated"]
-                if row["target"] == fit["target"]
-            },
             "greatest residual": _percent(fit["residual_max"]),
-            "error at twice": _percent(fit["error_from_half"]),
-            "at four times": _percent(fit["error_from_quarter"]),
+            "error at 2 × the items": _percent(fit["error_from_half"]),
+            "error at 4 ×": _percent(fit["error_from_quarter"]),
         }
         for fit in record.details["fits"]
     ]
+    extrapolated: dict[str, dict[str, str]] = {}
+    for row in record.details["extrapolated"]:
+        shares = extrapolated.setdefault(row["target"], {"target": row["target"]})
+        shares[f"removed of {row['items']:,}"] = _percent(row["removed_share"])
     return {
         "redundancy_by_size": Picture(record.file(PICTURE).content(), _TITLE),
-        "by_target": Rows(rows),
+        "fits": Rows(rows),
+        "extrapolated": Rows(list(extrapolated.values())),
         "warning": _WARNING,
     }
 

@@ -74,8 +74,13 @@ class StageRow:
         return ActualUsage(results, len(made), items, seconds, size, peak)
 
 
-def stage_rows(context: StageContext) -> list[StageRow]:
-    """The rows of an estimate, in the order of the stages; results that several selections share are one row."""
+def stage_rows(context: StageContext, *, merged: bool = True) -> list[StageRow]:
+    """The rows of an estimate, in the order of the stages.
+
+    Args:
+        context: of the pipeline.
+        merged: whether results that several selections share are one row.
+    """
     rows = []
     for stage in (context.graph[name] for name in STAGES):
         clusterings = (None,) if stage.name in SHARED else context.pipeline.clusterings
@@ -85,7 +90,7 @@ def stage_rows(context: StageContext) -> list[StageRow]:
             of_selection = context.with_selection(selection)
             version = of_selection.code_version(stage.name)
             label = f"{name}/{stage.name}" if name else stage.name
-            if version not in found:
+            if version not in found or not merged:
                 rows += [StageRow((label, str(each or "")), stage.name, of_selection, each) for each in clusterings]
             found.add(version)
     return rows

@@ -174,7 +174,8 @@ STAGE = Stage(
     name="estimate",
     step="1-embed",
     description="What the stages will take before they run: time, disk and memory of each, from a count of the items, "
-    "earlier results and a short trial run. Beside it stands what they took.",
+    "earlier results and a short trial run. Beside it stands what they took. Of a repair, references and captions nothing is "
+    "estimated.",
     dimensions=(),
     inputs=("shards",),
     settings=lambda context: {

@@ -17,7 +17,7 @@ from semdedup_assets.estimate.item_counts import ItemCount, spread
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
-from semdedup_assets.kept_sets import Clustering
+from semdedup_assets.kept_sets import Clustering, Selection
 from semdedup_assets.records import Embedded, Item
 from semdedup_assets.sources import Shard, ShardIndex, Source
 from semdedup_assets.stages.manifest_formats import COPIES
@@ -157,7 +157,8 @@ def trial_run(
     small = _small(context, vectors, rows=ceil(items / len(files)), ks={k for _, k in wanted} - {""})
     try:
         write_bytes(small.layout.shard_index, ShardIndex((shard,), 1).to_json())
-        for row in stage_rows(small):
+        # Selections that are alike here have rows of their own in the real pipeline.
+        for row in stage_rows(small, merged=False):
             if row.stage in _BY_CLUSTERS and row.key not in wanted:
                 continue
             partitions, tries = small.index.partitions(row.stage, Partition(clustering=row.clustering)), []
@@ -191,8 +192,18 @@ def _small(context: StageContext, vectors: "_MadeUpVectors", *, rows: int, ks: s
         "clustering": pipeline.clustering.model_copy(update=clustering),
         "epsilons": tuple(spread(pipeline.epsilons, _TARGETS)),
         "refresh": pipeline.refresh.model_copy(update={"attempts": 1}),
+        "selection": _within_clusters(pipeline.selection),
+        "selections": pipeline.selections
+        and {name: _within_clusters(each) for name, each in pipeline.selections.items()},
+        "references": {},
     }
-    return StageContext(pipeline.model_copy(update=changes), context.graph, context.selection, context.compute)
+    selection = _within_clusters(context.selection)
+    return StageContext(pipeline.model_copy(update=changes), context.graph, selection, context.compute)
+
+
+def _within_clusters(selection: Selection) -> Selection:
+    """The same, but of vectors within clusters alone: a trial has no captions, and no rows for a repair's stages."""
+    return selection.model_copy(update={"repair": None, "spare_captions_below": None})
 
 
 def _shortened(source: Source, rows: int) -> Source:

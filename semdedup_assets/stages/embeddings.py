@@ -259,7 +259,8 @@ def _embedded(model: Any, items: int) -> dict[str, Any]:
 
 def _shared(shard: Shard, rows: np.ndarray, vectors: np.ndarray, contents: np.ndarray) -> list[dict[str, Any]]:
     """The vectors that items of different content share, each with an id of such an item as its example."""
-    if not len(vectors):
+    # The estimate's trial run has made-up vectors, of contents that it need not read.
+    if not len(vectors) or not len(contents):
         return []
     ids = item_ids(shard.index, rows)
     found = shared_vectors(vectors, contents[rows], most=_LISTED)

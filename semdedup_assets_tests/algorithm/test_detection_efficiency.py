@@ -131,7 +131,11 @@ def test_equal_vectors_are_duplicates_at_any_epsilon_but_zero() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"epsilon": 3.0}, "epsilon: 3.0 is outside"), ({"epsilon": 0.1, "clusters": 0}, "clusters: 0 is not a positive")],
+    [
+        ({"epsilon": 3.0}, "epsilon: 3.0 is outside"),
+        ({"epsilon": 0.1, "neighbours": -1}, "neighbours: -1 is negative"),
+        ({"epsilon": 0.1, "clusters": 0}, "clusters: 0 is not a positive"),
+    ],
 )
 def test_invalid_arguments_are_named(result: Deduplication, arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

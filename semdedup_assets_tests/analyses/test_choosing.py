@@ -275,6 +275,9 @@ def test_what_is_shown_are_pictures_and_rows(runs: StageRuns, tmp_path: Path) ->
         stage = GRAPH[name]
         (record, *_) = runs.make(name, *([] if not stage.dimensions else ["4"]))
         shown = stage.shown(context, Partition(), record)
+        lists = {each: value for each, value in record.details.items() if isinstance(value, list) and value}
+        # Beside a table in words its raw numbers would stand again.
+        assert {each for each, value in lists.items() if isinstance(value[0], dict)} <= shown.keys()
         for value in shown.values():
             if hasattr(value, "png"):
                 path = tmp_path / "picture.png"

@@ -125,6 +125,7 @@ def test_of_an_item_or_two_there_may_be_nothing_to_find(tmp_path: Path, rows: in
     assert record.details["eta_at_largest_epsilon"] is None
     shown = detection_efficiency.STAGE.shown(runs.context(), runs.context().index.partitions("assignments")[0], record)
     assert set(shown) == {"efficiency", "next_clusters", "by_epsilon"}
+    assert {row["items, sampled"] for row in shown["by_epsilon"].rows} == {"none to find"}
 
 
 def test_it_goes_stale_with_the_assignments_and_with_its_settings(tmp_path: Path) -> None:

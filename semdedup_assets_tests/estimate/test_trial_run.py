@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,37 @@ def test_a_trial_of_several_selections_runs_each(tmp_path: Path) -> None:
         (f"{name}/{stage}", "3") for name in selections for stage in stages
     }
     assert all(each.complete for each in used.values())
+
+
+@pytest.mark.parametrize(
+    ("remove", "selection"),
+    [(False, {"repair": {}}), (True, {"spare_captions_below": 0.5})],
+    ids=["repair", "captions"],
+)
+def test_a_trial_needs_no_contents_references_captions_or_repair(
+    tmp_path: Path, remove: bool, selection: dict[str, Any]
+) -> None:
+    for name in ("source", "reference"):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
+            (tmp_path / name / f"{index}.txt").write_text(f"caption {index}")
+    source = {"kind": "folder", "path": str(tmp_path / "source")}
+    runs = StageRuns(
+        {
+            "dataset": "images",
+            "store": str(tmp_path / "store"),
+            "source": source,
+            "encoder": {"kind": "openclip", "pretrained": "openai"},
+            "clustering": {"k": [2], "iterations": 5},
+            "epsilons": ["0.05"],
+            "selections": {"paper": {}, "other": selection},
+            "references": {"test": {"source": {**source, "path": str(tmp_path / "reference")}, "remove": remove}},
+        }
+    )
+    used = trial_usage(runs)
+    assert used["paper/manifests", "2"].complete
+    assert used["other/manifests", "2"].complete
 
 
 def test_a_trial_leaves_nothing_in_the_store(tmp_path: Path) -> None:
