@@ -242,8 +242,23 @@ def label_files_are_valid(context: StageContext) -> CheckResult:
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     return {
         "precision by band": Picture(record.file(PICTURE).content(), _TITLE),
-        "by_band": Rows(record.details["by_band"]),
+        "by_band": Rows([_in_words(row) for row in record.details["by_band"]]),
     }
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """A band with its precision and interval in one column."""
+    counted = {name: row[name] for name in ("band", "pairs", "same_bytes", "labelled", "duplicates", "unsure")}
+    interval = "" if row["precision"] is None else f" ({row['precision_low']:.0%} to {row['precision_high']:.0%})"
+    return {
+        **counted,
+        "precision": f"{_percent(row['precision'])}{interval}",
+        "up to its end": _percent(row["cumulative"]),
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _settings(context: StageContext) -> dict[str, Any]:

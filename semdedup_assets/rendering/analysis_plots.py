@@ -294,6 +294,7 @@ def _dots(axes: "Axes", x: np.ndarray, y: np.ndarray, *, colour: object, label: 
 def _plain_epsilon_axis(axes: "Axes", epsilon: np.ndarray, kept: np.ndarray) -> None:
     """A linear axis, on which the paper finds what is kept to fall in about a straight line."""
     axes.set_xlabel("epsilon: more similar than 1 − epsilon is a duplicate", fontsize=_FONT_SIZE, color=_INK)
-    inside = np.flatnonzero((kept <= _DRAWN[0]) & (kept >= _DRAWN[1]))
+    # The first item of each cluster stays at any epsilon below 1: where little else is left the curve is flat.
+    inside = np.flatnonzero((kept <= _DRAWN[0]) & (kept >= _DRAWN[1] + np.min(kept, initial=1)))
     if len(inside):
         axes.set_xlim(0, min(2.0, 1.05 * max(float(epsilon[inside[-1]]), 1e-6)))

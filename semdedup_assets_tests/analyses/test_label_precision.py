@@ -13,6 +13,7 @@ import pytest
 
 from semdedup_assets.analyses.label_precision import label_files_are_valid, precision_is_enough
 from semdedup_assets.analyses.pair_labels import PairLabels, labels_version
+from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets_tests.analyses.small_pipelines import read_table
 from semdedup_assets_tests.analyses.test_pruned_pairs import real_texts
@@ -270,6 +271,8 @@ def test_new_labels_make_it_stale_whatever_their_file_is_called(runs: StageRuns,
     assert runs.stale("label_precision") == []
     record = runs.record("label_precision", KEY)
     assert (record.details["precision"], record.details["labelled_pairs"]) == (None, 0)
+    shown = GRAPH["label_precision"].shown(runs.context(), Partition.parse(KEY, ("epsilon", "k")), record)
+    assert "–" in {row["precision"] for row in shown["by_band"].rows}
     save(folder, "1.json", labels_file(runs, {pairs[0]: "duplicate"}))
     assert runs.stale("label_precision") == [KEY]
     runs.make("label_precision", KEY)
