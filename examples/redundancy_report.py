@@ -79,7 +79,11 @@ class Report:
             if only and name not in only:
                 continue
             if isinstance(value, Picture):
-                self.picture(value.png, f"{context.pipeline.dataset}-{stage}-{name}".replace(" ", "-"), value.title)
+                self.picture(
+                    value.png,
+                    f"{context.pipeline.dataset}-{stage}-{name}".replace(" ", "-").replace("–", "-"),
+                    value.title,
+                )
             elif isinstance(value, Rows):
                 self.table(value.rows)
         return record
