@@ -11,7 +11,7 @@ import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
-from semdedup_assets.assets.builder import dagster_name
+from semdedup_assets.assets.builder import AssetBuilder, dagster_name
 from semdedup_assets.assets.comparison import (
     FoundManifest,
     UnknownManifestError,
@@ -26,6 +26,7 @@ from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder
 from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stage_graph import GRAPH
 
 
 class Attributes(RootModel[dict[str, Any]]):
@@ -57,12 +58,24 @@ class SemDedupPipeline(dg.Component):
             DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
         """
         settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
-        return cls(Pipeline.model_validate(settings))
+        pipeline = Pipeline.model_validate(settings)
+        if problems := list(_follow_problems(pipeline)):
+            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
+        return cls(pipeline)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
         first = _declared_in(context).add(self.pipeline, context.path)
         return pipeline_definitions(self.pipeline, with_source=first)
+
+
+def _follow_problems(pipeline: Pipeline) -> Iterator[Problem]:
+    """The analyses that are to be followed and that such a pipeline does not have."""
+    there = {asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets}
+    for index, name in enumerate(pipeline.analyses.follow):
+        if name not in there:
+            message = f"{name!r} is not there for such a source, selection or settings; remove it"
+            yield Problem(("analyses", "follow", index), message)
 
 
 class ComparisonAttributes(RootModel[dict[str, Any]]):

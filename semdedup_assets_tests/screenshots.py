@@ -40,6 +40,11 @@ def figures(ui: DagsterUI) -> None:
     ui.show_picture("kept_by_epsilon")
 
 
+def analysis(ui: DagsterUI) -> None:
+    ui.open_partition([*DEMO, "detection_efficiency"], "auto")
+    ui.metadata("by_epsilon").wait_for()
+
+
 def gallery(ui: DagsterUI) -> None:
     (page,) = (ROOT / ".demo/store/emoji/tiny-clip/k=auto/hard/epsilon=0.05").glob("gallery.*.index.html")
     ui.page.goto(page.as_uri())
@@ -74,6 +79,7 @@ _PICTURES: dict[str, tuple[Callable[[DagsterUI], None], int, int]] = {
     "asset_graph": (asset_graph, 1400, 1900),
     "partition": (partition, 1400, 1000),
     "figures": (figures, 1400, 800),
+    "analysis": (analysis, 1400, 900),
     "gallery": (gallery, 900, 915),
     "checks": (checks, 1400, 610),
     "estimate": (estimate, 1600, 1370),

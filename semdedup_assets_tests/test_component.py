@@ -351,6 +351,28 @@ def test_a_misspelt_setting_within_a_list_is_told_with_its_place(tmp_path: Path)
     }
 
 
+def test_an_analysis_that_a_pipeline_does_not_have_cannot_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vectors").mkdir()
+    project(
+        tmp_path,
+        f"""\
+type: {COMPONENT}
+attributes:
+  dataset: toy
+  source: {{kind: vectors, path: {tmp_path}/vectors}}
+  encoder: {{kind: precomputed}}
+  analyses:
+    follow:
+      - cost
+      - near_duplicate_masks
+""",
+    )
+    (problem,) = told(tmp_path, monkeypatch)
+    assert problem.startswith("defs.yaml:9 attributes.analyses.follow.1: 'near_duplicate_masks' is not there")
+
+
 def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "photos").mkdir()
