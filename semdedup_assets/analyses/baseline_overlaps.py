@@ -44,6 +44,8 @@ _REMOVED = {
     "removed_only": "only by SemDeDup",
     "removed_only_by_other": "only by the baseline",
 }
+# Of what is shown; too wide for one table with the counts of items.
+_PAIRS_OF_OTHER, _OTHER_PAIRS = "SemDeDup's pairs that it groups", "its pairs that SemDeDup groups"
 
 
 def grouped_baselines(pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:
@@ -165,12 +167,12 @@ def _summary(name: str, seed: int, overlap: ChoiceOverlap) -> dict[str, Any]:
     return {
         "baseline": name if seed == _NO_SEED else f"{name}, seed {seed}",
         "removed": other,
-        "removed by both": overlap.removed_by_both,
+        "by both": overlap.removed_by_both,
         "only by SemDeDup": overlap.removed_only,
-        "only by the baseline": overlap.removed_only_by_other,
-        "Jaccard of removed": f"{overlap.removed_jaccard:.3f}",
-        "SemDeDup's pairs that it groups": _share(overlap.pairs_of_other, removed) if seed == _NO_SEED else "–",
-        "its pairs that SemDeDup groups": _share(overlap.other_pairs, other) if seed == _NO_SEED else "–",
+        "only by it": overlap.removed_only_by_other,
+        "Jaccard": f"{overlap.removed_jaccard:.3f}",
+        _PAIRS_OF_OTHER: _share(overlap.pairs_of_other, removed) if seed == _NO_SEED else "–",
+        _OTHER_PAIRS: _share(overlap.other_pairs, other) if seed == _NO_SEED else "–",
     }
 
 
@@ -265,9 +267,13 @@ def _section(context: StageContext, choices: _Choices) -> Section:
 
 
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
+    both = (_PAIRS_OF_OTHER, _OTHER_PAIRS)
+    rows = record.details["by_baseline"]
+    pairs = [{name: row[name] for name in ("baseline", *both)} for row in rows if row[_OTHER_PAIRS] != "–"]
     shown: dict[str, Shown] = {
         "overlaps": Picture(record.file(PICTURE).content(), "Items that SemDeDup and the baselines remove"),
-        "by_baseline": Rows(record.details["by_baseline"]),
+        "by_baseline": Rows([{name: value for name, value in row.items() if name not in both} for row in rows]),
+        **({"pairs_by_baseline": Rows(pairs)} if pairs else {}),
         "only_semdedup_page": Link(record.file(PAGE).path),
     }
     for name, file in record.details["parts"].items():

@@ -19,6 +19,7 @@ OVERLAPS, CHANGED, PICTURE = "overlaps.parquet", "changed.parquet", "intersectio
 _VERSION = 1
 _LABEL_LINE, _LABEL_LINES = 14, 3
 _LISTED = 20
+_SIDES = ("in first", "in second")
 _ROW_GROUP = 1 << 18
 
 
@@ -128,10 +129,21 @@ def _write_overlaps(
 def _differences(compared: Mapping[tuple[str, str], ComparedManifests]) -> list[dict[str, str]]:
     """In which settings and data each two differ, in words."""
     return [
-        {"first": first, "second": second, "setting": name, "in first": str(values[0]), "in second": str(values[1])}
+        {"first": first, "second": second, "setting": name, **dict(zip(_SIDES, map(_in_words, values), strict=True))}
         for (first, second), each in compared.items()
         for name, values in each.differences.items()
     ][:_LISTED]
+
+
+def _in_words(value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_in_words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None else str(value)
 
 
 def _examples(compared: Mapping[tuple[str, str], ComparedManifests]) -> list[dict[str, Any]]:

@@ -327,11 +327,11 @@ def removal_bars(bars: RemovalBars, *, title: str, note: str) -> bytes:
         base = base + counts
     axes.set_xticks(positions, [name.replace(" ", "\n", 1) for name in bars.names])
     axes.grid(visible=False, axis="x")
-    # Room for the legend.
-    axes.set_ylim(0, 1.25 * int(base.max()))
+    # Room for the legend, in one line above all bars.
+    axes.set_ylim(0, 1.15 * int(base.max()))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _legend(axes)
+    _legend(axes, above=True)
     return _png(figure)
 
 
@@ -644,12 +644,13 @@ def _annotate(axes: "Axes", text: str, height: float, *, colour: str, right: boo
     )
 
 
-def _legend(axes: "Axes", *, title: str | None = None) -> None:
+def _legend(axes: "Axes", *, title: str | None = None, above: bool = False) -> None:
     handles, _ = axes.get_legend_handles_labels()
     if not handles:
         return
     size = _FONT_SIZE - 0.5
-    legend = axes.legend(loc="best", title=title, fontsize=size, title_fontsize=size, framealpha=0.85)
+    place = {"loc": "upper left", "ncols": len(handles)} if above else {"loc": "best"}
+    legend = axes.legend(title=title, fontsize=size, title_fontsize=size, framealpha=0.85, **place)
     legend.get_frame().set_edgecolor("none")
 
 

@@ -83,7 +83,9 @@ def test_what_only_semdedup_finds_is_listed_and_shown(runs: StageRuns) -> None:
     assert f"of the {len(expected):,} removed items that no baseline has in one group" in page
     assert record.file("overlaps.png").content().startswith(b"\x89PNG")
     shown = runs.context().graph["baseline_overlaps"].shown(runs.context(), next(iter(_partitions(runs))), record)
-    assert {"overlaps", "by_baseline", "only_semdedup_page", "only_semdedup"} <= set(shown)
+    assert {"overlaps", "by_baseline", "pairs_by_baseline", "only_semdedup_page", "only_semdedup"} <= set(shown)
+    # A table of more columns than these is wider than its place in Dagster's page.
+    assert all(len("".join(row)) < 70 for row in shown["by_baseline"].rows)
     assert json.dumps(record.details)
 
 

@@ -104,6 +104,8 @@ def test_intersections_and_changes_are_those_of_the_sets_of_keys(texts: StageRun
             assert row["reason"] == "removed"
         shown = shown_comparison(record)
         assert isinstance(shown["intersections"], Picture)
+        settings = [row[side] for row in record.details["settings_that_differ"] for side in ("in first", "in second")]
+        assert not any("{" in value or "None" in value for value in settings)
 
 
 def test_the_library_compares_two_folders_in_a_line(texts: StageRuns) -> None:
