@@ -45,7 +45,7 @@ _REMOVED = {
     "removed_only_by_other": "only by the baseline",
 }
 # Of what is shown; too wide for one table with the counts of items.
-_PAIRS_OF_OTHER, _OTHER_PAIRS = "SemDeDup's pairs that it groups", "its pairs that SemDeDup groups"
+_PAIRS_OF_OTHER, _OTHER_PAIRS = "SemDeDup's pairs found", "its pairs SemDeDup finds"
 
 
 def grouped_baselines(pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:

@@ -301,7 +301,7 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
             "seconds": _amount(row["seconds"]),
             "grows with": row["grows_with"],
             "times": _amount(row["growth"]),
-            "projected device-hours": _amount(row["projected_device_hours"]),
+            "hours projected": _amount(row["projected_device_hours"]),
         }
         for row in record.details["stages"]
     ]
@@ -310,7 +310,6 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
             "device-hours": row["source"] + (f", k: {row['clustering']}" if row["clustering"] else ""),
             "items": f"{row['items']:,}",
             "k": f"{row['k']:,}",
-            "embedding": _amount(row["embedding"]),
             "clustering": _amount(row["clusters"]),
             "comparing": _amount(row["comparing"]),
             "both": _amount(row["total"]),

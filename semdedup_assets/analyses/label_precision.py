@@ -248,12 +248,12 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
 
 def _in_words(row: dict[str, Any]) -> dict[str, Any]:
     """A band with its precision and interval in one column."""
-    counted = {name: row[name] for name in ("band", "pairs", "same_bytes", "labelled", "duplicates", "unsure")}
+    counted = {name: row[name] for name in ("band", "pairs", "same_bytes", "labelled", "duplicates")}
     interval = "" if row["precision"] is None else f" ({row['precision_low']:.0%} to {row['precision_high']:.0%})"
     return {
         **counted,
         "precision": f"{_percent(row['precision'])}{interval}",
-        "up to its end": _percent(row["cumulative"]),
+        "up to it": _percent(row["cumulative"]),
     }
 
 
