@@ -40,6 +40,10 @@ class DagsterUI:
         """The lineage of a group of assets."""
         self.open(f"/locations/{location}/asset-groups/{group}/lineage")
 
+    def open_group(self, location: str, group: str) -> None:
+        """The list of a group's assets."""
+        self.open(f"/locations/{location}/asset-groups/{group}/list")
+
     def open_partition(self, key: list[str], partition: str) -> None:
         """The page of one partition of an asset, loaded."""
         self.open_asset(key, "partitions", more=f"&partition={partition}")

@@ -16,6 +16,7 @@ import pytest
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import check_specs
 from semdedup_assets.compute import Compute
+from semdedup_assets.execution.stage import ANALYSE
 from semdedup_assets.stage_graph import GRAPH, pipeline_context
 from semdedup_assets_tests.browser import BrowserNotFoundError, DagsterUI, browsing
 from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_dagster, wait_for, write_project
@@ -122,11 +123,23 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def test_the_graph_of_the_group_shows_every_asset(seen: Seen) -> None:
-    seen.ui.open_graph(LOCATION, GROUP)
+def test_the_groups_list_their_assets_and_the_graph_shows_the_main_way(seen: Seen) -> None:
     pipeline = seen.runs.pipeline
-    stages = [stage.name for stage in GRAPH.stages if stage.applies(pipeline, pipeline.selection)]
-    seen.wait_for_texts("shards", "shard_index", *stages)
+    stages = [stage for stage in GRAPH.stages if stage.applies(pipeline, pipeline.selection)]
+
+    def wait_for_link(name: str) -> None:
+        # Long names are cut in the middle; their links are whole.
+        seen.ui.page.locator(f'a[href$="/{name}"]').first.wait_for()
+
+    seen.ui.open_group(LOCATION, GROUP)
+    for name in ("shards", "shard_index", *(stage.name for stage in stages if stage.step != ANALYSE)):
+        wait_for_link(name)
+    seen.ui.open_group(LOCATION, f"{GROUP}__analyses")
+    # The first ones: of a long list the page has what is in sight.
+    for name in sorted(stage.name for stage in stages if stage.step == ANALYSE)[:3]:
+        wait_for_link(name)
+    seen.ui.open_graph(LOCATION, GROUP)
+    seen.wait_for_texts("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks")
 
 
 def test_a_fit_launched_from_the_dialog_shows_its_numbers_and_its_curve(seen: Seen) -> None:
