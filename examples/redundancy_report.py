@@ -152,7 +152,7 @@ def choosing(report: Report, both: Mapping[str, dict[str, StageContext]]) -> dic
     for name, each in both.items():
         report.add(f"### {name}")
         details = report.show(each["hard"], "epsilon_estimate_errors", "auto").details
-        facts[f"{name} straightness"] = details["straightness"]
+        facts[f"{name} straightness"] = details["straightness"]["epsilon"]
     return facts
 
 

@@ -30,6 +30,10 @@ METHOD = StageGraph(
 )
 """The stages of the method, without estimate and analyses."""
 
+_PLAIN = Pipeline.model_validate(vectors_settings(Path("unused")))
+PLAIN = StageGraph(tuple(stage for stage in METHOD.stages if stage.applies(_PLAIN, _PLAIN.selection)))
+"""Those that every pipeline has, also one without references, captions and a repair."""
+
 
 @dataclass(frozen=True)
 class StageRuns:

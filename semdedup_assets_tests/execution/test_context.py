@@ -17,7 +17,7 @@ from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.results import MissingResultError
-from semdedup_assets_tests.stage_runs import METHOD, StageRuns, small_pipeline
+from semdedup_assets_tests.stage_runs import METHOD, PLAIN, StageRuns, small_pipeline
 from semdedup_assets_tests.toy_source import near_duplicates, write_shard
 
 
@@ -36,8 +36,8 @@ def test_a_context_that_was_sent_is_the_same_and_sees_the_store_for_itself(tmp_p
     other = sent(context)
     assert other == context
     assert other.graph.stages == METHOD.stages
-    assert [other.code_version(stage.name) for stage in METHOD.stages] == [
-        context.code_version(stage.name) for stage in METHOD.stages
+    assert [other.code_version(stage.name) for stage in PLAIN.stages] == [
+        context.code_version(stage.name) for stage in PLAIN.stages
     ]
     assert len(context.shards) == 1
     assert len(other.shards) == 2
@@ -70,7 +70,7 @@ def test_stages_run_in_another_process_as_in_this_one(tmp_path: Path) -> None:
     there = here.changed(store=str(tmp_path / "there"))
     there.observe()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for stage in METHOD.stages:
+        for stage in PLAIN.stages:
             there.make(stage.name, engine=engine_of(pool))
     assert there.run() == {}
     for stage, key in (("centroids", "3"), ("duplicate_scores", "b0001|3"), ("keep_masks", "0.05|3")):
@@ -81,7 +81,7 @@ def test_stages_run_in_another_process_as_in_this_one(tmp_path: Path) -> None:
 def test_the_code_version_follows_from_what_can_change_a_result(tmp_path: Path) -> None:
     runs = small_pipeline(tmp_path, shards=1)
     before = versions(runs)
-    assert len(set(before.values())) == len(METHOD.stages)
+    assert len(set(before.values())) == len(PLAIN.stages)
     for same in (
         {"compute": {"device": "auto"}},
         {"epsilons": ["0.2"]},
@@ -99,7 +99,7 @@ def test_the_code_version_follows_from_what_can_change_a_result(tmp_path: Path) 
 
 
 def versions(runs: StageRuns) -> dict[str, str]:
-    return {stage.name: runs.context().code_version(stage.name) for stage in METHOD.stages}
+    return {stage.name: runs.context().code_version(stage.name) for stage in PLAIN.stages}
 
 
 def test_a_raised_version_of_a_stage_makes_it_again(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_raised_version_of_a_stage_makes_it_again(tmp_path: Path) -> None:
 def test_results_note_what_making_them_used(tmp_path: Path) -> None:
     runs = small_pipeline(tmp_path, shards=2)
     runs.run()
-    for stage in METHOD.stages:
+    for stage in PLAIN.stages:
         for partition in runs.context().index.partitions(stage.name):
             details = runs.record(stage.name, str(partition)).details
             assert details["seconds"] > 0

@@ -20,6 +20,7 @@ from semdedup_assets.storage.files import write_bytes
 from semdedup_assets.storage.results import DAMAGED, MissingResultError, ResultRecord, read_record, remove_leftovers
 from semdedup_assets_tests.stage_runs import (
     METHOD,
+    PLAIN,
     Made,
     SoundStore,
     StageRuns,
@@ -36,7 +37,7 @@ SCORED: Made = {
     "manifests": ["0.05|3"],
 }
 CLUSTERED: Made = {"assignments": [f"3|{shard}" for shard in SHARDS], **SCORED}
-STAGES = [stage.name for stage in METHOD.stages]
+STAGES = [stage.name for stage in PLAIN.stages]
 
 
 @pytest.fixture(scope="module")

@@ -194,11 +194,11 @@ def test_a_path_that_is_listed_twice_is_rejected() -> None:
         ShardIndex.empty().updated([FileStat("a", 1, "s")] * 2, group=by(1))
 
 
-def test_a_million_files_take_seconds() -> None:
-    files = [FileStat(f"s3://bucket/laion/{n:07d}.tar", n, f"stamp{n}") for n in range(1_000_000)]
+def test_a_quarter_of_a_million_files_take_seconds() -> None:
+    files = [FileStat(f"s3://bucket/laion/{n:07d}.tar", n, f"stamp{n}") for n in range(250_000)]
     start = time.perf_counter()
     index = ShardIndex.empty().updated(files, group=by(100))
     again = ShardIndex.from_json(index.to_json()).updated(files[1:], group=by(100))
-    assert time.perf_counter() - start < 60
-    assert len(index.shards) == len(again.shards) == 10_000
+    assert time.perf_counter() - start < 20
+    assert len(index.shards) == len(again.shards) == 2_500
     assert [one == other for one, other in zip(index.shards, again.shards, strict=True)].count(False) == 1
