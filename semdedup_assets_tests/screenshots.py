@@ -76,7 +76,7 @@ def refresh(ui: DagsterUI) -> None:
 
 
 _PICTURES: dict[str, tuple[Callable[[DagsterUI], None], int, int]] = {
-    "asset_graph": (asset_graph, 1400, 1900),
+    "asset_graph": (asset_graph, 1800, 1000),
     "partition": (partition, 1400, 1000),
     "figures": (figures, 1400, 800),
     "analysis": (analysis, 1400, 900),

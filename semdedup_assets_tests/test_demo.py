@@ -47,6 +47,8 @@ def moved(pipeline: Pipeline, store: Path, *, source: str) -> Pipeline:
         encoder["model"] = str(ROOT / encoder["model"])
     settings = pipeline.model_dump() | {"store": str(store), "encoder": encoder}
     settings["source"]["path"] = str(ROOT / source)
+    # Nothing is asked of the other clustering.
+    settings["clustering"]["k"] = ["auto"]
     return Pipeline.model_validate(settings)
 
 
