@@ -10,7 +10,7 @@ from semdedup_assets.analyses.galleries import PAGE, shown_page, write_page
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, read_items
+from semdedup_assets.execution.item_lookup import columns_version, item_texts
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Shown, Stage, Worker
 from semdedup_assets.stages.caption_embeddings import caption_similarity, has_captions
@@ -28,7 +28,6 @@ PAIRS, COUNTS, PICTURE = "pairs.parquet", "counts.parquet", "similarities.png"
 
 _EPSILONS = (0.001, 0.01, 0.05, 0.1, 0.2)
 _CELLS = 40
-_ROW_GROUP = 1 << 18
 
 
 def _worker(context: StageContext) -> Worker:
@@ -52,9 +51,7 @@ def compare_captions(context: StageContext, partition: Partition) -> ResultRecor
         with usage.phase("join"):
             table = pairs.table(context)
         with result.open(PAIRS) as stream, TableWriter(stream) as writer:
-            # An empty table has no slice, but a schema.
-            for part in list(table.iter_slices(_ROW_GROUP)) or [table]:
-                writer.write_arrow(part.to_arrow())
+            writer.write_frame(table)
         with result.open(COUNTS) as stream:
             write_table(stream, pairs.cells())
         with usage.phase("draw"):
@@ -141,8 +138,7 @@ class _Pairs:
             [pl.DataFrame(schema=schema), *(pl.DataFrame(part, schema=schema) for part in self.disagreeing)]
         )
         ids = pl.concat([found["id"], found["kept_id"].rename("id")]).unique().sort().to_numpy()
-        texts = [pl.DataFrame(part) for part in read_items(context, ids, ["id", "key", "caption"])]
-        names = pl.concat([pl.DataFrame(schema={"id": pl.UInt64, "key": pl.String, "caption": pl.String}), *texts])
+        names = item_texts(context, ids, ["key", "caption"])
         return (
             found.join(names, on="id", how="left")
             .join(names.rename({each: f"kept_{each}" for each in names.columns}), on="kept_id", how="left")

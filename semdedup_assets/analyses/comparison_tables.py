@@ -20,7 +20,6 @@ _VERSION = 1
 _LABEL_LINE, _LABEL_LINES = 14, 3
 _LISTED = 20
 _SIDES = ("in first", "in second")
-_ROW_GROUP = 1 << 18
 
 
 def write_comparison(location: str, manifests: Mapping[str, str], *, budget: int) -> ResultRecord:
@@ -78,9 +77,7 @@ def _write_changed(table: TableWriter, rows: "pl.DataFrame", *, first: str, seco
     statuses = {"first": "in_first", "second": "in_second"}
     names = {"first": pl.lit(first), "second": pl.lit(second)}
     named = rows.rename(statuses).with_columns(**names).select("first", "second", pl.all().exclude("first", "second"))
-    # An empty table has no slice, but a schema.
-    for part in list(named.iter_slices(_ROW_GROUP)) or [named]:
-        table.write_arrow(part.to_arrow())
+    table.write_frame(named)
 
 
 def _matrix(names: list[str], compared: Mapping[tuple[str, str], ComparedManifests]) -> list[list[float]]:

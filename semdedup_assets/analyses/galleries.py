@@ -118,8 +118,8 @@ def shown_page(_: StageContext, __: Partition, record: ResultRecord) -> dict[str
     return shown
 
 
-def _input_version(_: StageContext, name: str, record: ResultRecord) -> str:
-    """Of the items only what a page shows counts: another column draws nothing again."""
+def page_input_version(_: StageContext, name: str, record: ResultRecord) -> str:
+    """For `Stage.input_version`: of the items only what a page shows counts, so another column draws nothing again."""
     return record.version if name != "items" else columns_version(record, ("key", "caption", "text"))
 
 
@@ -132,7 +132,7 @@ STAGE = Stage(
     # Similarities are those of the scores: other vectors may leave every mask as it is.
     inputs=("duplicate_scores", "keep_masks", "items"),
     optional_inputs=repaired_input,
-    input_version=_input_version,
+    input_version=page_input_version,
     # Not the pipeline's epsilons: another one leaves this gallery as it is.
     settings=lambda context: context.pipeline.galleries.model_dump(),
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "gallery"),

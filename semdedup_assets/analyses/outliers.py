@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semdedup_assets.analyses.galleries import page_input_version
 from semdedup_assets.analyses.gallery_items import read_cards
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Rows, Shown, Stage, Worker
@@ -217,10 +217,6 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
     return shown
 
 
-def _input_version(_: StageContext, name: str, record: ResultRecord) -> str:
-    return record.version if name != "items" else columns_version(record, ("key", "caption", "text"))
-
-
 STAGE = Stage(
     name="outliers",
     step=ANALYSE,
@@ -228,7 +224,7 @@ STAGE = Stage(
     "similar other item of their cluster is the least similar: as a table, with pictures. Beyond the paper.",
     dimensions=("k",),
     inputs=("assignments", "items"),
-    input_version=_input_version,
+    input_version=page_input_version,
     settings=lambda context: {
         "items": context.pipeline.analyses.outliers.items,
         "files": context.pipeline.galleries.files,

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.analyses.galleries import PAGE, shown_page, write_page
+from semdedup_assets.analyses.galleries import PAGE, page_input_version, shown_page, write_page
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.references import no_leaks
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, read_items
+from semdedup_assets.execution.item_lookup import item_texts
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Check, Column, Link, Shown, Stage, Worker
 from semdedup_assets.settings import Reference
@@ -29,7 +29,6 @@ LEAKS = "leaks.parquet"
 """The table, in the record."""
 
 _NAMED = 3
-_ROW_GROUP = 1 << 18
 
 
 def _worker(context: StageContext) -> Worker:
@@ -52,9 +51,7 @@ def list_leaks(context: StageContext, partition: Partition) -> ResultRecord:
         with usage.phase("join"):
             table = _leaks(context, matches, references)
         with usage.phase("write"), result.open(LEAKS) as stream, TableWriter(stream) as writer:
-            # An empty table has no slice, but a schema.
-            for part in list(table.iter_slices(_ROW_GROUP)) or [table]:
-                writer.write_arrow(part.drop("reference_id").to_arrow())
+            writer.write_frame(table.drop("reference_id"))
         gallery = _gallery(context, partition, table, references)
         with usage.phase("draw"):
             parts = write_page(gallery, result)
@@ -78,8 +75,7 @@ def _leaks(context: StageContext, matches: ResultRecord, references: ResultRecor
     found = pl.concat([pl.DataFrame(part) for file in match_files(matches) for part in read_arrow(file)])
     ids = found["id"].unique().sort().to_numpy()
     context.index.require_all("items")
-    tables = [pl.DataFrame(part) for part in read_items(context, ids, ["id", "key"])]
-    keys = pl.concat([pl.DataFrame(schema={"id": pl.UInt64, "key": pl.String}), *tables])
+    keys = item_texts(context, ids)
     names = reference_keys(references, found["reference_id"].unique().to_numpy())
     reference_names = pl.DataFrame(
         {"reference_id": list(names), "reference_key": list(names.values())},
@@ -195,10 +191,6 @@ def _shown(context: StageContext, partition: Partition, record: ResultRecord) ->
     return {**shown_page(context, partition, record), "table": Link(record.file(LEAKS).path)}
 
 
-def _input_version(_: StageContext, name: str, record: ResultRecord) -> str:
-    return record.version if name != "items" else columns_version(record, ("key", "caption", "text"))
-
-
 STAGE = Stage(
     name="reference_leaks",
     step=ANALYSE,
@@ -206,7 +198,7 @@ STAGE = Stage(
     "the most similar one as a table, counts by epsilon, and a page that shows pairs. Beyond the paper.",
     dimensions=("k",),
     inputs=("reference_matches", "reference_embeddings", "items"),
-    input_version=_input_version,
+    input_version=page_input_version,
     settings=lambda context: {
         "remove": sorted(name for name, each in context.pipeline.references.items() if each.remove),
         "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "files"}),

@@ -19,7 +19,7 @@ from semdedup_assets.storage.tables import TableWriter, read_arrow, read_tables
 if TYPE_CHECKING:
     import polars as pl
 
-_SHOWN, _LONGEST, _ROW_GROUP = 10, 200, 1 << 18
+_SHOWN, _LONGEST = 10, 200
 # Counts of parts are added up once they are so many: of a column without repeated values all of them stay.
 _PENDING = 1 << 20
 _REMOVED, _KEPT = 1, 2
@@ -51,9 +51,7 @@ def count_removed(context: StageContext, partition: Partition) -> ResultRecord:
                     count.add(table)
             table = pl.concat([count.table() for count in counts.values()])
         with result.open(COUNTS) as stream, TableWriter(stream) as writer:
-            # An empty table has no slice, but a schema.
-            for part in list(table.iter_slices(_ROW_GROUP)) or [table]:
-                writer.write_arrow(part.to_arrow())
+            writer.write_frame(table)
         most = [row for count in counts.values() for row in count.table().head(_SHOWN).to_dicts()]
         result.details = {
             "items": states.listed,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, read_items
+from semdedup_assets.execution.item_lookup import columns_version, item_texts
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Shown, Stage, Worker
 from semdedup_assets.stages.keep_masks import REMOVED_BY, mask_files
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 REMOVED = "removed.parquet"
 """The table, in the record of a kept set's removed items."""
-
-_ROW_GROUP = 1 << 18
 
 
 def _worker(context: StageContext) -> Worker:
@@ -43,9 +41,7 @@ def write_removed_items(context: StageContext, partition: Partition) -> ResultRe
         with usage.phase("join"):
             table = removed_items(context, partition)
         with usage.phase("write"), result.open(REMOVED) as stream, TableWriter(stream) as writer:
-            # An empty table has no slice, but a schema.
-            for part in list(table.iter_slices(_ROW_GROUP)) or [table]:
-                writer.write_arrow(part.to_arrow())
+            writer.write_frame(table)
         result.details = {
             "items": len(table),
             "orphans": int(table["is_orphan"].sum()),
@@ -75,7 +71,9 @@ def removed_items(context: StageContext, partition: Partition) -> "pl.DataFrame"
 
     masks = context.index.require("keep_masks", partition)
     removed = pl.concat(_removed(masks))
-    keys = _keys(context, pl.concat([removed["id"], removed["kept_id"].rename("id")]).drop_nulls().unique().sort())
+    ids = pl.concat([removed["id"], removed["kept_id"].rename("id")]).drop_nulls().unique().sort()
+    context.index.require_all("items")
+    keys = item_texts(context, ids.to_numpy())
     far = pl.col("similarity").cast(pl.Float64) <= 1.0 - float(masks.details["epsilon"])
     # Without a similarity the whole cluster is removed, or a reference removes the item.
     orphan = far.fill_null(pl.col("removed_by").is_null()) if "removed_by" in removed.columns else far
@@ -95,23 +93,6 @@ def _removed(masks: ResultRecord) -> "Iterator[pl.DataFrame]":
         for table in read_arrow(file):
             rows = pl.DataFrame(table).filter(~pl.col("kept")).drop("kept")
             yield rows.rename({"kept_neighbour": "kept_id", "kept_similarity": "similarity"})
-
-
-def _keys(context: StageContext, ids: "pl.Series") -> "pl.DataFrame":
-    """The keys of some items.
-
-    Args:
-        context: of the pipeline.
-        ids: (n,) uint64, ascending and distinct.
-
-    Returns:
-        id, key; of the items that the source has.
-    """
-    import polars as pl
-
-    context.index.require_all("items")
-    found = [pl.DataFrame(table) for table in read_items(context, ids.to_numpy(), ["id", "key"])]
-    return pl.concat([pl.DataFrame(schema={"id": pl.UInt64, "key": pl.String}), *found])
 
 
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:

@@ -12,6 +12,7 @@ from semdedup_assets.storage.results import ResultRecord, StoredFile, fingerprin
 from semdedup_assets.storage.tables import read_rows
 
 if TYPE_CHECKING:
+    import polars as pl
     import pyarrow as pa
 
 ITEMS = "items.parquet"
@@ -49,6 +50,23 @@ def read_items(context: StageContext, ids: np.ndarray, columns: Sequence[str]) -
         record = context.index.record("items", Partition(shard=names[shard])) if shard in names else None
         if record is not None:
             yield from read_rows(items_file(record), id_rows(ids[positions]), columns)
+
+
+def item_texts(context: StageContext, ids: np.ndarray, columns: Sequence[str] = ("key",)) -> "pl.DataFrame":
+    """Text columns of some items; of those that the source has.
+
+    Args:
+        context: of the pipeline.
+        ids: (n,) uint64, ascending and distinct.
+        columns: of the items' tables, each of text.
+
+    Returns:
+        id (uint64), and each of the columns.
+    """
+    import polars as pl
+
+    found = [pl.DataFrame(table) for table in read_items(context, ids, ["id", *columns])]
+    return pl.concat([pl.DataFrame(schema={"id": pl.UInt64, **dict.fromkeys(columns, pl.String)}), *found])
 
 
 def item_keys(context: StageContext, ids: Iterable[int]) -> dict[int, str]:

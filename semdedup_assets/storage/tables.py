@@ -13,7 +13,10 @@ from semdedup_assets.storage.files import filesystem, is_local
 from semdedup_assets.storage.results import MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:
+    import polars as pl
     import pyarrow as pa
+
+_ROW_GROUP = 1 << 18
 
 # Files whose content this process has held against their records: their names are never used again.
 _verified: set[str] = set()
@@ -46,6 +49,12 @@ class TableWriter:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._stream, rows.schema, compression="zstd", write_page_checksum=True)
         self._writer.write(rows)
+
+    def write_frame(self, frame: "pl.DataFrame") -> None:
+        """Append rows in row groups that are small enough to be held a few times over."""
+        # An empty table has no slice, but a schema.
+        for part in list(frame.iter_slices(_ROW_GROUP)) or [frame]:
+            self.write_arrow(part.to_arrow())
 
 
 def write_table(stream: io.RawIOBase, columns: Mapping[str, np.ndarray]) -> None:

@@ -102,7 +102,7 @@ def test_values_above_their_limit_fail_the_check_by_name(runs: StageRuns) -> Non
 
 def test_what_is_shown_is_bounded_also_where_no_value_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removed_by_value, "_PENDING", 7)
-    monkeypatch.setattr(removed_by_value, "_ROW_GROUP", 50)
+    monkeypatch.setattr("semdedup_assets.storage.tables._ROW_GROUP", 50)
     for file in range(3):
         write_table(tmp_path, str(file), near_duplicates(file), {"url": [f"{file}/{row}" for row in range(60)]})
     settings = vectors_settings(tmp_path, selection={"limit": {"column": "url", "max_removed": 0.9}}, epsilons=["0.1"])

@@ -70,7 +70,7 @@ def test_it_lists_every_removed_item_with_its_kept_one_the_most_similar_first(
 
 
 def test_the_stored_table_is_the_same(pipeline: SmallPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semdedup_assets.analyses.removed_items._ROW_GROUP", 7)
+    monkeypatch.setattr("semdedup_assets.storage.tables._ROW_GROUP", 7)
     partition = pipeline.partition("removed_items", "0.3|3")
     record = pipeline.make_partition("removed_items", "0.3|3")
     assert read_table(record, REMOVED).equals(removed_items(pipeline.context, partition))
