@@ -7,6 +7,7 @@ place. No task is lost, and none is given to two workers at a time.
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.engines.outcomes import Outcome, Worker, WorkerDiedError, outcome_of
 
-_WAIT_SECONDS = 1.0
+_WAIT_SECONDS, _CONNECT_SECONDS = 1.0, 15.0
 # Of what Ray says of a death, the sentence that says how; the rest are numbers and advice.
 _LONGEST_CAUSE = 300
 _CAUSES = ("The actor is dead because", "The actor died because", "Worker exit detail:")
@@ -503,13 +504,28 @@ def connect(address: str) -> None:
         return
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _require_listening(address)
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, namespace="semdedup", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         message = (
             f"compute.address: no Ray cluster at {address!r} can be joined ({' '.join(str(error).split())[:_LONGEST_CAUSE]}); "
             "start one (`ray start --head`, on other machines `ray start --address=…`), or use `local`"
         )
         raise ClusterError(message) from error
+
+
+def _require_listening(address: str) -> None:
+    """See that somebody listens: Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: it is no address.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
+        return
 
 
 def room_for(resources: Resources) -> int:
