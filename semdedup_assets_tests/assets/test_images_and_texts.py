@@ -20,7 +20,7 @@ from PIL import Image
 from semdedup_assets.checks.embeddings import skipped_share
 from semdedup_assets.kept_sets import KeptSet
 from semdedup_assets.sources import JsonLines
-from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import vectors_settings
 
@@ -139,7 +139,7 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
 ) -> None:
     for shard in range(2):
         write_tar(tmp_path / "source" / f"{shard}.tar", first=100 * shard)
-    runs = PipelineRuns(instance, image_settings(tmp_path, "webdataset", models[0])).changed(
+    runs = PipelineRuns(instance, image_settings(tmp_path, "webdataset", models[0]), UNDRAWN).changed(
         manifests=["parquet", "webdataset"]
     )
     made = runs.refresh()
@@ -184,7 +184,7 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     unnameable = tmp_path / "source" / "sub folder" / os.fsdecode(b"not utf-8 \xff.png")
     unnameable.write_bytes(png(200))
     unnameable.with_suffix(".txt").write_text("a caption, without which OpenCLIP passes over an image in a tar")
-    runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
+    runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0]), UNDRAWN).changed(
         manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
     )
     runs.refresh()
@@ -221,7 +221,7 @@ def test_texts_to_the_lines_that_datasets_reads(
         "manifests": ["parquet", "jsonl", "keep_lists"],
         "max_skipped": 0.3,
     }
-    runs = PipelineRuns(instance, settings)
+    runs = PipelineRuns(instance, settings, UNDRAWN)
     runs.refresh()
     rows = kept(runs)["row"].to_list()
     assert len(rows) == 3
