@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 
 # Only what is installed is used: no model hub is asked in the demos and the tests.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Threads of OpenMP that wait for one another sleep, so that processes can share cores (benchmarks/shared_cores.py).
+export OMP_WAIT_POLICY ?= passive
 
 EXTRAS_demo := demo,s3,dg
 EXTRAS_test := demo,s3,dg,test
@@ -13,7 +15,7 @@ EXTRAS_bench := demo,s3,dg,test,bench
 EXTRAS_lint := demo,s3,dg,test,lint
 
 # What takes part in a run is measured alone: one after the other.
-BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers dagster_at_scale
+BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers shared_cores dagster_at_scale
 # One process more than two cores have, for some tests only wait for a daemon.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 

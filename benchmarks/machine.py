@@ -3,6 +3,7 @@
 python benchmarks/machine.py
 """
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "by default"),
         "units": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "screening": integers_are_fast(),

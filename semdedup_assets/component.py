@@ -25,8 +25,12 @@ from semdedup_assets.comparison_settings import Comparison
 from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder
 from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
+from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
+
+# Every process that Dagster starts for a pipeline comes by here, and has not imported PyTorch yet.
+let_threads_sleep()
 
 
 class Attributes(RootModel[dict[str, Any]]):

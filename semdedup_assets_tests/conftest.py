@@ -8,8 +8,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Property `OpDefinition.version` is deprecated:DeprecationWarning")
 
 
-# Files whose tests wait for a daemon or a browser, or take a minute each: begun last, they alone would run at the end.
-LONGEST = ("test_daemon.py", "test_faults.py", "test_browser.py", "test_demo.py", "test_another_project.py")
+# Files whose tests wait for a daemon or a browser, or take minutes: begun last, they alone would run at the end.
+LONGEST = (
+    "test_daemon.py",
+    "test_recompute.py",
+    "test_faults.py",
+    "test_browser.py",
+    "test_demo.py",
+    "test_automation.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

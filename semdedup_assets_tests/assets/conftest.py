@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
 
@@ -15,7 +15,7 @@ def unmade(tmp_path: Path) -> Iterator[PipelineRuns]:
     for seed in range(3):
         write_shard(tmp_path, f"{seed}", near_duplicates(seed))
     with dg.DagsterInstance.ephemeral() as instance:
-        yield PipelineRuns(instance, vectors_settings(tmp_path))
+        yield PipelineRuns(instance, vectors_settings(tmp_path), UNDRAWN)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for seed in range(3):
         write_shard(folder / "used", f"{seed}", near_duplicates(seed))
     with dg.DagsterInstance.ephemeral() as instance:
-        PipelineRuns(instance, vectors_settings(folder / "used")).refresh()
+        PipelineRuns(instance, vectors_settings(folder / "used"), UNDRAWN).refresh()
     shutil.copytree(folder / "used", folder / "untouched")
     return folder / "used", folder / "untouched"
 
@@ -38,6 +38,6 @@ def runs(finished: tuple[Path, Path]) -> Iterator[PipelineRuns]:
     shutil.rmtree(used)
     shutil.copytree(untouched, used)
     with dg.DagsterInstance.ephemeral() as instance:
-        made = PipelineRuns(instance, vectors_settings(used))
+        made = PipelineRuns(instance, vectors_settings(used), UNDRAWN)
         assert made.refresh() == {}
         yield made

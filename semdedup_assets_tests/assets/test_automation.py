@@ -20,7 +20,7 @@ BUCKETS = ["b0000|3", "b0001|3"]
 AFTER_ASSIGNMENTS = [
     {"duplicate_scores": BUCKETS},
     {"keep_masks": ["0.05|3"]},
-    {"manifests": ["0.05|3"], "figures": ["3"], "galleries": ["0.05|3"]},
+    {"manifests": ["0.05|3"], "galleries": ["0.05|3"]},
 ]
 TICKS_TO_SETTLE = 12
 

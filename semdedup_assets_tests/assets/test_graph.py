@@ -178,22 +178,6 @@ def test_the_owners_own_every_asset(tmp_path: Path) -> None:
     assert all(found == ["team:data", "a@example.org"] for found in owners.values())
 
 
-def test_building_the_definitions_does_not_import_torch() -> None:
-    script = """
-import sys
-from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.settings import Pipeline
-pipeline = Pipeline.model_validate({
-    "dataset": "photos", "source": {"kind": "folder", "path": "photos"},
-    "encoder": {"kind": "openclip", "model": "ViT-B-16", "pretrained": "openai"},
-})
-pipeline_definitions(pipeline).resolve_asset_graph()
-heavy = {"torch", "open_clip", "transformers", "faiss", "polars"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
-
-
 def test_loading_the_code_location_of_the_demos_does_not_import_torch() -> None:
     script = """
 import sys

@@ -1,12 +1,15 @@
 """Images and texts through the whole pipeline by small models made here, and their manifests by their real readers."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from PIL import Image
 from semdedup_assets.checks.embeddings import skipped_share
 from semdedup_assets.kept_sets import KeptSet
 from semdedup_assets.sources import JsonLines
-from semdedup_assets_tests.pipeline_runs import PipelineRuns
+from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import vectors_settings
 
@@ -119,11 +122,23 @@ def kept(runs: PipelineRuns) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(path) for path in sorted((manifest_folder(runs) / "parquet").iterdir())])
 
 
-def read_by(script: str, folder: Path, tmp_path: Path, *arguments: str) -> str:
+def read_by(script: str, folder: Path) -> str:
+    """Run an example as its command line does, in this process, which has its libraries; returns what it printed."""
+    arguments, sys.argv = sys.argv, [script, str(folder)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    finally:
+        sys.argv = arguments
+    return printed.getvalue()
+
+
+def read_by_a_user(script: str, folder: Path, tmp_path: Path) -> str:
     """Run an example as a user does, offline; returns what it printed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     ran = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), str(folder), *arguments],
+        [sys.executable, str(EXAMPLES / script), str(folder)],
         env=environment,
         capture_output=True,
         text=True,
@@ -139,7 +154,7 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
 ) -> None:
     for shard in range(2):
         write_tar(tmp_path / "source" / f"{shard}.tar", first=100 * shard)
-    runs = PipelineRuns(instance, image_settings(tmp_path, "webdataset", models[0])).changed(
+    runs = PipelineRuns(instance, image_settings(tmp_path, "webdataset", models[0]), UNDRAWN).changed(
         manifests=["parquet", "webdataset"]
     )
     made = runs.refresh()
@@ -156,7 +171,7 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
         with tarfile.open(path) as tar:
             names += tar.getnames()
     assert names == [f"{key}.{suffix}" for key in found["key"] for suffix in ("png", "txt")]
-    assert f"{len(found)} items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+    assert f"{len(found)} items" in read_by("open_clip_webdataset.py", manifest_folder(runs))
 
     other = runs.changed(encoder={"model": str(models[1])})
     # Keys and captions are the source's.
@@ -184,7 +199,7 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     unnameable = tmp_path / "source" / "sub folder" / os.fsdecode(b"not utf-8 \xff.png")
     unnameable.write_bytes(png(200))
     unnameable.with_suffix(".txt").write_text("a caption, without which OpenCLIP passes over an image in a tar")
-    runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0])).changed(
+    runs = PipelineRuns(instance, image_settings(tmp_path, "folder", models[0]), UNDRAWN).changed(
         manifests=["parquet", "csv", "webdataset"], shards={"files_per_shard": 3}
     )
     runs.refresh()
@@ -194,10 +209,10 @@ def test_a_folder_of_images_to_the_csv_that_openclip_reads(
     csv = CsvDataset(str(manifest_folder(runs) / "open_clip.csv"), None, "filepath", "title")
     assert csv.images == [path for path in kept(runs)["file"] if "not utf-8" not in path]
     assert csv.captions == [captions[path].replace("\t", " ") for path in csv.images]
-    printed = read_by("open_clip_csv.py", manifest_folder(runs), tmp_path)
+    printed = read_by("open_clip_csv.py", manifest_folder(runs))
     assert "7 items" in printed
     assert "image (3, 224, 224)" in printed
-    assert "8 items" in read_by("open_clip_webdataset.py", manifest_folder(runs), tmp_path)
+    assert "8 items" in read_by("open_clip_webdataset.py", manifest_folder(runs))
 
 
 def test_texts_to_the_lines_that_datasets_reads(
@@ -221,16 +236,16 @@ def test_texts_to_the_lines_that_datasets_reads(
         "manifests": ["parquet", "jsonl", "keep_lists"],
         "max_skipped": 0.3,
     }
-    runs = PipelineRuns(instance, settings)
+    runs = PipelineRuns(instance, settings, UNDRAWN)
     runs.refresh()
     rows = kept(runs)["row"].to_list()
     assert len(rows) == 3
     assert {1, 4} < set(rows)
     (path,) = (manifest_folder(runs) / "jsonl").iterdir()
     assert gzip.decompress(path.read_bytes()).decode().splitlines() == [raw[row] for row in rows]
-    assert "3 items" in read_by("jsonl_datasets.py", manifest_folder(runs), tmp_path)
-    assert "3 items" in read_by("parquet_polars.py", manifest_folder(runs), tmp_path)
-    assert "3 items" in read_by("keep_lists.py", manifest_folder(runs), tmp_path)
+    assert "3 items" in read_by_a_user("jsonl_datasets.py", manifest_folder(runs), tmp_path)
+    assert "3 items" in read_by("parquet_polars.py", manifest_folder(runs))
+    assert "3 items" in read_by("keep_lists.py", manifest_folder(runs))
 
     # What copies the source depends on its files themselves, in Dagster too.
     parents = runs.definitions.resolve_asset_graph().get(runs.key("manifests")).parent_keys

@@ -11,11 +11,11 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets_tests.pipeline_runs import MAIN_WAY, PipelineRuns
+from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates
 
 REFERRING = {"reference_embeddings": [None], "reference_matches": ["3"], "reference_leaks": ["3"]}
-FOLLOWING = {"keep_masks", "manifests", "figures", "galleries"}
+FOLLOWING = {"keep_masks", "manifests", "galleries"}
 
 
 def last_check(runs: PipelineRuns, asset: str, check: str) -> bool:
@@ -34,7 +34,7 @@ def test_a_refresh_makes_what_a_new_reference_asks_for_and_follows_its_files(
     folder.mkdir()
     np.save(folder / "0.npy", near_duplicates(0)[:10])
     test = {"source": {"kind": "vectors", "path": str(folder)}, "epsilon": 0.05}
-    graph = StageGraph((*MAIN_WAY.stages, GRAPH["reference_leaks"]))
+    graph = StageGraph((*UNDRAWN.stages, GRAPH["reference_leaks"]))
     referring = replace(runs, graph=graph).changed(references={"test": test})
     assert referring.refresh() == REFERRING
     assert not last_check(referring, "reference_leaks", "no_leaks")

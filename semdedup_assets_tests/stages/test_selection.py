@@ -107,7 +107,7 @@ class Selected:
     cluster: dict[int, int] = field(default_factory=dict)
     similarity: dict[int, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def selection(self) -> Any:
         return self.runs.pipeline.named_selections[self.name]
 

