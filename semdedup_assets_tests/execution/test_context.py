@@ -13,7 +13,8 @@ import pytest
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
+from semdedup_assets.execution.engines.local import map_tasks
+from semdedup_assets.execution.engines.outcomes import Engine, Outcome
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.results import MissingResultError
