@@ -11,5 +11,9 @@ export PATH="${VENV:-/opt/semdedup/.venv}/bin:${PATH}"
 # Workers share a machine's cores: one that waits must not spin.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 export RAY_USAGE_STATS_ENABLED=0
+# Whoever reaches Ray's ports can run anything. With a token (`ray get-auth-token --generate` once, then ~/.ray/auth_token
+# copied to every machine) only its holders can; `disabled` is for networks that nobody else is on. Said here, for a head
+# that finds a token asks for it, while workers of whom nothing was said bring none.
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 # Models come from a folder that every machine has, not from a hub; remove where each may download them.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
