@@ -150,6 +150,12 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
         ge=5,
         description="How often the source is looked through, and what is missing or stale is looked for.",
     )
+    partitions_per_run: int | None = Field(
+        None,
+        ge=1,
+        description="Partitions of an asset that one run makes where a backfill or the automation launches many, so that "
+        "Dagster's launcher spreads the runs over machines; empty: one run makes them all and loads a model once.",
+    )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
     retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
     max_excluded: float = Field(

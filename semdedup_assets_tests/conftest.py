@@ -1,6 +1,11 @@
+import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from semdedup_assets_tests.postgres import PostgresServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,3 +56,17 @@ def bucket() -> Iterator[str]:
     fsspec.config.conf.pop("s3")
     if saved is not None:
         fsspec.config.conf["s3"] = saved
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A real Postgres server, started for the tests that need one."""
+    from semdedup_assets_tests.postgres import SKIP, PostgresNotFoundError, running_postgres
+
+    if os.environ.get(SKIP) == "1":
+        pytest.skip(f"{SKIP}=1: DAGSTER'S RECORD IN POSTGRES IS NOT TESTED; install postgresql and unset it")
+    try:
+        with running_postgres() as server:
+            yield server
+    except PostgresNotFoundError as error:
+        pytest.fail(f"{error}; {SKIP}=1 leaves these tests out", pytrace=False)

@@ -66,7 +66,7 @@ def write_project(folder: Path, attributes: dict[str, Any]) -> None:
 @contextmanager
 def running_dagster(folder: Path) -> Iterator[RunningDagster]:
     """`dagster dev` on a project, until the block ends."""
-    port, log = _free_port(), folder / "dagster.log"
+    port, log = free_port(), folder / "dagster.log"
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("OMP_WAIT_POLICY", None)  # What `make test` gives is not what a user has.
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", str(port), "-h", "127.0.0.1"]
@@ -185,7 +185,7 @@ def _ticks(instance: dg.DagsterInstance, state: Any) -> list[Any]:
     return list(instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_LOOKS + 1))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -14,10 +14,8 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.placement import end_workers
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import MissingResultError
-
-# A range of partitions is one run, for a model is loaded once a run.
-_BACKFILL = dg.BackfillPolicy.single_run()
 
 
 def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition:
@@ -36,7 +34,7 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         metadata=builder.metadata(asset),
         partitions_def=partitions_def,
         deps=builder.deps(asset),
-        backfill_policy=_BACKFILL if partitions_def is not None else None,
+        backfill_policy=_backfill_policy(builder.pipeline) if partitions_def is not None else None,
         check_specs=check_specs(builder, asset),
         automation_condition=refresh_condition(builder, asset) if builder.is_automatic(asset) else None,
         pool=stage.pool,
@@ -58,6 +56,12 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
             raise_failures(checks)
 
     return materialise
+
+
+def _backfill_policy(pipeline: Pipeline) -> dg.BackfillPolicy:
+    """How many runs make many partitions: one, for a run loads a model once, or what the settings say."""
+    partitions = pipeline.refresh.partitions_per_run
+    return dg.BackfillPolicy.single_run() if partitions is None else dg.BackfillPolicy.multi_run(partitions)
 
 
 def _made(

@@ -13,6 +13,7 @@ import pytest
 
 from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
+from semdedup_assets_tests.dagster_process import ROOT
 
 STARTED = dg.DagsterRunStatus.STARTED
 JOB = "toy__precomputed__refresh"
@@ -31,10 +32,18 @@ with dg.DagsterInstance.from_config(sys.argv[1]) as instance, alive(instance, sy
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    """One that several processes can open."""
+def instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[dg.DagsterInstance]:
+    """One that several processes can open, in SQLite unless a test asks for Postgres."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    if getattr(request, "param", "sqlite") == "postgres":
+        server = request.getfixturevalue("postgres")
+        (tmp_path / "dagster.yaml").write_text(server.dagster_yaml((ROOT / "dagster.yaml").read_text()))
+        for name, value in server.new_database().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         yield instance
 
@@ -52,6 +61,7 @@ def run_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
     return run
 
 
+@pytest.mark.parametrize("instance", ["sqlite", "postgres"], indirect=True)
 def test_a_run_is_under_way_until_its_process_is_killed(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     run_id = started(instance)
     command = [sys.executable, "-c", _PROCESS, str(tmp_path), run_id]
