@@ -14,7 +14,7 @@ from semdedup_assets.encoders import Encoder
 from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target, distinct
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
-from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.files import FileStat, protocol_of
 
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
@@ -22,6 +22,8 @@ MOST_PARTITIONS = 10_000
 # With so many, centroids group as those of all items do: docs/performance.md has the measurement.
 _PER_CLUSTER = 256
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
+# Neither files nor what a process holds in memory are there on another machine.
+_OF_THIS_MACHINE = {"file", "local", "memory"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -255,6 +257,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             self._selection_problem(),
             *self._selections_problems(),
             self._manifest_problem(),
+            *self._cluster_problems(),
             *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
         problems = [problem for problem in found if problem]
@@ -429,6 +432,23 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             if name in possible and self.source.kind not in possible[name]:
                 return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
         return None
+
+    def _cluster_problems(self) -> Iterator[str]:
+        """What machines of a cluster would not find: they see this one's files only where that is declared."""
+        if not self.compute.on_many_machines:
+            return
+        named = {
+            "store": self.store,
+            "source.path": self.source.path,
+            **{f"references.{name}.source.path": each.source.path for name, each in self.references.items()},
+        }
+        for setting, path in named.items():
+            if protocol_of(path) in _OF_THIS_MACHINE:
+                yield (
+                    f"{setting}: {path!r} is on this machine, and `compute.engine: ray` runs on the machines of a cluster; use "
+                    "a URL such as s3://…, declare `compute.shared_paths: true` where every machine has the same files there "
+                    "(a network file system), or use `compute.address: local`"
+                )
 
     def _reference_problem(self, name: str, reference: Reference) -> str | None:
         if reference.source.content == self.source.content:

@@ -11,7 +11,7 @@ import polars as pl
 
 from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.engines.local import Engine, map_tasks
+from semdedup_assets.execution.engines.outcomes import Engine
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
@@ -88,7 +88,7 @@ class StageRuns:
         return made
 
     def make(
-        self, stage: str, *keys: str, again: bool = True, engine: Engine = map_tasks, selection: str | None = None
+        self, stage: str, *keys: str, again: bool = True, engine: Engine | None = None, selection: str | None = None
     ) -> list[ResultRecord]:
         """Make some partitions of a stage, up to date or not; without keys, all of them."""
         context = self.context(selection)

@@ -249,7 +249,7 @@ def stages_changed(base: dict[str, Any], path: str, value: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("compute", {"device": "cpu", "batch_size": 3, "workers": 1, "memory_mib": 99}),
+        ("compute", {"device": "cpu", "batch_size": 3, "decoding_threads": 1, "memory_mib": 99}),
         ("store", "s3://elsewhere/results"),
         ("source.path", "elsewhere"),
         ("max_skipped", 0.5),

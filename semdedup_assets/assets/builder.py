@@ -19,6 +19,8 @@ STEP_TAG = "semdedup/step"
 
 _ALL = dg.AllPartitionMapping()
 _OF_THE_SOURCE = ("shards", "shard_index")
+# Settings of `compute` that stand in the YAML alone: which machines there are is no choice of a single run.
+_OF_THE_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_seconds")
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class AssetBuilder:
         fields: dict[str, Any] = {
             name: (setting.annotation, Field(getattr(chosen, name), description=setting.description))
             for name, setting in Compute.model_fields.items()
+            if name not in _OF_THE_CLUSTER
         }
         if asset.stage.frozen:
             text = "Make it again of today's inputs: all that follows is then made again too."
@@ -229,6 +232,11 @@ class AssetBuilder:
             fields["again"] = (bool, Field(default=False, description="Make partitions again that are up to date."))
         config: type[dg.Config] = create_model("RunConfig", __base__=dg.Config, **fields)
         return config
+
+    def compute_of(self, config: dg.Config) -> Compute:
+        """The pipeline's own choices, with those of a run in place of some."""
+        chosen = {name: getattr(config, name) for name in Compute.model_fields if name not in _OF_THE_CLUSTER}
+        return Compute.model_validate({**self.pipeline.compute.model_dump(), **chosen})
 
     def metadata(self, asset: StageAsset) -> dict[str, Any]:
         """Metadata of the asset itself: where it lies, how it is stored, its columns."""

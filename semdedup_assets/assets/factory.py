@@ -9,9 +9,9 @@ from semdedup_assets.assets.checks import check_specs, evaluated_checks, raise_f
 from semdedup_assets.assets.conditions import refresh_condition
 from semdedup_assets.assets.events import PartitionEvents
 from semdedup_assets.assets.lost_runs import alive
-from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.placement import end_workers
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.storage.results import MissingResultError
@@ -45,11 +45,14 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         context: dg.AssetExecutionContext,
         config: run_config,  # type: ignore[valid-type]
     ) -> Iterator[dg.MaterializeResult[None]]:
-        compute = Compute.model_validate({name: getattr(config, name) for name in Compute.model_fields})
+        compute = builder.compute_of(config)
         again = config.refit if stage.frozen else config.again  # type: ignore[attr-defined]
         stage_context = builder.context(asset, compute)
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
-            made = _made(context, builder, asset, stage_context, again=again)
+            try:
+                made = _made(context, builder, asset, stage_context, again=again)
+            finally:
+                end_workers()
             checks = evaluated_checks(builder, asset, stage_context)
             yield from _ended(context, made, [check.result for check in checks])
             raise_failures(checks)

@@ -24,6 +24,15 @@ def pipeline_definitions(pipeline: Pipeline, graph: StageGraph = GRAPH, *, with_
     assets = [stage_asset(builder, asset) for asset in builder.assets]
     return dg.Definitions.merge(
         source_definitions(builder) if with_source else dg.Definitions(),
-        dg.Definitions(assets=assets, asset_checks=[freshness_checks(builder)]),
+        dg.Definitions(assets=assets, asset_checks=[freshness_checks(builder)], executor=_executor(pipeline)),
         job_definitions(builder),
     )
+
+
+def _executor(pipeline: Pipeline) -> dg.ExecutorDefinition | None:
+    """What makes the steps of a run; None for Dagster's own choice.
+
+    The process of a run is the driver of a cluster's workers, which end with it. A process for each step would go on
+    after the run's was killed.
+    """
+    return dg.in_process_executor if pipeline.compute.engine == "ray" else None

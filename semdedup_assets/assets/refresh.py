@@ -12,6 +12,7 @@ from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.placement import end_workers
 from semdedup_assets.execution.reference_files import observe_references
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.shard_reader import SourceChangedError
@@ -69,18 +70,21 @@ def refresh(
     swept = remove_leftovers(builder.context(builder.assets[0]).layout.folder)
     if swept:
         progress.log(f"{swept} files that ended processes had left were removed")
-    for _ in range(_ROUNDS):
-        observe_source(builder, instance)
-        observe_references(builder.context(builder.assets[0]))
-        try:
-            yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
-        except (DamagedResultError, SourceChangedError) as error:
-            # The record of what is damaged was set aside, the source is observed again: another round mends either.
-            progress.log(str(error))
-            last = error
-        else:
-            return
-    raise last
+    try:
+        for _ in range(_ROUNDS):
+            observe_source(builder, instance)
+            observe_references(builder.context(builder.assets[0]))
+            try:
+                yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
+            except (DamagedResultError, SourceChangedError) as error:
+                # The record of what is damaged was set aside, the source is observed again: another round mends either.
+                progress.log(str(error))
+                last = error
+            else:
+                return
+        raise last
+    finally:
+        end_workers()
 
 
 def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:

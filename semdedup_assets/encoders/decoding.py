@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 MAX_PIXELS_DESCRIPTION = (
     "Pixels of a picture at most; larger ones are listed as invalid. Decoding takes 4 bytes a pixel in each of "
-    "`compute.workers` threads, about 9 with transparency or 16 bits a value."
+    "`compute.decoding_threads` threads, about 9 with transparency or 16 bits a value."
 )
 # What Pillow's decoders raise on bytes that contradict their header.
 _DECODER_ERRORS = (

@@ -56,6 +56,7 @@ class StageContext:
         compute: where and how fast; changes no result.
         together: the selections whose results a refresh makes, so that what they share is read once for all of them;
             none where one is made by hand.
+        parallelism: over how many workers a stage's tasks are spread; how they are cut may depend on it, no result does.
     """
 
     pipeline: Pipeline
@@ -63,6 +64,7 @@ class StageContext:
     selection: Selection
     compute: Compute = field(default_factory=Compute)
     together: tuple[Selection, ...] = ()
+    parallelism: int = 1
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
     _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -88,9 +90,18 @@ class StageContext:
 
     def with_selection(self, selection: Selection) -> "StageContext":
         """The same pipeline with another selection; both share what is known of the store."""
-        if selection == self.selection:
-            return self
-        other = replace(self, selection=selection)
+        return self if selection == self.selection else self._sharing(replace(self, selection=selection))
+
+    def of_worker(self, threads: int, *, parallelism: int) -> "StageContext":
+        """The same as each of several workers is given it; shares what is known of the store.
+
+        Args:
+            threads: that each may keep busy.
+            parallelism: how many workers there are.
+        """
+        return self._sharing(replace(self, compute=self.compute.of_worker(threads), parallelism=parallelism))
+
+    def _sharing(self, other: "StageContext") -> "StageContext":
         other.__dict__["index"] = self.index.of(other)
         if "shard_index" in self.__dict__:
             other.__dict__["shard_index"] = self.shard_index

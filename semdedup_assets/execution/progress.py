@@ -45,6 +45,7 @@ def _silent(_: str) -> None:
 
 
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=_silent)
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 @contextmanager
@@ -55,6 +56,18 @@ def reporting_to(listener: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextmanager
+def gathered() -> Iterator[list[str]]:
+    """Gather the lines of a block, for a process that others listen to later; how far it is, they need not know then."""
+    lines = list[str]()
+    quiet = _quiet.set(True)
+    try:
+        with reporting_to(lines.append):
+            yield lines
+    finally:
+        _quiet.reset(quiet)
 
 
 def log(line: str) -> None:
@@ -94,7 +107,7 @@ class Progress:
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS:
+        if now - self._reported >= _REPORT_SECONDS and not _quiet.get():
             self._reported = now
             log(self._line(now - self.started))
 

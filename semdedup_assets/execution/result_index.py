@@ -59,6 +59,12 @@ class RecordCache:
         """Note a record that was just committed."""
         self._records[record.location] = record
 
+    def forget(self, locations: Iterable[str]) -> None:
+        """Look again at what the store holds of some results: another process may have committed them."""
+        for location in locations:
+            self._records.pop(location, None)
+            self._folders.pop(location.rpartition("/")[0], None)
+
     def _list(self, folders: set[str]) -> None:
         missing = sorted(folders - self._folders.keys())
         with ThreadPoolExecutor(_READERS) as pool:
@@ -127,6 +133,11 @@ class ResultIndex:
         self.cache.put(record)
         versions = self.cache.versions
         self.cache.versions = {key: version for key, version in versions.items() if key[0] != stage}
+
+    def forget(self, stage: str) -> None:
+        """Look again at what the store holds of a stage: another process may have committed results."""
+        self.cache.forget(self._context.location(stage, each) for each in self._known(stage, Partition()))
+        self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
     def partitions(self, stage: str, within: Partition | None = None) -> list[Partition]:
         """The partitions that a stage has by today's settings and shards.

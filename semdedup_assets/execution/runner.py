@@ -2,22 +2,23 @@
 
 import errno
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import PartOfResult, StageContext
-from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
+from semdedup_assets.execution.engines.outcomes import Engine, Outcome, WorkerDiedError
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.placement import Placement, WorkerSetup, placement_of
 from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.execution.stage import Stage, Worker
+from semdedup_assets.execution.stage import Stage
 from semdedup_assets.storage.files import join, remove
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 # What a shard's own data make a reader raise. Whatever else is raised (a store out of reach, memory or a disk that is
-# full, a model that fails) is no fault of the shard's.
-_DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError)
+# full, a model that fails) is no fault of the shard's; but what ends each worker that makes it, while others live, is.
+_DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, WorkerDiedError)
 # A machine or a store that cannot take results: all that follows would fail too.
 _NAMED = 3
 _STORE_ERRORS = {
@@ -45,32 +46,13 @@ class _Task:
     content: Any
 
 
-@dataclass(frozen=True, slots=True)
-class _TaskMaker:
-    """Sets up a stage's worker wherever it runs."""
-
-    context: StageContext
-    stage: str
-
-    def __call__(self) -> "_TaskWorker":
-        return _TaskWorker(self.context.graph[self.stage].worker(self.context))
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskWorker:
-    worker: Worker
-
-    def __call__(self, task: _Task) -> Any:
-        return self.worker(task.content)
-
-
 def run_partitions(
     context: StageContext,
     stage: Stage,
     partitions: Sequence[Partition],
     *,
     again: bool = False,
-    engine: Engine = map_tasks,
+    engine: Engine | None = None,
 ) -> Iterator[tuple[Partition, ResultRecord]]:
     """Make partitions of a stage, each yielded as it is done, so that a failure keeps what was finished.
 
@@ -83,44 +65,76 @@ def run_partitions(
         stage: which.
         partitions: which.
         again: whether parts of them that are up to date are made again.
-        engine: where tasks run.
+        engine: where tasks run; None: where `compute` says.
 
     Raises:
         FailedPartitionsError: nothing at all can be made, more fails than `refresh.max_excluded` allows, or something
             fails that is no fault of the data.
         SourceChangedError: a source file is not the one that was observed.
+        ClusterError: the cluster cannot be joined, or no worker can start on it.
         Exception: what a task raised, of a stage that cannot exclude.
     """
-    setting, waiting = context.pipeline.refresh, list(partitions)
+    if not partitions:
+        return
+    placement = placement_of(context, stage) if engine is None else Placement(engine)
+    making = _Making(placement.context_of(context), stage, placement.engine, again)
+    with progress.Progress(stage.name, total=len(partitions), unit="partitions") as bar:
+        failed = yield from _attempts(making, list(partitions), bar)
+    if placement.threads is not None:
+        # Other processes may have made results of these too.
+        for selection in context.together:
+            context.with_selection(selection).index.forget(stage.name)
+    if failed:
+        yield from _excluded(context, stage, failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What makes the partitions of a stage."""
+
+    context: StageContext
+    stage: Stage
+    engine: Engine
+    again: bool
+
+
+def _attempts(
+    making: _Making, waiting: list[Partition], bar: progress.Progress
+) -> Generator[tuple[Partition, ResultRecord], None, dict[Partition, Exception]]:
+    """Try partitions until each is made or was tried as often as it may be; returns those that were not made."""
+    context, stage, failed = making.context, making.stage, dict[Partition, Exception]()
+    setting = context.pipeline.refresh
     attempts = setting.attempts if stage.exclude is not None else 1
-    with progress.Progress(stage.name, total=len(waiting), unit="partitions") as bar:
-        for attempt in range(1, attempts + 1):
-            errors: dict[Partition, Exception] = {}
-            for partition, record, error in _attempt(context, stage, waiting, again=again, engine=engine):
-                bar.advance()
-                if record is not None:
-                    yield partition, record
-                elif error is not None:
-                    _raise_unless_retried(stage, error)
-                    errors[partition] = error
-                    if isinstance(error, SourceChangedError):
-                        continue
+    for attempt in range(1, attempts + 1):
+        errors: dict[Partition, Exception] = {}
+        for partition, record, error in _attempt(making, waiting):
+            bar.advance()
+            if record is not None:
+                yield partition, record
+            elif error is not None:
+                _raise_unless_retried(stage, error)
+                errors[partition] = error
+                if not isinstance(error, SourceChangedError | WorkerDiedError):
                     progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {_reason(error)}")
-            _raise_source_change(errors)
-            if not errors:
-                return
+        _raise_source_change(errors)
+        if errors:
             _refuse_unless_some_are_good(context, stage, errors)
-            waiting = list(errors)
-            if attempt < attempts:
-                progress.log(f"{len(errors)} {stage.unit} failed; the next attempt is in {setting.retry_seconds:g} s")
-                time.sleep(setting.retry_seconds)
-    yield from _excluded(context, stage, errors)
+        # What ended its workers, the engine has tried as often already.
+        last = attempt == attempts
+        failed |= {each: error for each, error in errors.items() if last or isinstance(error, WorkerDiedError)}
+        waiting = [each for each in errors if each not in failed]
+        if not waiting:
+            break
+        progress.log(f"{len(waiting)} {stage.unit} failed; the next attempt is in {setting.retry_seconds:g} s")
+        time.sleep(setting.retry_seconds)
+    return failed
 
 
 def _attempt(
-    context: StageContext, stage: Stage, partitions: Sequence[Partition], *, again: bool, engine: Engine
+    making: _Making, partitions: Sequence[Partition]
 ) -> Iterator[tuple[Partition, ResultRecord | None, Exception | None]]:
     """Try each partition once: its record, or the error of the first of its tasks that failed."""
+    context, stage = making.context, making.stage
     results: dict[Partition, dict[int, Any]] = {}
     counts: dict[Partition, int] = {}
     failed, nothing_to_do = set[Partition](), list[Partition]()
@@ -128,15 +142,17 @@ def _attempt(
     def tasks() -> Iterator[_Task]:
         # One after the other: a partition whose inputs are missing holds back none of those before it.
         for partition in partitions:
-            contents = _tasks_of(context, stage, partition, again=again)
+            contents = _tasks_of(context, stage, partition, again=making.again)
             counts[partition], results[partition] = len(contents), {}
             if not contents:
                 nothing_to_do.append(partition)
             yield from (_Task(partition, index, content) for index, content in enumerate(contents))
 
-    for outcome in engine(_TaskMaker(context, stage.name), tasks()):
+    for outcome in making.engine(WorkerSetup(context, stage.name), tasks()):
         partition = outcome.task.partition
         if partition in failed:
+            # A task of it that ran beside the one that failed.
+            _discard(context, stage, partition, [outcome.value])
             continue
         if outcome.error is not None:
             failed.add(partition)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from semdedup_assets.execution.engines.outcomes import Worker as Worker  # noqa: TC001  # stages import it from here
 from semdedup_assets.execution.partitions import Dimension, Partition
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
@@ -111,9 +112,6 @@ class Link:
 
 Shown = Picture | Rows | Link | str | float
 """What a person sees of a result beside its numbers."""
-
-Worker = Callable[[Any], Any]
-"""Makes one task after the other, with what it loaded once."""
 
 
 def _partition_itself(_: "StageContext", partition: Partition) -> Sequence[Any]:
@@ -222,6 +220,11 @@ class Stage:
     def reads_part_of_inputs(self) -> bool:
         """Whether it may stay up to date though the version of an input changes."""
         return self.input_version is not _version
+
+    @property
+    def has_many_tasks(self) -> bool:
+        """Whether what it makes grows with the dataset by tasks: by shard, by bucket, or as a partition is cut."""
+        return self.tasks is not _partition_itself or not {"shard", "bucket"}.isdisjoint(self.dimensions)
 
     def all_inputs(self, pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:
         """Names of the stages it is made from in a pipeline."""

@@ -5,7 +5,7 @@ import errno
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +49,21 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     fs_class = fsspec.get_filesystem_class(protocol)
     fs = fsspec.filesystem(protocol, **fs_class._get_kwargs_from_urls(path))
     return fs, str(fs_class._strip_protocol(path))
+
+
+def store_access() -> dict[str, Any]:
+    """How this process reaches its stores, by protocol: what fsspec is configured with, from its files or `FSSPEC_…`."""
+    return {protocol: dict(options) for protocol, options in fsspec.config.conf.items()}
+
+
+def adopt_access(access: Mapping[str, Any]) -> None:
+    """Reach stores as another process does, where this machine has no access of its own.
+
+    Args:
+        access: of the other process, by protocol.
+    """
+    for protocol, options in access.items():
+        fsspec.config.conf.setdefault(protocol, options)
 
 
 def protocol_of(path: str) -> str:

@@ -161,7 +161,7 @@ def test_tars_of_images_to_tars_that_openclip_reads_and_another_checkpoint_redoe
     other = runs.changed(encoder={"model": str(models[1])})
     # Keys and captions are the source's.
     assert other.refresh() == {name: partitions for name, partitions in made.items() if name != "items"}
-    again = other.changed(encoder={"model": f"local-dir:{models[1]}"}, compute={"batch_size": 3, "workers": 1})
+    again = other.changed(encoder={"model": f"local-dir:{models[1]}"}, compute={"batch_size": 3, "decoding_threads": 1})
     assert again.refresh() == {}
     precise = other.changed(encoder={"precision": "bfloat16"})
     assert precise.stale()["embeddings"] == ["s000000", "s000001"]

@@ -251,7 +251,7 @@ def test_another_source_column_embeds_and_compares_nothing(tmp_path: Path) -> No
 
 
 def test_speed_settings_make_nothing_stale(runs: PipelineRuns) -> None:
-    faster = runs.changed(compute={"batch_size": 7, "workers": 1, "memory_mib": 16}, max_skipped=0.5)
+    faster = runs.changed(compute={"batch_size": 7, "decoding_threads": 1, "memory_mib": 16}, max_skipped=0.5)
     assert faster.stale() == {}
     assert faster.refresh() == {}
 

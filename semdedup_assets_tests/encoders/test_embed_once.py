@@ -21,7 +21,7 @@ from semdedup_assets.sources import JsonLines, WebDataset
 from semdedup_assets_tests.analyses.small_pipelines import checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CPU = Compute(device="cpu", workers=2, memory_mib=16)
+CPU = Compute(device="cpu", decoding_threads=2, memory_mib=16)
 HALF, SINGLE = np.dtype("float16"), np.dtype("float32")
 
 

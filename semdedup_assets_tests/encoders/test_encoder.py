@@ -55,8 +55,8 @@ def test_every_setting_is_described(kind: type[BaseModel]) -> None:
 def test_workers_are_those_asked_for_or_one_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    assert Compute(workers=7).worker_count == 7
+    assert Compute(decoding_threads=7).worker_count == 7
     assert Compute().worker_count >= 1
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert Compute(workers=7).worker_count == 7
+    assert Compute(decoding_threads=7).worker_count == 7
     assert Compute().worker_count == os.cpu_count()

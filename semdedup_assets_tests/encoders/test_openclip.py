@@ -98,7 +98,7 @@ def test_batch_size_and_workers_change_no_vector_and_no_order(folder: Path) -> N
     stream.insert(9, Record("bad", b"not an image"))
     results = []
     for batch_size, workers in ((1, 1), (4, 3), (64, 2)):
-        compute = Compute(device="cpu", batch_size=batch_size, workers=workers)
+        compute = Compute(device="cpu", batch_size=batch_size, decoding_threads=workers)
         batches = list(OpenClip(model=str(folder), precision="float32").load(compute).embed(stream))
         results.append(together(batches))
         assert [row for batch in batches for row in batch.rows] == [row for row in range(25) if row not in (4, 9)]

@@ -127,7 +127,7 @@ def test_paraphrases_are_closer_than_other_texts(minilm: TextModel) -> None:
 def test_batch_size_and_order_change_no_vector(minilm: TextModel) -> None:
     texts = [f"{text} {number}" for text in TEXTS[:6] for number in range(8)]
     expected = embed(minilm, texts)
-    small = MINILM.load(Compute(device="cpu", batch_size=3, workers=1))
+    small = MINILM.load(Compute(device="cpu", batch_size=3, decoding_threads=1))
     np.testing.assert_allclose(embed(small, texts), expected, atol=1e-5)
     order = np.random.default_rng(0).permutation(len(texts))
     np.testing.assert_allclose(embed(minilm, [texts[at] for at in order]), expected[order], atol=1e-5)

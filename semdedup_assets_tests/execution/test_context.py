@@ -14,7 +14,8 @@ import torch
 
 from semdedup_assets.compute import Compute, devices_meant
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.engines.local import Engine, Outcome, map_tasks
+from semdedup_assets.execution.engines.local import map_tasks
+from semdedup_assets.execution.engines.outcomes import Engine, Outcome
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.results import MissingResultError

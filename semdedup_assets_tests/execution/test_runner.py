@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semdedup_assets.execution.engines.local import Outcome, map_tasks
+from semdedup_assets.execution.engines.local import map_tasks
+from semdedup_assets.execution.engines.outcomes import Outcome
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
 from semdedup_assets.execution.shard_reader import ShardReader, SourceChangedError
