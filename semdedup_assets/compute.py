@@ -43,7 +43,11 @@ class WorkerResources(BaseModel, frozen=True, extra="forbid"):
 class Compute(BaseModel, frozen=True, extra="forbid"):
     """What a run may choose without changing its result."""
 
-    device: str = Field("auto", description="`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        "auto",
+        description="`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`. Centroids are fitted on all GPUs of "
+        "the machine, unless one is named.",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="Items in a batch of the model; empty: chosen for the device."
     )
@@ -120,6 +124,17 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
         return device
 
     @property
+    def torch_devices(self) -> "tuple[torch.device, ...]":
+        """The devices that a fit may divide its work among: all GPUs, or the one that is named; else the CPU.
+
+        Raises:
+            ValueError: the named device does not exist here; names those that do.
+        """
+        import torch
+
+        return devices_meant(self.torch_device, gpus=torch.cuda.device_count())
+
+    @property
     def on_many_machines(self) -> bool:
         """Whether the work may run on machines that do not see this one's files."""
         return self.engine == "ray" and self.address != "local" and not self.shared_paths
@@ -129,3 +144,17 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
         device = "cpu" if self.device == "cpu" else "auto"
         decoding = min(threads, self.decoding_threads or threads)
         return self.model_copy(update={"device": device, "decoding_threads": decoding, "engine": "local"})
+
+
+def devices_meant(device: "torch.device", *, gpus: int) -> "tuple[torch.device, ...]":
+    """All GPUs for `cuda`; of any other device, that one.
+
+    Args:
+        device: as it is set.
+        gpus: how many there are, by what this process may see (`CUDA_VISIBLE_DEVICES`).
+    """
+    import torch
+
+    if device.type != "cuda" or device.index is not None:
+        return (device,)
+    return tuple(torch.device("cuda", index) for index in range(gpus))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER
 from semdedup_assets.analysis_settings import Analyses
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
@@ -18,6 +19,8 @@ from semdedup_assets.storage.files import FileStat, protocol_of
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
 
+# With so many, centroids group as those of all items do: docs/performance.md has the measurement.
+_PER_CLUSTER = 256
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 # Neither files nor what a process holds in memory are there on another machine.
 _OF_THIS_MACHINE = {"file", "local", "memory"}
@@ -62,13 +65,32 @@ class Shards(BaseModel, frozen=True, extra="forbid"):
 class TrainingSample(BaseModel, frozen=True, extra="forbid"):
     """What the centroids are fitted to."""
 
-    size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        1_000_000, description="Vectors that are drawn, uniformly, from all embeddings; or `all`."
+    size: Annotated[int, Field(ge=1)] | Literal["auto", "all"] = Field(
+        "auto",
+        description="Vectors that are drawn, uniformly, from all embeddings; `auto`: `per_cluster` (256 where that is `all`) "
+        "for each cluster of the greatest k; or `all`.",
     )
     per_cluster: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        256, description="Vectors for each cluster that a fit uses at most, of those drawn; or `all`."
+        _PER_CLUSTER, description="Vectors for each cluster that a fit uses at most, of those drawn; or `all`."
     )
     seed: int = Field(0, ge=0, description="Of the choice of items.")
+
+    def drawn(self, items: int, *, k: int) -> int:
+        """Vectors that are drawn of some items, where k is the greatest number of clusters."""
+        if self.size == "all":
+            return items
+        usual = _PER_CLUSTER if self.per_cluster == "all" else self.per_cluster
+        return min(items, k * usual if self.size == "auto" else self.size)
+
+    @property
+    def wanted_per_cluster(self) -> int:
+        """Sampled vectors for each cluster below which a check reports a fit, unless there are no more items."""
+        wanted = _PER_CLUSTER if self.per_cluster == "all" else self.per_cluster
+        return max(FEWEST_PER_CLUSTER, wanted) if self.size == "auto" else FEWEST_PER_CLUSTER
+
+    def fitted(self, drawn: int, *, k: int) -> int:
+        """Vectors that a fit of k clusters uses, of those that are drawn."""
+        return drawn if self.per_cluster == "all" else min(drawn, k * self.per_cluster)
 
 
 class ClusteringSettings(BaseModel, frozen=True, extra="forbid"):
@@ -87,10 +109,11 @@ class ClusteringSettings(BaseModel, frozen=True, extra="forbid"):
         min_length=1,
         description="Of the first centroids: one, or a list, each with every k a partition of its own (`1000-seed1`).",
     )
-    engine: Literal["auto", "faiss", "int8"] = Field(
+    engine: Literal["auto", "faiss", "int8", "torch"] = Field(
         "auto",
-        description="What fits the centroids: `faiss`, on GPUs where there are some; `int8`, on the CPU; `auto` is the "
-        "faster of them. Their objective is about the same, their centroids differ.",
+        description="What fits the centroids: `torch` and `faiss`, on the GPUs that `compute.device` allows, else on the "
+        "CPU; `int8`, on the CPU. `auto` is `torch` on GPUs, and on the CPU the faster of the others. Their objective is "
+        "about the same, their centroids differ.",
     )
     buckets: int = Field(
         4,

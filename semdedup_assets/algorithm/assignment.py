@@ -1,12 +1,15 @@
 """The nearest centroid of each vector, in one pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
+from semdedup_assets.algorithm.parallel import on_devices
 from semdedup_assets.algorithm.prefilter import (
     FALLBACKS,
     QUERY_BLOCK,
@@ -23,6 +26,8 @@ from semdedup_assets.algorithm.unit_rows import full_float32, row_cosine, unit_r
 _CLOSE = 1e-5
 # Closer than this, float64 cannot either: the lower one counts.
 _EQUAL = 1e-12
+# Centroids that are compared in float64 together.
+_EXACT_TOGETHER = 1 << 16
 # With fewer centroids, float32 is as fast.
 _FEWEST_FOR_PREFILTER = 512
 
@@ -121,6 +126,33 @@ def assign(vectors: Tensor, centroids: Tensor, *, budget: int) -> Assignment:
     return NearestCentroids(centroids, budget=budget).assign(vectors)
 
 
+def assign_on(vectors: Tensor, centroids: Tensor, *, devices: Sequence[torch.device], budget: int) -> Assignment:
+    """`assign`, with the vectors divided among devices: the result is the same.
+
+    Args:
+        vectors: (n, d) rows, any float type, on the CPU.
+        centroids: (k, d) float32 unit rows; each device gets a copy.
+        devices: at least one.
+        budget: bytes the tiles may take on each.
+
+    Returns:
+        Cluster and similarity of each vector.
+    """
+    bounds = [len(vectors) * index // len(devices) for index in range(len(devices) + 1)]
+
+    def share(device: torch.device, start: int, stop: int) -> Assignment:
+        return assign(vectors[start:stop], centroids.to(device), budget=budget)
+
+    # Set for all threads together: it belongs to the process.
+    with full_float32():
+        found = on_devices([partial(share, *each) for each in zip(devices, bounds[:-1], bounds[1:], strict=True)])
+    if len(found) == 1:
+        return found[0]
+    return Assignment(
+        np.concatenate([each.cluster for each in found]), np.concatenate([each.similarity for each in found])
+    )
+
+
 def _nearest_of(rows: Tensor, centroids: Tensor, query: Tensor, candidate: Tensor) -> Tensor:
     """(b,) int64: of some pairs, the nearest centroid of each row; in float64 where float32 leaves a choice."""
     similarity = products_at(rows, centroids, query, candidate)
@@ -155,9 +187,11 @@ def _nearest_exactly(rows: Tensor, centroids: Tensor) -> Tensor:
     """(b,) int64: the nearest centroid in float64, the lowest of those that are equal within `_EQUAL`."""
     nearest = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     step = max(1, (64 << 20) // (8 * len(centroids)))
-    exact = centroids.double()
     for start in range(0, len(rows), step):
-        similarity = rows[start : start + step].double() @ exact.T
+        exact = rows[start : start + step].double()
+        # Some at a time: as float64, all of them would take two times their own memory.
+        parts = [exact @ part.double().T for part in torch.split(centroids, _EXACT_TOGETHER)]
+        similarity = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         greatest = similarity.amax(1, keepdim=True)
         nearest[start : start + step] = (similarity >= greatest - _EQUAL).to(torch.uint8).argmax(1)
     return nearest

@@ -424,8 +424,8 @@ def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
     if protect is not None:
         order = [~_checked_protection(protect, len(tensor)), *order]
     k = suggest_k(len(tensor)) if k is None else k
-    centroids = spherical_kmeans(_sample(tensor, identity, k, seed), k=k, iterations=_ITERATIONS, seed=seed).vectors
-    device = _device(tensor)
+    device, sample = _device(tensor), _sample(tensor, identity, k, seed)
+    centroids = spherical_kmeans(sample, k=k, iterations=_ITERATIONS, seed=seed, devices=[device]).vectors
     assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
     items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
     keys = keep_keys(order, items, seed=seed)

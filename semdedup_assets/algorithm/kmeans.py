@@ -1,19 +1,22 @@
 """Spherical k-means on a sample (SemDeDup, section 3 and appendix G)."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.lloyd import fit_by_integers
+from semdedup_assets.algorithm.assignment import assign_on
+from semdedup_assets.algorithm.device_lloyd import fit_on_devices
+from semdedup_assets.algorithm.lloyd import first_rows, fit_by_integers
 from semdedup_assets.algorithm.prefilter import NARROWEST, integers_are_exact, integers_are_fast
 from semdedup_assets.algorithm.unit_rows import UnitRows, as_tensor
 
-Engine = Literal["auto", "faiss", "int8"]
+Engine = Literal["auto", "faiss", "int8", "torch"]
 
+_CPU = torch.device("cpu")
 # With fewer clusters, products are not what takes the time.
 _FEWEST_FOR_INTEGERS = 128
 
@@ -45,24 +48,36 @@ class Centroids:
 
 
 def spherical_kmeans(  # noqa: PLR0913  # each is a setting of its own
-    sample: np.ndarray, *, k: int, iterations: int, seed: int, engine: Engine = "auto", budget: int = 1 << 30
+    sample: np.ndarray,
+    *,
+    k: int,
+    iterations: int,
+    seed: int,
+    engine: Engine = "auto",
+    devices: Sequence[torch.device] = (_CPU,),
+    budget: int = 1 << 30,
 ) -> Centroids:
     """Fit k centroids by spherical k-means: centroids are scaled to unit norm after each iteration.
 
     Seeded, and on the CPU reproducible; another engine gives other centroids, of about the same objective.
 
-    The sample may be larger than memory, such as a mapped float16 array: `int8` then reads it once in each iteration.
-    faiss wants all of it as float32 in memory; on GPUs it copies a part at a time there.
+    The sample may be larger than memory, such as a mapped float16 array: `torch` and `int8` then read it once in each
+    iteration. faiss wants all of it as float32 in memory.
+
+    Beside the sample, memory is a few times that of the centroids (4 k d bytes): `int8` takes 3.3 times, faiss 4 times
+    and all that it copies to a GPU, `torch` 2.5 times on each GPU, and 3.5 times on the first one.
 
     Args:
         sample: (n, d) floats, no zero rows; all of it is used.
         k: clusters; more than n gives n clusters, with a warning.
         iterations: passes over the sample (paper: 100 for images, 20 for text).
         seed: of the first centroids.
-        engine: `faiss` runs on all GPUs where there are some, else on the CPU; `int8` on the CPU, with products of 8-bit
-            integers; `auto` is faiss on GPUs, and on the CPU whichever is faster on it.
-        budget: bytes that `int8` may take to prepare the sample, beside 65,536 rows as float32, two times, and three times
-            the centroids. The result does not depend on it.
+        engine: `torch` divides the sample among GPUs, as faiss does; both use the CPU where none is given. `int8` uses
+            the CPU, with products of 8-bit integers. `auto` is `torch` on GPUs, and on the CPU whichever of the others
+            is faster on it.
+        devices: GPUs that may be used; of others none is, and the CPU does the work.
+        budget: bytes that `int8` may take to prepare the sample, beside 65,536 rows as float32, two times; or that
+            `torch` may keep of the sample on each GPU. The result does not depend on it.
 
     Returns:
         Centroids, objective by iteration, cluster sizes in the sample.
@@ -83,49 +98,66 @@ def spherical_kmeans(  # noqa: PLR0913  # each is a setting of its own
         )
         k = len(sample)
     rows = as_tensor(sample)
-    if by_integers(engine, k=k, dimension=sample.shape[-1]):
+    devices = [device for device in devices if device.type == "cuda"] or [_CPU]
+    used, length = chosen_engine(engine, k=k, dimension=sample.shape[-1], devices=devices), {"iterations": iterations}
+    if used == "int8":
         unit = UnitRows(rows, budget=budget // 2, of_unit_norm=False)
-        vectors, objective = fit_by_integers(unit, k=k, iterations=iterations, seed=seed, budget=budget // 4)
+        vectors, objective = fit_by_integers(unit, k=k, seed=seed, budget=budget // 4, **length)
+        devices = [_CPU]
+    elif used == "torch":
+        UnitRows(rows, budget=0, of_unit_norm=False)  # It checks them.
+        first = first_rows(len(rows), k=k, seed=seed)
+        vectors, objective = fit_on_devices(rows, first, devices=devices, budget=budget, **length)
     else:
         unit = UnitRows(rows, budget=4 * rows.numel(), of_unit_norm=False)
-        vectors, objective = _fit_by_faiss(unit[:].numpy(), k=k, iterations=iterations, seed=seed)
-    assigned = assign(rows, torch.from_numpy(vectors), budget=budget // 4)
+        vectors, objective = _fit_by_faiss(unit[:].numpy(), k=k, seed=seed, devices=devices, **length)
+    assigned = assign_on(rows, torch.from_numpy(vectors), devices=devices, budget=budget // 4)
     # k of k vectors are their own centroids: an iteration changes nothing.
     if k == len(rows):
         objective = assigned.similarity.mean(keepdims=True)
     return Centroids(vectors, objective, np.bincount(assigned.cluster, minlength=k))
 
 
-def by_integers(engine: Engine, *, k: int, dimension: int) -> bool:
-    """Whether centroids are fitted by products of 8-bit integers on this machine.
+def chosen_engine(
+    engine: Engine, *, k: int, dimension: int, devices: Sequence[torch.device]
+) -> Literal["faiss", "int8", "torch"]:
+    """What fits centroids on this machine.
 
     Args:
         engine: as it is set.
         k: clusters.
         dimension: d.
+        devices: GPUs, or the CPU alone.
 
     Raises:
         ValueError: this processor cannot run the engine.
     """
-    import faiss
-
-    if engine == "auto":
-        large = k >= _FEWEST_FOR_INTEGERS and dimension >= NARROWEST
-        return large and faiss.get_num_gpus() == 0 and integers_are_fast()
     if engine == "int8" and not integers_are_exact():
         message = "engine int8: PyTorch does not multiply 8-bit integers exactly on this processor; choose faiss"
         raise ValueError(message)
-    return engine == "int8"
+    if engine != "auto":
+        return engine
+    if devices[0].type == "cuda":
+        return "torch"
+    large = k >= _FEWEST_FOR_INTEGERS and dimension >= NARROWEST
+    return "int8" if large and integers_are_fast() else "faiss"
 
 
-def _fit_by_faiss(rows: np.ndarray, *, k: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit_by_faiss(
+    rows: np.ndarray, *, k: int, iterations: int, seed: int, devices: Sequence[torch.device]
+) -> tuple[np.ndarray, np.ndarray]:
     """(k, d) float32 unit rows, and (i,) float64 the mean similarity in each iteration."""
     import faiss
 
     kmeans = faiss.Kmeans(
-        rows.shape[1], k, niter=iterations, seed=seed % (1 << 31), spherical=True, gpu=faiss.get_num_gpus() > 0,
+        rows.shape[1], k, niter=iterations, seed=seed % (1 << 31), spherical=True,
         min_points_per_centroid=1, max_points_per_centroid=len(rows),
     )  # fmt: skip
+    gpus = [device.index or 0 for device in devices if device.type == "cuda"]
+    if gpus and faiss.get_num_gpus() == 0:
+        warnings.warn("engine faiss: this build of faiss uses no GPU, and fits on the CPU; choose torch", stacklevel=3)
+    elif gpus:
+        kmeans.index = faiss.index_cpu_to_gpus_list(kmeans.index, gpus=gpus)
     kmeans.train(rows)
     vectors = _without_zero_rows(np.asarray(kmeans.centroids, dtype=np.float32), rows)
     return vectors, np.asarray(kmeans.obj, np.float64) / len(rows)

@@ -1,6 +1,7 @@
 """Lloyd's iterations of spherical k-means, with nearest centroids found by products of 8-bit integers."""
 
 from collections.abc import Iterator
+from heapq import heapify, heappush, heapreplace
 
 import numpy as np
 import torch
@@ -36,8 +37,7 @@ def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int, budget: i
     """
     centre = centre_of(rows)
     blocks = _Blocks(rows, centre, budget=budget)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:k])
-    centroids = torch.cat([rows[index : index + 1] for index in chosen.tolist()])
+    centroids = torch.cat([rows[index : index + 1] for index in first_rows(len(rows), k=k, seed=seed).tolist()])
     labels = torch.full((len(rows),), -1, dtype=torch.int64)
     objective = []
     for _ in range(iterations):
@@ -45,13 +45,18 @@ def fit_by_integers(rows: Rows, *, k: int, iterations: int, seed: int, budget: i
         prefilter, sums = Prefilter(encode(centroids, centre)), torch.zeros_like(centroids)
         for part, unit, codes in blocks:
             labels[part] = _nearest(codes, prefilter)
-            sums += _sums(unit, labels[part], k)
+            _add_sums(sums, unit, labels[part])
         objective.append(float((sums * centroids).sum(dtype=torch.float64)) / len(rows))
         if torch.equal(before, labels):
             break
-        centroids = _moved(centroids, sums)
-        _split_for_empty(centroids, torch.bincount(labels, minlength=k))
+        _move(centroids, sums)
+        split_for_empty(centroids, torch.bincount(labels, minlength=k))
     return centroids.numpy(), np.asarray(objective)
+
+
+def first_rows(count: int, *, k: int, seed: int) -> Tensor:
+    """(k,) int64, ascending: which of some rows are the first centroids."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(count)[:k]))
 
 
 class _Blocks:
@@ -80,29 +85,37 @@ def _nearest(codes: Codes, prefilter: Prefilter) -> Tensor:
     return torch.cat([prefilter.nearest(part) for part in parts])
 
 
-def _sums(unit: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(k, d) float32: the sum of each cluster's rows; a product with a sparse matrix, because it uses all cores."""
-    order = torch.argsort(labels, stable=True)
-    members = sparse_rows(labels[order], order, torch.ones(len(labels)), (k, len(labels)))
-    return members @ unit
+def _add_sums(sums: Tensor, unit: Tensor, labels: Tensor) -> None:
+    """Add rows to the sums of their clusters; by a product with a sparse matrix, because it uses all cores."""
+    found, cluster = torch.unique(labels, return_inverse=True)
+    order = torch.argsort(cluster, stable=True)
+    members = sparse_rows(cluster[order], order, torch.ones(len(labels)), (len(found), len(labels)))
+    sums[found] += members @ unit
 
 
-def _moved(centroids: Tensor, sums: Tensor) -> Tensor:
-    """Unit rows in the direction of the sums; a cluster that is empty, or cancels out, keeps its centroid."""
+def _move(centroids: Tensor, sums: Tensor) -> None:
+    """Move centroids to the direction of their sums; one that is empty, or cancels out, stays. Overwrites the sums."""
     norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
-    return torch.where(norms > 1e-6, sums / norms.clamp_min(1e-6), centroids)
+    torch.where(norms > 1e-6, sums.div_(norms.clamp_min(1e-6)), centroids, out=centroids)
 
 
-def _split_for_empty(centroids: Tensor, sizes: Tensor) -> None:
-    """Give each empty cluster half of the largest one there is."""
-    signs = torch.ones(centroids.shape[1])
+def split_for_empty(centroids: Tensor, sizes: Tensor) -> None:
+    """Give each empty cluster half of the largest one there is.
+
+    Args:
+        centroids: (k, d) float32 unit rows, changed in place.
+        sizes: (k,) int64, rows of each cluster.
+    """
+    signs = torch.ones(centroids.shape[1], device=centroids.device)
     signs[1::2] = -1
+    largest_first = [(-size, cluster) for cluster, size in enumerate(sizes.tolist())]
+    heapify(largest_first)
     for empty in (sizes == 0).nonzero().flatten().tolist():
-        largest = int(sizes.argmax())
-        if sizes[largest] < 2:
+        size, largest = -largest_first[0][0], largest_first[0][1]
+        if size < 2:
             return
         for cluster, sign in ((empty, _SPLIT), (largest, -_SPLIT)):
             moved = centroids[largest] * (1 + sign * signs)
             centroids[cluster] = moved / torch.linalg.vector_norm(moved)
-        sizes[empty] = sizes[largest] // 2
-        sizes[largest] -= sizes[empty]
+        heapreplace(largest_first, (-(size - size // 2), largest))
+        heappush(largest_first, (-(size // 2), empty))

@@ -41,6 +41,21 @@ def in_parallel(task: Callable[[Item], Result], items: Sequence[Item], *, most: 
         return list(pool.map(task, items))
 
 
+def on_devices(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Call functions concurrently, each of which works on a device of its own; one alone is called here.
+
+    Returns:
+        Their results, in order.
+
+    Raises:
+        Exception: what one of them raised, the first that failed.
+    """
+    if len(tasks) == 1:
+        return [tasks[0]()]
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return [each.result() for each in [pool.submit(task) for task in tasks]]
+
+
 def _one_core_each(pool: ThreadPoolExecutor, count: int) -> None:
     """Start all threads of the pool, and limit PyTorch to one core in each."""
     ready = threading.Barrier(count + 1)

@@ -245,8 +245,7 @@ def _projected(context: StageContext, stage: str, clustering: Clustering | None,
 def _sample(context: StageContext) -> int:
     """Vectors that the centroids of as many items and clusters as in the settings would be fitted to."""
     sampling, settings = context.pipeline.training_sample, context.pipeline.analyses.cost
-    drawn = settings.items if sampling.size == "all" else min(settings.items, sampling.size)
-    return drawn if sampling.per_cluster == "all" else min(drawn, sampling.per_cluster * settings.k)
+    return sampling.fitted(sampling.drawn(settings.items, k=settings.k), k=settings.k)
 
 
 def _items(context: StageContext) -> int:

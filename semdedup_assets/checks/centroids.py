@@ -19,16 +19,24 @@ def no_empty_clusters(context: StageContext) -> CheckResult:
 
 def sample_is_large_enough(context: StageContext) -> CheckResult:
     """Enough sampled vectors a cluster to place its centroid, as far as there are items."""
-    remedy = f"raise training_sample.size or per_cluster, and {context.remedy('training_sample')} with `refit`"
     records, problems = context.index.records("centroids"), []
     for k, record in records.items():
         sampled, items = record.details["sample_per_cluster"], record.details["items_per_cluster"]
-        if sampled < min(FEWEST_PER_CLUSTER, items):
-            problems.append(Problem(str(k), f"{sampled:.1f} sampled vectors a cluster of {items:,.1f} items", remedy))
-    measured = {f"k={k} sampled": record.details["sample_per_cluster"] for k, record in records.items()}
-    return CheckResult(
-        f"centroids were fitted to fewer than {FEWEST_PER_CLUSTER} vectors a cluster", problems, measured
-    )
+        # Earlier records have no number of their own.
+        wanted = record.details.get("wanted_per_cluster", FEWEST_PER_CLUSTER)
+        if sampled < min(wanted, items):
+            measured = f"{sampled:.1f} sampled vectors a cluster of {items:,.1f} items, {wanted} are wanted"
+            problems.append(Problem(str(k), measured, larger_sample(context)))
+    found = {f"k={k} sampled": record.details["sample_per_cluster"] for k, record in records.items()}
+    return CheckResult("centroids were fitted to fewer vectors a cluster than are wanted", problems, found)
+
+
+def larger_sample(context: StageContext) -> str:
+    """What to do where the sample is too small for a k: it is frozen, also where its size follows the greatest k."""
+    drawn = f"{context.remedy('training_sample')} with `refit`"
+    if context.pipeline.training_sample.size == "auto":
+        return f"{drawn}: a sample for the greatest k is drawn, and every k fitted again"
+    return f"raise training_sample.size or per_cluster, and {drawn}"
 
 
 CHECKS = (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semdedup_assets.checks.centroids import larger_sample
 from semdedup_assets.estimate.actual_usage import STAGES, ActualUsage, RowKey, StageRow, actual_usage, stage_rows
 from semdedup_assets.estimate.encoder_timing import EncoderTiming, time_encoder
 from semdedup_assets.estimate.item_counts import ItemCount, count_items
@@ -42,8 +43,10 @@ def estimate(context: StageContext, partition: Partition) -> ResultRecord:
     with usage.phase("encoder"):
         encoder = time_encoder(context, counts.heads)
     loaded = usage.peak_memory_mib()
+    clusterings, d = context.pipeline.clusterings, encoder.dimension
+    scales = {str(each): scale_of(context, counts.by_shard, each, dimension=d) for each in clusterings}
     with usage.phase("stages"):
-        rows = _rows(context, counts, encoder)
+        rows = _rows(context, counts, encoder, scales)
     used, last = actual_usage(context), context.index.record("estimate", Partition())
     if last is not None and context.index.is_current("estimate", Partition()):
         earlier = {(row["stage"], row["k"]): row for row in last.details["stages"]}
@@ -58,6 +61,9 @@ def estimate(context: StageContext, partition: Partition) -> ResultRecord:
             "counted_exactly": counts.exact,
             "dimension": encoder.dimension,
             "stages": kept,
+            "sampled_per_cluster": {
+                k: scale.fitted / scale.k for k, scale in scales.items() if scale.fewer_than_wanted
+            },
             "model_load_seconds": encoder.load_seconds,
             # With what the trial run loaded, such as faiss.
             "process_bytes": round(max(loaded, usage.peak_memory_mib()) * _MIB),
@@ -66,10 +72,11 @@ def estimate(context: StageContext, partition: Partition) -> ResultRecord:
     return result.committed
 
 
-def _rows(context: StageContext, counts: ItemCount, encoder: EncoderTiming) -> dict[RowKey, dict[str, Any]]:
-    clusterings, d = context.pipeline.clusterings, encoder.dimension
-    scales = {str(each): scale_of(context, counts.by_shard, each, dimension=d) for each in clusterings}
-    rows = [(row, scales[str(row.clustering or clusterings[0])]) for row in stage_rows(context)]
+def _rows(
+    context: StageContext, counts: ItemCount, encoder: EncoderTiming, scales: Mapping[str, Scale]
+) -> dict[RowKey, dict[str, Any]]:
+    first = context.pipeline.clusterings[0]
+    rows = [(row, scales[str(row.clustering or first)]) for row in stage_rows(context)]
     known = {row.key: _by_earlier_results(row, scale) for row, scale in rows}
     tried = by_trial(context, counts, rows) if None in known.values() else {}
     found = {}
@@ -149,10 +156,20 @@ def _shown(context: StageContext, _: Partition, record: ResultRecord) -> dict[st
         "memory": room(now["memory_peak_bytes"], now["machine_memory_bytes"], of="this machine"),
         "items": f"{details['items']:,} ({details['counted']})",
         "stages": Rows(rows),
+        **_small_sample(context, details.get("sampled_per_cluster", {})),
         **{name: value for name, value in now.items() if value is not None},
         "seconds_used": seconds,
         "bytes_used": size,
     }
+
+
+def _small_sample(context: StageContext, sampled: Mapping[str, float]) -> dict[str, Shown]:
+    """Which centroids will be fitted to fewer vectors than are wanted, and what to do."""
+    if not sampled:
+        return {}
+    found = ", ".join(f"{number:.1f} vectors a cluster at k = {k}" for k, number in sampled.items())
+    wanted = context.pipeline.training_sample.wanted_per_cluster
+    return {"training sample": f"{found}, where {wanted} are wanted; {larger_sample(context)}"}
 
 
 def _shown_row(row: Mapping[str, Any], actual: ActualUsage, process: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ from semdedup_assets.kept_sets import Clustering, Selection
 from semdedup_assets.records import Embedded, Item
 from semdedup_assets.sources import Shard, ShardIndex, Source
 from semdedup_assets.stages.manifest_formats import COPIES
+from semdedup_assets.stages.training_sample import sample_size
 from semdedup_assets.storage.files import filesystem, join, write_bytes
 
 _ITEMS, _FEWEST_FILES, _ITERATIONS, _TARGETS = 8192, 8, 8, 2
@@ -59,13 +60,29 @@ class Scale:
     pairs: float
     largest_cluster: int
 
+    @property
+    def drawn(self) -> int:
+        """Vectors of the training sample: of the one that there is, for it is frozen, or as many as will be drawn."""
+        context, frozen = self.context, self.context.index.record("training_sample", Partition())
+        if frozen is not None and context.index.is_current("training_sample", Partition()):
+            return int(frozen.details["vectors"])
+        return sample_size(context, self.items)
+
+    @property
+    def fitted(self) -> int:
+        """Vectors of it that the centroids are fitted to."""
+        return self.context.pipeline.training_sample.fitted(self.drawn, k=self.k)
+
+    @property
+    def fewer_than_wanted(self) -> bool:
+        """Whether a check will report the centroids."""
+        return self.fitted < min(self.context.pipeline.training_sample.wanted_per_cluster * self.k, self.items)
+
     def amounts(self, stage: str) -> Amounts:
         """What a stage takes."""
         n, k, d, shard, pipeline = self.items, self.k, self.dimension, self.largest_shard, self.context.pipeline
         row, targets = d * (2 if pipeline.vectors == "float16" else 4), len(pipeline.targets)
-        sample, ranges = pipeline.training_sample, range_count(n, k=k, row_bytes=row)
-        drawn = n if sample.size == "all" else min(sample.size, n)
-        fitted = drawn if sample.per_cluster == "all" else min(drawn, k * sample.per_cluster)
+        ranges, drawn, fitted = range_count(n, k=k, row_bytes=row), self.drawn, self.fitted
 
         pair = _PAIR if self.context.compute.torch_device.type == "cpu" else _PAIR_ON_GPU
         shards, passing = len(self.context.shards) * _FILE, n * _ITEM

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.algorithm.cluster_ranges import plan_ranges, predicted_pairs, range_count
-from semdedup_assets.algorithm.sampling import FEWEST_PER_CLUSTER, id_hash
-from semdedup_assets.checks.centroids import CHECKS
+from semdedup_assets.algorithm.sampling import id_hash
+from semdedup_assets.checks.centroids import CHECKS, larger_sample
 from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -44,10 +44,11 @@ def fit_centroids(context: StageContext, partition: Partition) -> ResultRecord:
     items = int(sample.details["items"])
     k = suggest_k(items) if clustering.k == "auto" else int(clustering.k)
     rows = _rows_for(context, sample, k)
-    if len(rows) < FEWEST_PER_CLUSTER * k and len(rows) < items:
+    wanted = context.pipeline.training_sample.wanted_per_cluster
+    if len(rows) < min(wanted * k, items):
         progress.log(
-            f"centroids {clustering}: {len(rows):,} sampled vectors are {len(rows) / k:.1f} a cluster, and fewer than "
-            f"{FEWEST_PER_CLUSTER} place centroids poorly; raise training_sample.size and set `refit`"
+            f"centroids {clustering}: {len(rows):,} sampled vectors are {len(rows) / k:.1f} a cluster, where {wanted} are "
+            f"wanted; {larger_sample(context)}"
         )
     with usage.phase("fit"):
         fit = spherical_kmeans(
@@ -56,6 +57,7 @@ def fit_centroids(context: StageContext, partition: Partition) -> ResultRecord:
             iterations=context.pipeline.iterations,
             seed=clustering.seed,
             engine=settings.engine,
+            devices=context.compute.torch_devices,
             budget=context.compute.budget,
         )
     row_bytes = rows.shape[1] * rows.dtype.itemsize
@@ -66,7 +68,8 @@ def fit_centroids(context: StageContext, partition: Partition) -> ResultRecord:
         with result.open(CLUSTERS) as stream:
             ranges = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
             write_table(stream, {"cluster": np.arange(fit.k), "sample_items": fit.sizes, "range": ranges})
-        result.details = {**_details(fit, items=items, sample=len(rows), requested=k), "ranges": len(bounds) - 1}
+        result.details = _details(fit, items=items, sample=len(rows), requested=k)
+        result.details |= {"ranges": len(bounds) - 1, "wanted_per_cluster": wanted}
     return result.committed
 
 
@@ -76,9 +79,10 @@ def _rows_for(context: StageContext, sample: ResultRecord, k: int) -> np.ndarray
     (table,) = read_vectors(sample.file(SAMPLE))
     ids, vectors = table.ids, table.vectors
     setting = context.pipeline.training_sample
-    if setting.per_cluster == "all" or len(ids) <= k * setting.per_cluster:
+    count = setting.fitted(len(ids), k=k)
+    if count == len(ids):
         return vectors
-    wanted = np.argpartition(id_hash(ids, seed=setting.seed), k * setting.per_cluster)[: k * setting.per_cluster]
+    wanted = np.argpartition(id_hash(ids, seed=setting.seed), count)[:count]
     chosen = scratch_array((len(wanted), vectors.shape[1]), vectors.dtype, budget=context.compute.budget)
     # Without a mode, `take` would fill another array first.
     return vectors.take(np.sort(wanted), axis=0, out=chosen, mode="clip")

@@ -20,8 +20,8 @@ from semdedup_assets.storage.vectors import PartWriter, VectorType, read_ids, re
 SAMPLE = "sample.arrow"
 """The sampled vectors, in the sample's record."""
 
-
 _NAMED = 3
+_EARLIER_DEFAULT = 1_000_000
 
 
 def _worker(context: StageContext) -> Worker:
@@ -36,8 +36,8 @@ def draw_sample(context: StageContext, partition: Partition) -> ResultRecord:
         ValueError: there are no items at all, or shards differ in dimension.
     """
     records = context.index.require_consistent("embeddings")
-    setting = context.pipeline.training_sample
-    sample = UniformSample(None if setting.size == "all" else setting.size, setting.seed)
+    size = sample_size(context, sum(int(record.details["items"]) for record in records.values()))
+    sample = UniformSample(size, context.pipeline.training_sample.seed)
     with Progress("training_sample", total=2 * len(records), unit="shards") as progress:
         for record in records.values():
             with usage.phase("draw"):
@@ -63,6 +63,14 @@ def draw_sample(context: StageContext, partition: Partition) -> ResultRecord:
             "sampled_shards": versions,
         }
     return result.committed
+
+
+def sample_size(context: StageContext, items: int) -> int:
+    """How many vectors are drawn of some items: by default, enough for the greatest k that is asked for."""
+    from semdedup_assets.algorithm.kmeans import suggest_k
+
+    ks = [suggest_k(items) if each.k == "auto" else int(each.k) for each in context.pipeline.clusterings]
+    return context.pipeline.training_sample.drawn(items, k=max(ks))
 
 
 def _vectors_of(
@@ -110,9 +118,23 @@ def _require_one_width(context: StageContext, records: Mapping[Partition, Result
 
 
 def _settings(context: StageContext) -> dict[str, Any]:
-    drawn = context.pipeline.training_sample.model_dump(exclude={"per_cluster"})
+    setting = context.pipeline.training_sample
+    # `auto` counts as the size that was the default before it: a frozen sample that has been drawn stays. Which k there
+    # are does not count either, for another k must not make the others again.
+    size = _EARLIER_DEFAULT if setting.size == "auto" else setting.size
     # The sample belongs to the model: its vectors are the model's.
-    return {**drawn, "embeddings": dict(EMBEDDINGS.settings(context)), "version": EMBEDDINGS.version}
+    return {
+        "size": size,
+        "seed": setting.seed,
+        "embeddings": dict(EMBEDDINGS.settings(context)),
+        "version": EMBEDDINGS.version,
+    }
+
+
+def _accepts(context: StageContext, record: ResultRecord) -> bool:
+    """Whether a sample has the size that is set: one that was drawn by `auto` has the same settings as one of a million."""
+    size = context.pipeline.training_sample.size
+    return size != _EARLIER_DEFAULT or record.details["vectors"] == min(size, record.details["items"])
 
 
 STAGE = Stage(
@@ -128,6 +150,7 @@ STAGE = Stage(
     kinds=frozenset({"arrow"}),
     columns=lambda _: (ID, VECTOR),
     frozen=True,
+    accepts=_accepts,
     pool=None,
     unit="samples",
 )

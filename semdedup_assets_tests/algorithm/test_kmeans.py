@@ -5,22 +5,24 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.algorithm.kmeans import Engine, spherical_kmeans, suggest_k
+from semdedup_assets.algorithm.kmeans import Engine, chosen_engine, spherical_kmeans, suggest_k
+from semdedup_assets.algorithm.prefilter import integers_are_fast
 from semdedup_assets_tests import oracle
 from semdedup_assets_tests.algorithm.vectors import random_vectors, repeatable, repeated
 
-ENGINES: tuple[Engine, ...] = ("faiss", "int8")
-both = pytest.mark.parametrize("engine", ENGINES)
+ENGINES: tuple[Engine, ...] = ("faiss", "int8", "torch")
+each = pytest.mark.parametrize("engine", ENGINES)
 
 
 def mean_similarity(rows: np.ndarray, centroids: np.ndarray) -> float:
     return float((oracle.unit(rows) @ oracle.unit(centroids).T).max(axis=1).mean())
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [2, 10, 40])
 def test_the_objective_does_not_fall_over_the_iterations(real_vectors: np.ndarray, k: int, engine: Engine) -> None:
     objective = spherical_kmeans(real_vectors, k=k, iterations=30, seed=0, engine=engine).objective
@@ -29,7 +31,7 @@ def test_the_objective_does_not_fall_over_the_iterations(real_vectors: np.ndarra
     assert objective[-1] > objective[0] + 0.01
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [1, 10, 40])
 def test_the_last_objective_is_the_mean_similarity_to_the_nearest_centroid(
     real_vectors: np.ndarray, k: int, engine: Engine
@@ -40,7 +42,7 @@ def test_the_last_objective_is_the_mean_similarity_to_the_nearest_centroid(
     np.testing.assert_array_equal(fitted.sizes, np.bincount(nearest, minlength=k))
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [5, 20])
 def test_the_objective_is_that_of_plain_lloyd_iterations_or_better(
     real_vectors: np.ndarray, k: int, engine: Engine
@@ -50,7 +52,7 @@ def test_the_objective_is_that_of_plain_lloyd_iterations_or_better(
     assert mean_similarity(real_vectors, fitted.vectors) >= 0.98 * plain
 
 
-@both
+@each
 def test_one_centroid_is_the_mean_direction(real_vectors: np.ndarray, engine: Engine) -> None:
     fitted = spherical_kmeans(real_vectors, k=1, iterations=5, seed=0, engine=engine)
     mean = oracle.unit(oracle.unit(real_vectors).sum(axis=0, keepdims=True))
@@ -58,7 +60,7 @@ def test_one_centroid_is_the_mean_direction(real_vectors: np.ndarray, engine: En
     assert fitted.sizes.tolist() == [len(real_vectors)]
 
 
-@both
+@each
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_seed_gives_the_same_centroids_and_another_seed_others(
     real_vectors: np.ndarray, threads: int, engine: Engine
@@ -73,7 +75,7 @@ def test_the_same_seed_gives_the_same_centroids_and_another_seed_others(
     assert not np.array_equal(first.vectors, other.vectors)
 
 
-@both
+@each
 def test_as_many_clusters_as_items_gives_each_its_own(engine: Engine) -> None:
     rows = random_vectors(30)
     fitted = spherical_kmeans(rows, k=30, iterations=10, seed=0, engine=engine)
@@ -89,7 +91,7 @@ def test_more_clusters_than_items_gives_as_many_as_items_and_says_so() -> None:
     assert fitted.sizes.tolist() == [1] * 7
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [4, 20, 199])
 def test_duplicates_leave_clusters_empty_and_the_others_right(k: int, engine: Engine) -> None:
     rows, _ = repeated(200, groups=3)
@@ -100,7 +102,7 @@ def test_duplicates_leave_clusters_empty_and_the_others_right(k: int, engine: En
     assert mean_similarity(rows, fitted.vectors) == pytest.approx(1, abs=1e-3)
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [1, 3, 20])
 def test_centroids_are_of_unit_norm_also_where_members_cancel_out(k: int, engine: Engine) -> None:
     half = random_vectors(10, 4)
@@ -108,7 +110,7 @@ def test_centroids_are_of_unit_norm_also_where_members_cancel_out(k: int, engine
     np.testing.assert_allclose(np.linalg.norm(fitted.vectors, axis=1), 1, atol=1e-6)
 
 
-@both
+@each
 def test_the_length_of_the_rows_does_not_matter(real_vectors: np.ndarray, engine: Engine) -> None:
     rows = oracle.unit(real_vectors).astype(np.float32)
     longer = rows * np.float32(4)
@@ -118,12 +120,13 @@ def test_the_length_of_the_rows_does_not_matter(real_vectors: np.ndarray, engine
     )
 
 
-def test_a_sample_that_does_not_fit_the_budget_gives_the_same_centroids(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["int8", "torch"])
+def test_a_sample_that_does_not_fit_the_budget_gives_the_same_centroids(tmp_path: Path, engine: Engine) -> None:
     path = tmp_path / "sample.npy"
     np.save(path, random_vectors(70_000, 16).astype(np.float16))
     mapped = np.load(path, mmap_mode="r")
     within, beyond = (
-        spherical_kmeans(mapped, k=50, iterations=4, seed=0, engine="int8", budget=budget)
+        spherical_kmeans(mapped, k=50, iterations=4, seed=0, engine=engine, budget=budget)
         for budget in (1 << 30, 1 << 20)
     )
     np.testing.assert_array_equal(within.vectors, beyond.vectors)
@@ -154,6 +157,16 @@ def test_samples_without_directions_are_refused() -> None:
         spherical_kmeans(rows, k=2, iterations=5, seed=0)
     with pytest.raises(ValueError, match="the sample is empty"):
         spherical_kmeans(rows[:0], k=2, iterations=5, seed=0)
+
+
+def test_the_engine_follows_the_devices_that_are_allowed() -> None:
+    def chosen(engine: Engine, *devices: str) -> str:
+        return chosen_engine(engine, k=1000, dimension=512, devices=[torch.device(name) for name in devices])
+
+    assert chosen("auto", "cuda:0", "cuda:1") == "torch"
+    assert chosen("auto", "cpu") == ("int8" if integers_are_fast() else "faiss")
+    assert chosen_engine("auto", k=10, dimension=512, devices=[torch.device("cpu")]) == "faiss"
+    assert [chosen(engine, "cuda:1") for engine in ENGINES] == list(ENGINES)
 
 
 @given(few=st.integers(0, 10**10), factor=st.floats(1.2, 1000))

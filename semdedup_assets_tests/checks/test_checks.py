@@ -291,8 +291,8 @@ def test_a_sample_too_small_for_its_clusters_is_reported_only_while_there_are_mo
     smaller = runs.changed(training_sample={"size": 60})
     smaller.run(until="centroids")
     assert found(smaller, centroids.sample_is_large_enough) == {
-        "3": "20.0 sampled vectors a cluster of 60.0 items",
-        "40": "1.5 sampled vectors a cluster of 4.5 items",
+        "3": "20.0 sampled vectors a cluster of 60.0 items, 39 are wanted",
+        "40": "1.5 sampled vectors a cluster of 4.5 items, 39 are wanted",
     }
 
 

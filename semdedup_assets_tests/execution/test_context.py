@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from semdedup_assets.compute import Compute
+from semdedup_assets.compute import Compute, devices_meant
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.local import map_tasks
 from semdedup_assets.execution.engines.outcomes import Engine, Outcome
@@ -145,3 +146,25 @@ def test_a_missing_shard_is_reported(tmp_path: Path) -> None:
 def test_a_device_that_does_not_exist_is_refused_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"device 'cuda:77' cannot be used .*use `auto` or one of cpu"):
         _ = Compute(device="cuda:77").torch_device
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "meant"),
+    [
+        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda", 1, ["cuda:0"]),
+        ("cuda:1", 3, ["cuda:1"]),
+        ("cpu", 3, ["cpu"]),
+        ("mps", 0, ["mps"]),
+    ],
+)
+def test_all_gpus_are_meant_unless_one_is_named(device: str, gpus: int, meant: list[str]) -> None:
+    assert [str(each) for each in devices_meant(torch.device(device), gpus=gpus)] == meant
+
+
+def test_a_fit_uses_the_devices_that_are_there() -> None:
+    assert Compute(device="cpu").torch_devices == (torch.device("cpu"),)
+    gpus = tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+    assert Compute().torch_devices == (gpus or (torch.device("cpu"),))
+    with pytest.raises(ValueError, match="device 'cuda:77' cannot be used"):
+        _ = Compute(device="cuda:77").torch_devices
