@@ -210,7 +210,7 @@ def test_what_setting_up_a_worker_raises_is_what_the_run_fails_with(cluster: Ray
 
 
 def test_workers_that_die_before_they_are_ready_fail_the_run(cluster: RayCluster) -> None:
-    with pytest.raises(ClusterError, match="toy: workers on .* die before they are ready, 2 times in a row"):
+    with pytest.raises(ClusterError, match=r"toy: workers on .* die before they are ready, 2 times in a row"):
         list(engine(tries=2)(dying_worker, [0]))
 
 
