@@ -56,6 +56,7 @@ class StageContext:
         compute: where and how fast; changes no result.
         together: the selections whose results a refresh makes, so that what they share is read once for all of them;
             none where one is made by hand.
+        parallelism: over how many workers a stage's tasks are spread; it decides how tasks are cut, never a result.
     """
 
     pipeline: Pipeline
@@ -63,6 +64,7 @@ class StageContext:
     selection: Selection
     compute: Compute = field(default_factory=Compute)
     together: tuple[Selection, ...] = ()
+    parallelism: int = 1
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
     _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
