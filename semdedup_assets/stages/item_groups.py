@@ -1,6 +1,7 @@
 """Which kept item each item belongs to, and how many belong to it."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from semdedup_assets.records import id_rows, item_ids
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.scratch import ScratchBytes, scratch_array
-from semdedup_assets.storage.tables import read_rows
+from semdedup_assets.storage.tables import read_arrow, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -304,10 +305,21 @@ class KeptKeys:
             for record, start, stop in zip(records.values(), bounds[:-1], bounds[1:], strict=True)
             if record is not None and start < stop
         ]
-        for tables in overlapped(_rows_of, wanted, most=calls_at_once(context.pipeline.store)):
+        # Where a table has nothing else, all of it is one read of an object store; some columns are two.
+        whole = not context.pipeline.source.column_types
+        read = partial(_keys_of, whole=whole)
+        for tables in overlapped(read, wanted, most=calls_at_once(context.pipeline.store)):
             yield from tables
 
 
-def _rows_of(wanted: tuple[ResultRecord, np.ndarray]) -> "list[pa.Table]":
+def _keys_of(wanted: tuple[ResultRecord, np.ndarray], *, whole: bool) -> "list[pa.Table]":
+    """Id and key of (n,) uint64 ascending ids of a shard, of those that are there."""
     record, ids = wanted
-    return list(read_rows(items_file(record), id_rows(ids), ["id", "key"]))
+    if not whole:
+        return list(read_rows(items_file(record), id_rows(ids), ["id", "key"]))
+    rows, first, found = id_rows(ids), 0, []
+    for table in read_arrow(items_file(record)):
+        start, stop = np.searchsorted(rows, [first, first + len(table)])
+        found.append(table.take(rows[start:stop] - first))
+        first += len(table)
+    return found

@@ -21,11 +21,9 @@ from semdedup_assets.storage.results import MissingResultError, ResultRecord, Re
 from semdedup_assets.storage.scratch import scratch_array
 from semdedup_assets.storage.vectors import (
     PartWriter,
-    VectorTable,
     VectorType,
-    part_count,
     read_ids,
-    read_part,
+    read_vectors,
     sample_batch,
     sample_schema,
 )
@@ -36,6 +34,7 @@ SAMPLE = "sample.arrow"
 _CANDIDATES = "candidates.arrow"
 _NAMED = 3
 _BLOCK_BYTES = 64 << 20
+_SHARDS_AT_ONCE = 4
 
 Rows = tuple[np.ndarray, np.ndarray]
 """(n,) uint64 ids, and their (n, d) vectors."""
@@ -208,21 +207,21 @@ def _joined(tables: list[Rows]) -> Rows:
 
 def _candidates(context: StageContext, records: Sequence[ResultRecord], limit: int) -> Iterator[Rows]:
     """The items of some shards whose hashes do not exceed a limit, in the order of their ids."""
-    seed, most = context.pipeline.training_sample.seed, calls_at_once(context.pipeline.store)
-    files = [record.file(VECTORS) for record in records]
-    with Progress("training_sample", total=_items(records), unit="items") as progress:
-        for table in overlapped(_read, _parts(files), most=most):
-            near = id_hash(table.ids, seed=seed) <= np.uint64(limit)
-            yield table.ids[near], table.vectors[near]
-            progress.advance(len(table.ids))
+    seed = context.pipeline.training_sample.seed
 
+    def of_shard(record: ResultRecord) -> list[Rows]:
+        return [near(each.ids, each.vectors) for each in read_vectors(record.file(VECTORS))]
 
-def _read(part: tuple[StoredFile, int]) -> VectorTable:
-    return read_part(*part)
+    def near(ids: np.ndarray, vectors: np.ndarray) -> Rows:
+        chosen = id_hash(ids, seed=seed) <= np.uint64(limit)
+        return ids[chosen], vectors[chosen]
 
-
-def _parts(files: Iterable[StoredFile]) -> Iterator[tuple[StoredFile, int]]:
-    return ((file, index) for file in files for index in range(part_count(file)))
+    # Of a remote shard two reads are in memory, and the few of its rows that are candidates.
+    most = min(_SHARDS_AT_ONCE, calls_at_once(context.pipeline.store))
+    with Progress("training_sample", total=len(records), unit="shards") as progress:
+        for found in overlapped(of_shard, records, most=most):
+            yield from found
+            progress.advance()
 
 
 def _gathered(tables: Iterable[Rows], room: int, *, budget: int) -> Rows:
@@ -285,14 +284,14 @@ def _finish(context: StageContext, partition: Partition, results: list[Any]) -> 
 
 def _merged(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:
     location = context.location("training_sample", partition)
-    folder, most = location.rpartition("/")[0], calls_at_once(context.pipeline.store)
+    folder = location.rpartition("/")[0]
     files = [StoredFile(join(folder, entry.path), entry, location) for part in parts for entry in part.files.values()]
     records = list(context.index.require_all("embeddings").values())
     count = sum(part.details["candidates"] for part in parts)
     if count < _wanted(context, records):
         candidates = _by_ids(context, records)
     else:
-        tables = ((table.ids, table.vectors) for table in overlapped(_read, _parts(files), most=most))
+        tables = ((each.ids, each.vectors) for file in files for each in read_vectors(file))
         candidates = _gathered(tables, count, budget=context.compute.budget)
     used = usage.added(part.details["usage"] for part in parts)
     return _write_sample(context, partition, candidates, inputs=parts[0].inputs, used=used)
