@@ -1,5 +1,6 @@
 """Seeded choices that depend on an item's id alone: never on batches, shards or their order."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ CHECKSUM_MODULUS = 1 << 63
 FEWEST_PER_CLUSTER = 39
 
 _CHECKSUM_SEED = 0x5EED
+_SPARE = 6.0  # standard deviations: of a million items to choose, six in a thousand are candidates too many
 
 
 def id_hash(ids: np.ndarray, *, seed: int) -> np.ndarray:
@@ -98,3 +100,31 @@ class UniformSample:
             ids, hashes = ids[smallest], hashes[smallest]
             self._limit = hashes.max()
         self._ids, self._hashes, self._count = [ids], [hashes], len(ids)
+
+
+def with_spare(count: int) -> int:
+    """More than what a random number of items with this mean almost ever is: one time in 1,000, of large ones in 10**9."""
+    return count + math.ceil(_SPARE * math.sqrt(count))
+
+
+def candidate_limit(size: int | None, items: int) -> int:
+    """What the hash of an item must not exceed to be a candidate for a sample, whatever the other items are.
+
+    Args:
+        size: of the sample; None: all.
+        items: in all.
+
+    Returns:
+        Less than 2**64. On average `with_spare(size)` items are candidates; fewer than `size` are one time in 1,000, of
+        large samples one in 10**9.
+    """
+    most = (1 << 64) - 1
+    return most if size is None or with_spare(size) >= items else (with_spare(size) << 64) // items
+
+
+def smallest(hashes: np.ndarray, size: int | None) -> np.ndarray:
+    """(n,) bool: which of (n,) uint64 distinct hashes are among the smallest `size`; None: all are."""
+    if size is None or len(hashes) <= size:
+        return np.ones(len(hashes), dtype=bool)
+    chosen: np.ndarray = hashes <= np.partition(hashes, size - 1)[size - 1]
+    return chosen

@@ -113,7 +113,7 @@ def count_subsamples(context: StageContext, partition: Partition) -> ResultRecor
     """
     with context.writing("redundancy_by_size", partition) as result:
         scores = scores_files(context, partition.required_clustering)
-        targets = {str(each): solved_epsilon(each, scores) for each in _targets(context)}
+        targets = {str(each): solved_epsilon(each, scores, budget=context.compute.budget) for each in _targets(context)}
         with usage.phase("count"):
             counted = _count(context, scores, targets)
         fits = [_fit(counted, name, epsilon) for name, epsilon in targets.items()]

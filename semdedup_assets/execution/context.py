@@ -56,7 +56,7 @@ class StageContext:
         compute: where and how fast; changes no result.
         together: the selections whose results a refresh makes, so that what they share is read once for all of them;
             none where one is made by hand.
-        parallelism: over how many workers a stage's tasks are spread; how they are cut may depend on it, no result does.
+        parallelism: over how many workers a stage's tasks are spread; it decides how tasks are cut, never a result.
     """
 
     pipeline: Pipeline

@@ -28,14 +28,17 @@ from semdedup_assets.stages.mask_adjustments import (
     removing_references,
 )
 from semdedup_assets.stages.repaired_masks import KeptItems
+from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import ResultRecord, StoredFile
-from semdedup_assets.storage.tables import read_table, read_tables, write_table
+from semdedup_assets.storage.scratch import ScratchBytes
+from semdedup_assets.storage.tables import read_table, write_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from semdedup_assets.algorithm.selection import Selection
 
+_BLOCK = 1 << 20
 _LARGEST_GROUPS, _SHOWN_GROUPS = 20, 8
 # Of an item that is removed at every epsilon: no cosine similarity is as great.
 _BEYOND = 2.0
@@ -67,7 +70,7 @@ def _tasks(context: StageContext, partition: Partition) -> Sequence[_MaskTask]:
     inputs = context.index.input_versions("keep_masks", partition)
     files = scores_files(context, clustering)
     gone = partial(_gone, context, clustering) if removing_references(context.pipeline) else None
-    epsilon = solved_epsilon(partition.target or Target(epsilon=0.0), files, gone=gone)
+    epsilon = solved_epsilon(partition.target or Target(epsilon=0.0), files, budget=context.compute.budget, gone=gone)
     return [_MaskTask(partition, index, epsilon, inputs) for index in range(len(files))]
 
 
@@ -91,37 +94,50 @@ def _protected(scores: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def solved_epsilon(
-    target: Target, scores: Sequence[StoredFile], *, gone: Callable[[int, StoredFile], np.ndarray] | None = None
+    target: Target,
+    scores: Sequence[StoredFile],
+    *,
+    budget: int,
+    gone: Callable[[int, StoredFile], np.ndarray] | None = None,
 ) -> float:
     """The number that a target stands for: an epsilon itself, or the one that keeps a wanted share.
+
+    The scores are read once: 4 bytes of each are held, beyond the budget in a temporary file.
 
     Args:
         target: either.
         scores: of all ranges of clusters.
+        budget: bytes that may be held in memory.
         gone: says of a range and its scores which items, (n,) bool, are removed at every epsilon; None: none are.
     """
     if target.epsilon is not None:
         return target.epsilon
     from semdedup_assets.algorithm.tuning import epsilon_for
 
-    if not any(len(part["similarity"]) for file in scores for part in read_tables(file, ["similarity"])):
+    held = ScratchBytes(budget=budget)
+    for similarity in _similarities(scores, gone):
+        held.append(similarity)
+    similarities = held.array(np.dtype(np.float32))
+    if len(similarities) == 0:
         return 0.0  # Of no items every share is kept.
-    return epsilon_for(lambda: _similarities(scores, gone), keep=(target.share or 0.0) / 100)
+    starts = range(0, len(similarities), _BLOCK)
+    return epsilon_for(
+        lambda: (similarities[start : start + _BLOCK] for start in starts), keep=(target.share or 0.0) / 100
+    )
 
 
 def _similarities(
     scores: Sequence[StoredFile], gone: Callable[[int, StoredFile], np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """The similarities that decide, row group by row group; beyond every threshold where an item is gone anyway."""
-    for index, file in enumerate(scores):
-        removed, start = None if gone is None else gone(index, file), 0
-        for part in read_tables(file, ["similarity"]):
-            similarity = part["similarity"]
-            if removed is not None:
-                here = removed[start : start + len(similarity)]
-                similarity = np.where(here, np.float32(_BEYOND), similarity)
-                start += len(similarity)
-            yield similarity
+    """The similarities that decide, range by range; beyond every threshold where an item is gone anyway."""
+
+    def of_range(index: int) -> np.ndarray:
+        similarity = read_table(scores[index], ["similarity"])["similarity"].astype(np.float32, copy=False)
+        return similarity if gone is None else np.where(gone(index, scores[index]), np.float32(_BEYOND), similarity)
+
+    # What is gone, the index knows, which belongs to one thread.
+    most = calls_at_once(scores[0].path) if scores and gone is None else 1
+    return overlapped(of_range, range(len(scores)), most=most)
 
 
 def _worker(context: StageContext) -> Worker:

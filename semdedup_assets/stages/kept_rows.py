@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from semdedup_assets.execution.chunks import contiguous_chunks
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import items_file
+from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.records import id_rows, is_unicode, positions_by_shard
+from semdedup_assets.records import is_unicode, positions_by_shard
 from semdedup_assets.sources.shard_index import Shard
-from semdedup_assets.stages.item_groups import NO_GROUP, ItemGroups, KeptKeys
+from semdedup_assets.stages.item_groups import EVERY_SHARD, NO_GROUP, ItemGroups, KeptKeys
 from semdedup_assets.stages.keep_masks import mask_files
-from semdedup_assets.storage.results import MissingResultError, ResultRecord
+from semdedup_assets.storage.overlap import calls_at_once, overlapped
+from semdedup_assets.storage.results import MissingResultError, ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_arrow
 
 if TYPE_CHECKING:
@@ -80,91 +84,162 @@ class ShardRows:
     table: "pa.Table"
 
 
-def kept_rows(kept: KeptShard) -> Iterator[ShardRows]:
-    """The kept records of a shard in the source's order, a row group of its items at a time."""
-    return _rows(kept, kept.kept, columns=None)
+def kept_rows(kept: KeptShard, columns: Sequence[str] | None = None) -> Iterator[ShardRows]:
+    """The kept records of a shard in the source's order, a row group of its items at a time.
+
+    Args:
+        kept: which.
+        columns: of the items' table; None: all.
+    """
+    return (rows for rows, _ in _rows(kept, columns, removed=False))
 
 
-def removed_rows(kept: KeptShard) -> Iterator[ShardRows]:
-    """The removed records of a shard in the source's order, without carried columns."""
-    return _rows(kept, kept.removed, columns=("id", "key"))
+def kept_and_removed_rows(kept: KeptShard) -> Iterator[tuple[ShardRows, ShardRows]]:
+    """The kept and the removed records of a shard in the source's order, a row group of its items at a time."""
+    return _rows(kept, None, removed=True)
 
 
-def _rows(kept: KeptShard, chosen: np.ndarray, *, columns: Sequence[str] | None) -> Iterator[ShardRows]:
+def _rows(kept: KeptShard, columns: Sequence[str] | None, *, removed: bool) -> Iterator[tuple[ShardRows, ShardRows]]:
     starts = np.array([first for _, first, _ in kept.of_files()], np.int64)
     first = 0
+    nothing = np.zeros(len(kept.removed), dtype=bool)
     for table in read_arrow(items_file(kept.items), columns):
-        rows = np.flatnonzero(chosen[first : first + len(table)]) + first
-        # A file without records begins where the next one does: the last of them is the one that holds the row.
-        files = np.searchsorted(starts, rows, side="right") - 1
-        yield ShardRows(rows, files, rows - starts[files], table.take(rows - first))
+        found = []
+        for chosen in (kept.kept, kept.removed if removed else nothing):
+            rows = np.flatnonzero(chosen[first : first + len(table)]) + first
+            # A file without records begins where the next one does: the last of them is the one that holds the row.
+            files = np.searchsorted(starts, rows, side="right") - 1
+            found.append(ShardRows(rows, files, rows - starts[files], table.take(rows - first)))
+        yield found[0], found[1]
         first += len(table)
 
 
-def kept_shards(context: StageContext, masks: ResultRecord, *, copied: bool) -> dict[str, KeptShard]:
-    """What is kept of each shard, by its name; 18 bytes an item, most of them in a temporary file where memory is short.
+@dataclass(frozen=True, slots=True)
+class ShardChunk:
+    """Consecutive shards whose files one task writes.
+
+    Attributes:
+        start: least index of an item's shard that is the task's: the chunks of a manifest divide all indices, those of
+            no shard too, so that each item is looked at by one.
+        stop: the least index that is not.
+        closed: whether each file of the masks holds whole groups.
+        copied: whether the source's files are read again, so that they must be what items and vectors were made from.
+    """
+
+    start: int
+    stop: int
+    closed: bool
+    copied: bool
+
+    def shards(self, context: StageContext) -> list[Shard]:
+        """The shards of the chunk, in order."""
+        return [shard for shard in context.shards if self.start <= shard.index < self.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptChunk:
+    """What is kept of the shards of a chunk, of each once it is asked for."""
+
+    shards: list[Shard]
+    items: dict[str, ResultRecord]
+    embeddings: dict[str, ResultRecord]
+    groups: ItemGroups
+    keys: KeptKeys
+    unlisted: dict[int, tuple[int, int]]
+
+    def __iter__(self) -> Iterator[KeptShard]:
+        return map(self._of, self.shards)
+
+    def _of(self, shard: Shard) -> KeptShard:
+        groups, index = self.groups, shard.index
+        return KeptShard(
+            shard,
+            self.items[shard.name],
+            self.embeddings[shard.name],
+            groups.kept(index),
+            groups.removed(index),
+            groups,
+            self.keys,
+            self.unlisted.get(index, (0, 0)),
+        )
+
+
+def shard_chunks(context: StageContext, *, closed: bool, copied: bool) -> list[ShardChunk]:
+    """The chunks of all shards, as many as there are workers; `ShardChunk` has the arguments."""
+    records = context.index.require_all("items").values()
+    counts = [int(record.details["items"]) for record in records]
+    chunks = contiguous_chunks(context.shards, counts, most=context.parallelism)
+    bounds = [0, *(chunk[0].index for chunk in chunks[1:]), EVERY_SHARD.stop]
+    return [ShardChunk(start, stop, closed, copied) for start, stop in pairwise(bounds)]
+
+
+def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -> KeptChunk:
+    """What is kept of each shard of a chunk; 16 bytes for each of its items, where memory is short in a temporary file.
 
     Args:
         context: of the pipeline and the selection.
         masks: record of the masks, whose files all say which items are kept, in any order.
-        copied: whether the source's files are read again, so that they must be what items and vectors were made from.
+        chunk: which shards.
 
     Raises:
         MissingResultError: items or embeddings are missing, or the masks are of other items than the source has
             now.
         SourceChangedError: a shard's items, its vectors and its files are not of one state of the source.
     """
-    shards = context.shards
-    items, embeddings = _by_shard(context, "items"), _by_shard(context, "embeddings")
+    shards = chunk.shards(context)
+    items = {each.required_shard: record for each, record in context.index.require_all("items").items()}
+    embeddings = _embeddings(context, shards)
     for shard in shards:
-        _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=copied)
-    records = {shard.index: int(items[shard.name].details["items"]) for shard in shards}
-    kept, removed = ({shard: np.zeros(count, dtype=bool) for shard, count in records.items()} for _ in range(2))
+        _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=chunk.copied)
+    records = {shard.index: int(items[shard.name].details["items"]) for shard in context.shards}
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
     budget = context.compute.budget // 2
-    groups = ItemGroups(records, budget=budget)
-    for ids, is_kept, group, similarity in _mask_parts(masks):
-        rows = id_rows(ids)
-        for index, positions in positions_by_shard(ids):
-            if index in unlisted:
-                unlisted[index] += [len(positions), is_kept[positions].sum()]
-            elif index not in records or int(rows[positions].max()) >= records[index]:
+    groups = ItemGroups(records, budget=budget, span=range(chunk.start, chunk.stop))
+    for ids, group, similarity in _mask_parts(context, masks):
+        missing = ids[groups.add(ids, group=group, similarity=similarity, whole=chunk.closed)]
+        for index, positions in positions_by_shard(missing):
+            if index not in unlisted:
                 message = f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what follows"
                 raise MissingResultError(message)
-            else:
-                kept[index][rows[positions]] = is_kept[positions]
-                removed[index][rows[positions]] = ~is_kept[positions]
-        groups.add(ids, group=group, similarity=similarity)
-    keys = KeptKeys(context, groups, removed, budget=budget)
+            unlisted[index] += [len(positions), np.isin(missing[positions], group[group == ids]).sum()]
+    if not chunk.closed:
+        groups.count_members((ids, group) for ids, group, _ in _mask_parts(context, masks))
     counts = {index: (int(found), int(staying)) for index, (found, staying) in unlisted.items()}
-    return {
-        shard.name: KeptShard(
-            shard,
-            items[shard.name],
-            embeddings[shard.name],
-            kept[shard.index],
-            removed[shard.index],
-            groups,
-            keys,
-            counts.get(shard.index, (0, 0)),
-        )
-        for shard in shards
-    }
+    return KeptChunk(shards, items, embeddings, groups, KeptKeys(context, groups, budget=budget), counts)
 
 
-def _mask_parts(masks: ResultRecord) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Id, whether it is kept, id of the group and similarity to its kept item, of each item of the masks."""
-    for file in mask_files(masks):
-        for table in read_arrow(file, ["id", "kept", "kept_neighbour", "kept_similarity"]):
-            ids, is_kept, neighbour = (table.column(index) for index in range(3))
-            ids, is_kept = ids.to_numpy(), is_kept.to_numpy()
-            known, neighbour = neighbour.is_valid().to_numpy(), neighbour.fill_null(0).to_numpy()
-            group = np.where(is_kept, ids, np.where(known, neighbour, NO_GROUP))
-            yield ids, is_kept, group, table.column("kept_similarity").fill_null(float("nan")).to_numpy()
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _by_shard(context: StageContext, stage: str) -> dict[str, ResultRecord]:
-    return {each.required_shard: record for each, record in context.index.require_all(stage).items()}
+def _mask_parts(context: StageContext, masks: ResultRecord) -> Iterator[_Part]:
+    """Id, id of the group and similarity to its kept item, of each item of the masks; a file of a range at a time."""
+    import pyarrow as pa
+
+    files = mask_files(masks)
+    if len(files) == 1:
+        # A baseline's masks are one file, of many row groups.
+        yield from map(_mask_part, _mask_tables(files[0]))
+        return
+    for tables in overlapped(lambda file: list(_mask_tables(file)), files, most=calls_at_once(masks.location)):
+        yield _mask_part(pa.concat_tables(tables))
+
+
+def _mask_tables(file: StoredFile) -> "Iterator[pa.Table]":
+    return read_arrow(file, ["id", "kept", "kept_neighbour", "kept_similarity"])
+
+
+def _mask_part(table: "pa.Table") -> _Part:
+    ids, is_kept, neighbour, similarity = (table.column(index) for index in range(4))
+    ids, is_kept = ids.to_numpy(), is_kept.to_numpy()
+    group = np.where(is_kept, ids, neighbour.fill_null(int(NO_GROUP)).to_numpy())
+    return ids, group, similarity.fill_null(float("nan")).to_numpy()
+
+
+def _embeddings(context: StageContext, shards: Sequence[Shard]) -> dict[str, ResultRecord]:
+    partitions = {shard.name: Partition(shard=shard.name) for shard in shards}
+    # Listed and read together, then one by one from the cache.
+    context.index.cache.get([context.location("embeddings", each) for each in partitions.values()])
+    return {name: context.index.require("embeddings", each) for name, each in partitions.items()}
 
 
 def _require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:

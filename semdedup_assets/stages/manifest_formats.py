@@ -7,7 +7,8 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +19,15 @@ from semdedup_assets.sources import Folder, JsonLines, WebDataset
 from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
 from semdedup_assets.stages.item_groups import NO_GROUP
-from semdedup_assets.stages.kept_rows import KeptShard, kept_rows, removed_rows
+from semdedup_assets.stages.kept_rows import KeptShard, ShardRows, kept_and_removed_rows, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
-from semdedup_assets.stages.manifest_rows import SampleCounter
+from semdedup_assets.stages.manifest_rows import has_header
 from semdedup_assets.stages.source_copies import kept_records
 from semdedup_assets.storage.results import ResultWriter
 from semdedup_assets.storage.tables import TableWriter, arrow_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-COPIES = frozenset({"jsonl", "webdataset"})
-"""The formats that copy records of the source, which are read again for that."""
 
 _TAR_BUFFER = 1 << 20
 # How half a surrogate pair begins, as an escape or in bytes: Python's JSON reads it, and others refuse the whole file.
@@ -40,10 +38,17 @@ Counts = dict[str, int]
 """What a format changed, or counted as it was written, by name."""
 
 Writer = Callable[[StageContext, KeptShard, ResultWriter], Counts]
+"""Writes the files of a format that reads the source again."""
+
+TakeRows = Callable[[ShardRows, ShardRows], None]
+"""Writes some kept, and some removed, records."""
+
+ItemFormat = Callable[[StageContext, KeptShard, ResultWriter], AbstractContextManager[TakeRows]]
+"""Opens the files of a format that is made of a shard's items."""
 
 
-def kept_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
-    """The kept items of a shard: where each lies, its key, its group and the carried columns, in the source's order.
+def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
+    """Kept items of a shard: where each lies, its key, its group and the carried columns.
 
     A file name that is not UTF-8 is escaped as in its items' keys: a string column cannot hold it.
     """
@@ -52,36 +57,34 @@ def kept_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
     carried = [pa.field(name, arrow_type(kind)) for name, kind in context.pipeline.source.column_types.items()]
     schema = pa.schema([*_located(), *_grouped(context), *carried])
     names = pa.array([printable(path) for path in kept.paths], pa.string())
-    for part in kept_rows(kept):
-        group, _, size = kept.groups.of(part.table.column("id").to_numpy())
-        found = {
-            "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
-            "row": pa.array(part.rows),
-            "file": names.take(pa.array(part.files)),
-            "file_row": pa.array(part.file_rows),
-            **_group_columns(context, group, size, kept=True),
-        }
-        arrays = [found[name] if name in found else part.table.column(name) for name in schema.names]
-        yield pa.table(arrays, schema=schema)
+    group, _, size = kept.groups.of(rows.table.column("id").to_numpy())
+    found = {
+        "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
+        "row": pa.array(rows.rows),
+        "file": names.take(pa.array(rows.files)),
+        "file_row": pa.array(rows.file_rows),
+        **_group_columns(context, group, size, kept=True),
+    }
+    arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
+    return pa.table(arrays, schema=schema)
 
 
-def removed_tables(context: StageContext, kept: KeptShard) -> Iterator["pa.Table"]:
-    """The removed items of a shard, and the kept item that stands for each, in the source's order."""
+def _removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
+    """Removed items of a shard, and the kept item that stands for each."""
     import pyarrow as pa
 
     of_kept = [pa.field("kept_key", pa.string()), pa.field("similarity", pa.float32())]
     schema = pa.schema([*(field for field in _located() if "file" not in field.name), *_grouped(context), *of_kept])
-    for part in removed_rows(kept):
-        group, similarity, size = kept.groups.of(part.table.column("id").to_numpy())
-        found = {
-            "shard": pa.array([kept.shard.name] * len(part.rows), pa.string()),
-            "row": pa.array(part.rows),
-            **_group_columns(context, group, size, kept=False),
-            "kept_key": kept.keys.of(kept.shard.index, group),
-            "similarity": pa.array(similarity, mask=np.isnan(similarity)),
-        }
-        arrays = [found[name] if name in found else part.table.column(name) for name in schema.names]
-        yield pa.table(arrays, schema=schema)
+    group, similarity, size = kept.groups.of(rows.table.column("id").to_numpy())
+    found = {
+        "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
+        "row": pa.array(rows.rows),
+        **_group_columns(context, group, size, kept=False),
+        "kept_key": kept.keys.of(group),
+        "similarity": pa.array(similarity, mask=np.isnan(similarity)),
+    }
+    arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
+    return pa.table(arrays, schema=schema)
 
 
 def _located() -> "pa.Schema":
@@ -112,41 +115,78 @@ def _group_columns(context: StageContext, group: np.ndarray, size: np.ndarray, *
     return {name: pa.array(values, mask=missing) for name, values in columns.items()}
 
 
-def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+@contextmanager
+def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
     """`parquet/<shard>.parquet` and `removed/<shard>.parquet`: the kept and the removed items."""
-    for folder, tables in (("parquet", kept_tables), ("removed", removed_tables)):
-        with result.open(f"{folder}/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-            for table in tables(context, kept):
-                writer.write_arrow(table)
-    return {}
+    name = f"{kept.shard.name}.parquet"
+    with (
+        result.open(f"parquet/{name}") as of_kept,
+        TableWriter(of_kept) as kept_writer,
+        result.open(f"removed/{name}") as of_removed,
+        TableWriter(of_removed) as removed_writer,
+    ):
+
+        def write(stay: ShardRows, go: ShardRows) -> None:
+            kept_writer.write_arrow(_kept_table(context, kept, stay))
+            removed_writer.write_arrow(_removed_table(context, kept, go))
+
+        yield write
 
 
-def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+@contextmanager
+def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
     """`keep_lists/<shard>.tsv`: file, row in the file and key of each kept item, escaped by `escaped`."""
     names = [escaped(path) for path in kept.paths]
     with result.open(f"keep_lists/{kept.shard.name}.tsv") as stream:
-        for part in kept_rows(kept):
-            columns = part.files.tolist(), part.file_rows.tolist(), part.table.column("key").to_pylist()
+
+        def write(stay: ShardRows, _: ShardRows) -> None:
+            columns = stay.files.tolist(), stay.file_rows.tolist(), stay.table.column("key").to_pylist()
             lines = (f"{names[file]}\t{row}\t{escaped(key)}\n" for file, row, key in zip(*columns, strict=True))
             stream.write("".join(lines).encode())
-    return {}
+
+        yield write
 
 
-def write_csv(shards: Sequence[KeptShard], result: ResultWriter) -> Counts:
+ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "keep_lists": _keep_lists}
+"""The formats that are made of a shard's items alone."""
+
+
+def write_shard(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+    """Write what one shard gives to the formats with files for each shard; `ITEM_FORMATS` read its items once."""
+    found: Counts = {}
+    formats = [ITEM_FORMATS[name] for name in context.pipeline.manifests if name in ITEM_FORMATS]
+    with ExitStack() as files:
+        takers = [files.enter_context(each(context, kept, result)) for each in formats]
+        for stay, go in kept_and_removed_rows(kept) if takers else ():
+            for take in takers:
+                take(stay, go)
+    for name in context.pipeline.manifests:
+        if name in SOURCE_FORMATS:
+            found |= SOURCE_FORMATS[name](context, kept, result)
+    return found
+
+
+def write_csv(shards: Iterable[KeptShard], result: ResultWriter, name: str) -> Counts:
     """`open_clip.csv`: path and caption of each kept image, separated by a tab, as OpenCLIP's CSV loader reads it.
 
     Images whose file name is not UTF-8 are left out: the loader would read none of the file.
+
+    Args:
+        shards: whose images it names.
+        result: takes the file.
+        name: of the file, or of a part of it.
     """
     shortened = 0
-    with result.open("open_clip.csv") as stream:
+    with result.open(name) as stream:
         text = io.StringIO(newline="")
         writer = csv.writer(text, delimiter="\t", lineterminator="\n")
         # Python before 3.11.9 and 3.12.3 leaves a lone carriage return unquoted, which ends a row for a reader.
         quoting = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(["filepath", "title"])
+        if has_header(name):
+            writer.writerow(["filepath", "title"])
         for kept in shards:
             paths = kept.paths
-            for part in kept_rows(kept):
+            for part in kept_rows(kept, ["caption"]):
                 for file, caption in zip(part.files.tolist(), part.table.column("caption").to_pylist(), strict=True):
                     path = paths[file]
                     if is_unicode(path):
@@ -207,24 +247,23 @@ def _webdataset(context: StageContext, kept: KeptShard, result: ResultWriter) ->
     with (
         result.open(f"samples/{kept.shard.name}.tsv") as listed,
         result.open(f"webdataset/{kept.shard.name}.tar") as stream,
+        tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_TAR_BUFFER) as tar,
     ):
-        counter = SampleCounter(stream)
-        with tarfile.open(fileobj=counter, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_TAR_BUFFER) as tar:
-            for (row, path, file_row, name, caption), record in zip(_items(kept), _samples(context, kept), strict=True):
-                key = keys.add(name, row)
-                members = _members(record, path, caption)
-                for suffix, content in zip(sample_suffixes(list(members)), members.values(), strict=True):
-                    member = tarfile.TarInfo(f"{key}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-                listed.write(f"{escaped(key)}\t{escaped(path)}\t{file_row}\t{escaped(name)}\n".encode())
-    return {"renamed_samples": keys.renamed, "samples_sent": counter.samples}
+        for (row, path, file_row, name, caption), record in zip(_items(kept), _samples(context, kept), strict=True):
+            key = keys.add(name, row)
+            members = _members(record, path, caption)
+            for suffix, content in zip(sample_suffixes(list(members)), members.values(), strict=True):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            listed.write(f"{escaped(key)}\t{escaped(path)}\t{file_row}\t{escaped(name)}\n".encode())
+    return {"renamed_samples": keys.renamed}
 
 
 def _items(kept: KeptShard) -> Iterator[tuple[int, str, int, str, str | None]]:
     """Row, path, row in the file, key and caption of each kept item."""
     paths = kept.paths
-    for part in kept_rows(kept):
+    for part in kept_rows(kept, ["key", "caption"]):
         columns = [part.table.column(name).to_pylist() for name in ("key", "caption")]
         names = [paths[file] for file in part.files]
         yield from zip(part.rows.tolist(), names, part.file_rows.tolist(), *columns, strict=True)
@@ -253,10 +292,7 @@ def _members(record: dict[str, bytes] | Record, path: str, caption: object) -> d
     return members if caption is None else {**members, "txt": str(caption).encode()}
 
 
-SHARD_FORMATS: dict[str, Writer] = {
-    "parquet": _parquet,
-    "keep_lists": _keep_lists,
-    "jsonl": _jsonl,
-    "webdataset": _webdataset,
-}
-"""The formats with files for each shard, and what writes them."""
+SOURCE_FORMATS: dict[str, Writer] = {"jsonl": _jsonl, "webdataset": _webdataset}
+"""The formats that copy records of the source, which is read again for that."""
+
+COPIES = frozenset(SOURCE_FORMATS)

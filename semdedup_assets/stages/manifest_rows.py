@@ -6,59 +6,143 @@ import io
 import re
 import sys
 import tarfile
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import IO, Any
 
 from semdedup_assets.storage.files import is_local, join, open_file
+from semdedup_assets.storage.results import FolderWriter
 
 _BLOCK = 1 << 20
 # As the `webdataset` package divides a file's name into key and suffix.
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)
+_LIMIT = Lock()
 _PAX_PATH = re.compile(rb"\d+ path=([^\n]*)\n")
 
 
-def rows_written(folder: str, files: Iterable[str], *, samples_sent: int = 0) -> dict[str, int]:
+CSV = "open_clip.csv"
+"""The one file of a manifest that all shards share; where several tasks write it, its parts are `open_clip.csv.<n>`."""
+
+
+def csv_part(start: int | str) -> str:
+    """The name of a part of the CSV file, by the index of the first shard; the first part, of 0, has the header."""
+    return f"{CSV}.{start}"
+
+
+def rows_written(folder: str, files: Iterable[str]) -> dict[str, int]:
     """Rows of a manifest's files, by the file or the folder that holds a format.
 
     Args:
         folder: the manifest's.
         files: their paths in the folder.
-        samples_sent: of the tars among them, as they were counted on their way to an object store: there, headers lie
-            between the samples, so that all would be read again.
     """
     rows: dict[str, int] = {}
     for name in files:
-        kind = name.partition("/")[0]
-        path = join(folder, name)
-        if kind == "webdataset" and not is_local(path):
-            rows[kind] = rows.get(kind, 0) + samples_sent
-        elif kind in _COUNTS:
-            with open_file(path) as stream:
-                rows[kind] = rows.get(kind, 0) + _COUNTS[kind](stream)
+        if _kind(name) in _COUNTS:
+            with open_file(join(folder, name)) as stream:
+                rows[_kind(name)] = rows.get(_kind(name), 0) + _rows(name, stream)
     return rows
 
 
-def group_counts(folder: str, files: Iterable[str]) -> dict[str, int]:
-    """How many items the kept ones of a manifest stand for, and how many belong to a kept one, as its files have it.
+def _kind(name: str) -> str:
+    return CSV if name.startswith(CSV) else name.partition("/")[0]
 
-    Args:
-        folder: the manifest's.
-        files: their paths in the folder.
+
+def _rows(name: str, stream: IO[bytes]) -> int:
+    return _COUNTS[_kind(name)](stream) - has_header(name)
+
+
+def has_header(name: str) -> bool:
+    """Whether a file begins with the names of its columns, in a row of their own."""
+    return name in (CSV, csv_part(0))
+
+
+@dataclass
+class CountingFolder(FolderWriter):
+    """Writes files of a manifest, and counts what each holds: what was written, not what was meant to be.
+
+    On a local disk the files are read back. Of an upload the bytes that were sent are counted, in a copy that goes at
+    once: to fetch them again would cost as much as sending them.
+
+    Attributes:
+        rows: by the file or the folder that holds a format.
+        stood_for: items that the kept ones stand for, by their groups' sizes.
+        grouped: items that belong to a kept one.
     """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    stood_for: int = 0
+    grouped: int = 0
+
+    @contextmanager
+    def open(self, name: str, *, ranges: Callable[[], str] = str) -> Iterator[Any]:
+        """Write one file, and count what it holds; see `ResultWriter.open`."""
+        if is_local(self.location):
+            with super().open(name, ranges=ranges) as stream:
+                yield stream
+            with open_file(self.path(name)) as written:
+                self._count(name, written)
+        elif _kind(name) == "webdataset":
+            # A tar may be as large as its shard: its headers are looked at as they pass.
+            with super().open(name, ranges=ranges) as stream:
+                yield (counter := SampleCounter(stream))
+            self.rows["webdataset"] += counter.samples
+        else:
+            with tempfile.TemporaryFile(prefix="semdedup-") as copy:
+                with super().open(name, ranges=ranges) as stream:
+                    yield _Copied(stream, copy)
+                copy.seek(0)
+                self._count(name, copy)
+
+    def _count(self, name: str, stream: IO[bytes]) -> None:
+        kind = _kind(name)
+        self.rows[kind] += _rows(name, stream)
+        if kind in ("parquet", "removed"):
+            stream.seek(0)
+            grouped, size = _groups(stream)
+            self.grouped += grouped
+            self.stood_for += size if kind == "parquet" else 0
+
+    @property
+    def group_counts(self) -> dict[str, int]:
+        """How many items the kept ones stand for, and how many belong to a kept one."""
+        return {"stood_for": self.stood_for, "grouped": self.grouped}
+
+
+def _groups(stream: IO[bytes]) -> tuple[int, int]:
+    """How many items of a Parquet file belong to a group, and the sizes of the items' groups added up."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    counts = {"stood_for": 0, "grouped": 0}
-    for name in files:
-        kind = name.partition("/")[0]
-        if kind in ("parquet", "removed"):
-            with open_file(join(folder, name)) as stream:
-                sizes = pq.ParquetFile(stream).read(["group_size"]).column(0).cast(pa.uint64())
-            counts["grouped"] += len(sizes) - sizes.null_count
-            counts["stood_for"] += (pc.sum(sizes).as_py() or 0) if kind == "parquet" else 0
-    return counts
+    sizes = pq.ParquetFile(stream).read(["group_size"]).column(0).cast(pa.uint64())
+    return len(sizes) - sizes.null_count, pc.sum(sizes).as_py() or 0
+
+
+class _Copied(io.RawIOBase):
+    """Passes bytes on, and writes them to a second stream too."""
+
+    def __init__(self, stream: Any, copy: IO[bytes]) -> None:
+        self._stream, self._copy = stream, copy
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        view = memoryview(data).cast("B")
+        self._copy.write(view)
+        self._stream.write(view)
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return int(self._stream.tell())
 
 
 def _parquet_rows(stream: IO[bytes]) -> int:
@@ -81,11 +165,13 @@ def _table_rows(stream: IO[bytes], *, cells: int) -> int:
 @contextmanager
 def _cells_of_any_size() -> Iterator[None]:
     """Keys are never cut; Python's CSV reader otherwise refuses cells of more than 131,072 characters."""
-    usual = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(usual)
+    # The limit is one for all threads.
+    with _LIMIT:
+        usual = csv.field_size_limit(sys.maxsize)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(usual)
 
 
 def _tar_samples(stream: IO[bytes]) -> int:
@@ -111,7 +197,7 @@ _COUNTS: dict[str, Callable[[IO[bytes]], int]] = {
     "keep_lists": lambda stream: _table_rows(stream, cells=3),
     "samples": lambda stream: _table_rows(stream, cells=4),
     "jsonl": _packed_lines,
-    "open_clip.csv": lambda stream: _table_rows(stream, cells=2) - 1,  # the header
+    CSV: lambda stream: _table_rows(stream, cells=2),
     "webdataset": _tar_samples,
 }
 

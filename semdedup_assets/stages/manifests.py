@@ -9,20 +9,25 @@ from semdedup_assets.checks.manifests import MANIFESTS, ManifestStage, manifest_
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.items import item_columns
-from semdedup_assets.stages.kept_rows import KeptShard, kept_shards
-from semdedup_assets.stages.manifest_formats import COPIES, SHARD_FORMATS, Counts, write_csv
-from semdedup_assets.stages.manifest_rows import group_counts, rows_written
-from semdedup_assets.storage.files import join, write_bytes
+from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
+from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
+from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
+from semdedup_assets.storage.files import remove, write_bytes
 from semdedup_assets.storage.layout import current_manifest
+from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import (
     FolderWriter,
     ResultRecord,
+    ResultWriter,
+    StoredFile,
     attempting,
+    copy_verified,
     fingerprint,
     require_written,
 )
@@ -35,15 +40,17 @@ _LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class _ManifestTask:
-    """What one shard gives to all formats; without a shard, what is one file for all of them.
+    """The files of some consecutive shards in all formats.
 
     Attributes:
         attempt: name of the manifest's folder, which all its tasks share.
+        alone: whether these are all shards.
     """
 
     partition: Partition
-    shard: str | None
+    chunk: ShardChunk
     attempt: str
+    alone: bool
     inputs: dict[str, str]
 
 
@@ -52,14 +59,14 @@ def _tasks(context: StageContext, stage: ManifestStage, partition: Partition) ->
     context.index.require_consistent(stage.masks, partition)
     writer = FolderWriter(context.location(stage.name, partition))
     attempt = f"{fingerprint([inputs, context.code_version(stage.name)])[:16]}-{writer.attempt[:6]}"
-    shards: list[str | None] = [shard.name for shard in context.shards]
-    if "csv" in context.pipeline.manifests:
-        shards.append(None)
-    return [_ManifestTask(partition, shard, attempt, inputs) for shard in shards]
+    # Within clusters a group lies in one range of them, and each range has a file.
+    closed = stage == MANIFESTS and context.selection.repair is None
+    chunks = shard_chunks(context, closed=closed, copied=bool(COPIES & set(context.pipeline.manifests)))
+    return [_ManifestTask(partition, chunk, attempt, len(chunks) == 1, inputs) for chunk in chunks]
 
 
 class ManifestWorker:
-    """Writes manifests; the masks, which lie by cluster, are brought into the source's order once.
+    """Writes manifests; the masks, which lie by cluster, are brought into the source's order once for each task.
 
     Args:
         context: of the pipeline and the selection.
@@ -68,48 +75,49 @@ class ManifestWorker:
 
     def __init__(self, context: StageContext, stage: ManifestStage) -> None:
         self._context, self._stage = context, stage
-        self._gathered: tuple[str, dict[str, KeptShard]] | None = None
 
     def __call__(self, task: _ManifestTask) -> PartOfResult:
-        """Write what one task gives to all formats."""
-        if self._gathered is None or self._gathered[0] != task.attempt:
-            self._gathered = task.attempt, self._kept_shards(task)
-        kept = self._gathered[1]
-        context, location = self._context, self._context.location(self._stage.name, task.partition)
-        found: Counts = {}
-        with attempting(FolderWriter(location, task.attempt)) as writer:
-            if task.shard is None:
-                with usage.phase("write csv"):
-                    found |= write_csv(list(kept.values()), writer)
-            else:
-                for name in (name for name in context.pipeline.manifests if name in SHARD_FORMATS):
-                    with usage.phase(f"write {name}"):
-                        found |= SHARD_FORMATS[name](context, kept[task.shard], writer)
-            with usage.phase("count"):
-                sent = found.pop("samples_sent", 0)
-                folder = join(location, task.attempt)
-                rows = rows_written(folder, writer.files, samples_sent=sent)
-                groups = group_counts(folder, writer.files)
-        details = {
-            "rows_written": rows,
-            "group_counts": groups,
-            "changed": found,
-            **_counts(None if task.shard is None else kept[task.shard]),
-        }
-        return PartOfResult(task.inputs, writer.files, {**details, "attempt": task.attempt, "usage": used_for(None)})
-
-    def _kept_shards(self, task: _ManifestTask) -> dict[str, KeptShard]:
+        """Write what some shards give to all formats: of an object store, several shards at a time."""
         context = self._context
         context.index.require_inputs(self._stage.name, task.partition, task.inputs)
         with usage.phase("gather"):
             masks = context.index.require(self._stage.masks, task.partition)
-            return kept_shards(context, masks, copied=bool(COPIES & set(context.pipeline.manifests)))
+            chunk = kept_shards(context, masks, task.chunk)
+        location = context.location(self._stage.name, task.partition)
+        with attempting(FolderWriter(location, task.attempt)) as writer:
+
+            def write(kept: KeptShard) -> dict[str, Any]:
+                found = _written(writer, lambda own: write_shard(context, kept, own))
+                return {**found, **_counts(kept)}
+
+            shards, total = list[dict[str, Any]](), len(chunk.shards)
+            with usage.phase("write"), Progress(self._stage.name, total=total, unit="shards") as progress:
+                for shard in overlapped(write, chunk, most=calls_at_once(location)):
+                    shards.append(shard)
+                    progress.advance()
+            if "csv" in context.pipeline.manifests:
+                name = CSV if task.alone else csv_part(task.chunk.start)
+                with usage.phase("write csv"):
+                    shards.append(_written(writer, lambda own: write_csv(chunk, own, name)))
+        details = {"shards": shards, "attempt": task.attempt, "usage": used_for(None)}
+        return PartOfResult(task.inputs, writer.files, details)
 
 
-def _counts(kept: KeptShard | None) -> dict[str, Any]:
-    """What a task adds to the manifest's counts: the one of what is one file for all shards adds nothing."""
-    if kept is None:
-        return {"kept": 0, "records": 0, "unlisted": (0, 0), "unnameable": {}}
+def _written(writer: FolderWriter, write: Callable[[ResultWriter], Counts]) -> dict[str, Any]:
+    """Write some files of a task, and count what they hold.
+
+    Args:
+        writer: the task's; it knows the files once they are complete.
+        write: writes them.
+    """
+    with attempting(CountingFolder(writer.location, writer.attempt)) as own:
+        changed = write(own)
+        writer.files |= own.files
+    return {"rows_written": own.rows, "group_counts": own.group_counts, "changed": changed}
+
+
+def _counts(kept: KeptShard) -> dict[str, Any]:
+    """What a shard adds to the manifest's counts."""
     counts = {"kept": int(kept.kept.sum()), "records": len(kept.kept)}
     return {**counts, "unlisted": kept.unlisted, "unnameable": kept.unnameable}
 
@@ -122,10 +130,11 @@ def _finish(
     writer = FolderWriter(context.location(stage.name, partition), attempt)
     for part in parts:
         writer.files |= part.files
-    records = sum(part.details["records"] for part in parts)
-    kept = sum(part.details["kept"] for part in parts)
-    unlisted, unlisted_kept = (sum(part.details["unlisted"][index] for part in parts) for index in range(2))
-    unnameable = {path: items for part in parts for path, items in part.details["unnameable"].items()}
+    written = [each for part in parts for each in part.details["shards"]]
+    shards = [each for each in written if "records" in each]
+    records, kept = (sum(shard[name] for shard in shards) for name in ("records", "kept"))
+    unlisted, unlisted_kept = (sum(shard["unlisted"][index] for shard in shards) for index in range(2))
+    unnameable = {path: items for shard in shards for path, items in shard["unnameable"].items()}
     items = int(masks["items"]) - unlisted
     details = {
         "manifest": attempt,
@@ -139,13 +148,14 @@ def _finish(
         # Of files whose names are not UTF-8: Parquet holds an escaped name, and `open_clip.csv` none of them.
         "unnameable": sum(unnameable.values()),
         "unnameable_examples": [printable(path) for path in list(unnameable)[:_LISTED]],
-        "changed": _added(parts, "changed"),
-        "rows_written": _added(parts, "rows_written"),
-        **(_added(parts, "group_counts") if "parquet" in context.pipeline.manifests else {}),
+        "changed": _added(written, "changed"),
+        "rows_written": _added(written, "rows_written"),
+        **(_added(written, "group_counts") if "parquet" in context.pipeline.manifests else {}),
         "made_with": _made_with(context, partition, masks),
     }
     writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
     require_written(writer)
+    _join_csv(writer)
     write_bytes(writer.path(MANIFEST), json.dumps({**details, "inputs": inputs}, indent=1).encode())
     # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
     pointer = {"folder": attempt, "version": attempt, **_dimensions(partition)}
@@ -159,11 +169,24 @@ def _dimensions(partition: Partition) -> dict[str, str]:
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def _added(parts: Sequence[PartOfResult], name: str) -> dict[str, int]:
-    """Counts of all parts together, by what is counted."""
+def _join_csv(writer: FolderWriter) -> None:
+    """Make one file of the parts that several tasks wrote, in the order of their shards, and remove them."""
+    starts = sorted(int(name.removeprefix(csv_part(""))) for name in writer.files if name.startswith(csv_part("")))
+    if not starts:
+        return
+    parts = {name: writer.files.pop(name) for name in map(csv_part, starts)}
+    with writer.open(CSV) as stream:
+        for name, entry in parts.items():
+            copy_verified(StoredFile(writer.path(name), entry, writer.location), stream)
+    for name in parts:
+        remove(writer.path(name))
+
+
+def _added(written: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:
+    """Counts of all that was written together, by what is counted."""
     found: dict[str, int] = {}
-    for part in parts:
-        for kind, count in part.details[name].items():
+    for each in written:
+        for kind, count in each[name].items():
             found[kind] = found.get(kind, 0) + count
     return found
 

@@ -13,11 +13,21 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import xxhash
 
-from semdedup_assets.storage.files import create, join, list_folder, move, read_bytes, read_many, remove, write_bytes
+from semdedup_assets.storage.files import (
+    create,
+    join,
+    list_folder,
+    move,
+    open_file,
+    read_bytes,
+    read_many,
+    remove,
+    write_bytes,
+)
 
 RECORD = ".result.json"
 """How the name of a record ends."""
@@ -33,6 +43,7 @@ _ATTEMPT = re.compile(
     r"|\.result\.json\.damaged$"
 )
 _FORMAT = 1
+_BLOCK = 8 << 20
 
 
 class MissingResultError(FileNotFoundError):
@@ -175,6 +186,25 @@ class StoredFile:
             raise damaged_file(self, "holds other bytes than were written")
 
 
+def copy_verified(file: StoredFile, to: "HashingStream") -> None:
+    """Copy a file, whatever its size, and hold what was copied against the record.
+
+    Raises:
+        DamagedResultError: it is missing, or holds other bytes than were written.
+    """
+    whole, size = xxhash.xxh3_128(), 0
+    try:
+        with open_file(file.path) as stream:
+            for block in iter(lambda: stream.read(_BLOCK), b""):
+                to.write(block)
+                whole.update(block)
+                size += len(block)
+    except FileNotFoundError:
+        raise damaged_file(file, "is missing") from None
+    if (size, whole.hexdigest()) != (file.entry.size, file.entry.checksum):
+        raise damaged_file(file, "holds other bytes than were written")
+
+
 def damaged_file(file: StoredFile, reason: str) -> DamagedResultError:
     """Set the record of a result with a damaged file aside, and return the error to raise.
 
@@ -315,8 +345,11 @@ class FolderWriter(ResultWriter):
         return join(self.location, self.attempt, name)
 
 
+W = TypeVar("W", bound=ResultWriter)
+
+
 @contextmanager
-def attempting(writer: ResultWriter) -> Iterator[ResultWriter]:
+def attempting(writer: W) -> Iterator[W]:
     """Write files; when the block raises, none of them is left."""
     try:
         yield writer

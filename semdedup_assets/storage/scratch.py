@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,13 +39,65 @@ def _reserve(file: int, size: int) -> None:
         else:
             os.truncate(file, size)
     except OSError as error:
-        folder = tempfile.gettempdir()
-        message = (
-            f"{folder}: no room for {size / 1e9:.1f} GB of temporary vectors ({error.strerror}; "
-            f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free); set TMPDIR to a larger disk, or raise "
-            "`compute.memory_mib` above it"
-        )
-        raise OSError(error.errno, message) from error
+        raise _no_room(error, size) from error
+
+
+def _no_room(error: OSError, size: int) -> OSError:
+    folder = tempfile.gettempdir()
+    message = (
+        f"{folder}: no room for {size / 1e9:.1f} GB of temporary data ({error.strerror}; "
+        f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free); set TMPDIR to a larger disk, or raise "
+        "`compute.memory_mib` above it"
+    )
+    return OSError(error.errno, message)
+
+
+class ScratchBytes:
+    """Bytes that come one after the other: in memory, beyond a budget in a file, which has no name and goes with them.
+
+    Args:
+        budget: bytes that may stay in memory.
+    """
+
+    def __init__(self, *, budget: int) -> None:
+        self._budget, self._size = budget, 0
+        self._held = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def append(self, content: Any) -> None:
+        """Hold the bytes of an array or a buffer after those that are there.
+
+        Raises:
+            OSError: there is no room for the file; names the folder and the remedy.
+        """
+        view = memoryview(content).cast("B")
+        self._size += view.nbytes
+        if self._file is None and self._size <= self._budget:
+            self._held += view
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="semdedup-")  # noqa: SIM115  # it goes with this object
+                self._file.write(self._held)
+                self._held = bytearray()
+            self._file.write(view)
+        except OSError as error:
+            raise _no_room(error, self._size) from error
+
+    def array(self, dtype: np.dtype) -> np.ndarray:
+        """(n,) all of them as numbers of a type; once, after the last is there."""
+        if self._file is None:
+            return np.frombuffer(self._held, dtype)
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error, self._size) from error
+        return np.memmap(self._file, dtype, "r+", shape=(self._size // dtype.itemsize,))
+
+    def __del__(self) -> None:
+        # What is mapped stays so.
+        if self._file is not None:
+            self._file.close()
 
 
 class ScratchRows:

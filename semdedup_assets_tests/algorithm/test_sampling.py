@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, UniformSample, id_checksum, id_hash
+from semdedup_assets.algorithm.sampling import (
+    CHECKSUM_MODULUS,
+    UniformSample,
+    candidate_limit,
+    id_checksum,
+    id_hash,
+    smallest,
+    with_spare,
+)
 from semdedup_assets.records import item_ids
 from semdedup_assets_tests.algorithm.vectors import repeatable
 
@@ -87,3 +95,18 @@ def test_a_checksum_tells_a_lost_a_doubled_and_a_swapped_id() -> None:
     }
     assert len(sums) == 5
     assert id_checksum(ids[:0]) == 0
+
+
+@given(n=st.integers(1, 3000), size=st.integers(1, 3000) | st.none(), seed=st.integers(0, 2**64))
+@repeatable
+def test_the_candidates_hold_the_sample_wherever_they_are_enough(n: int, size: int | None, seed: int) -> None:
+    ids = item_ids(3, np.arange(n))
+    hashes = id_hash(ids, seed=seed)
+    candidate = hashes <= np.uint64(candidate_limit(size, n))
+    chosen = sampled([ids], size=size, seed=seed)
+    if candidate.sum() >= len(chosen):
+        assert ids[candidate][smallest(hashes[candidate], size)].tolist() == chosen.tolist()
+    if size is None or with_spare(size) >= n:
+        assert candidate.all()
+    else:
+        assert candidate.sum() < with_spare(with_spare(size)) + 100

@@ -217,15 +217,12 @@ def test_keys_do_not_depend_on_how_many_are_read_at_a_time(runs: StageRuns, budg
     groups = ItemGroups(records, budget=budget)
     groups.add(ids, group=np.array([group[i] for i in ids.tolist()], np.uint64), similarity=np.ones(len(ids), "f4"))
     gone = masks.filter(~pl.col("kept"))["id"].to_numpy()
-    removed = {
-        shard: np.isin(np.arange(36), gone[gone >> np.uint64(32) == shard] & np.uint64(2**32 - 1)) for shard in records
-    }
-    keys, expected = KeptKeys(context, groups, removed, budget=budget), keys_by_id(runs)
+    keys, expected = KeptKeys(context, groups, budget=budget), keys_by_id(runs)
     for shard in (0, 1, 0):
         own = gone[gone >> np.uint64(32) == shard]
         of, _, _ = groups.of(own)
-        assert keys.of(shard, of).to_pylist() == [expected[group[i]] for i in own.tolist()]
-        assert keys.of(shard, np.array([NO_GROUP, 2**40], np.uint64)).to_pylist() == [None, None]
+        assert keys.of(of).to_pylist() == [expected[group[i]] for i in own.tolist()]
+        assert keys.of(np.array([NO_GROUP, 2**40], np.uint64)).to_pylist() == [None, None]
 
 
 @settings(max_examples=60, deadline=None)
