@@ -17,7 +17,16 @@ from typing import IO, Any
 
 import xxhash
 
-from semdedup_assets.storage.files import create, join, list_folder, move, read_bytes, read_many, remove, write_bytes
+from semdedup_assets.storage.files import (
+    create,
+    join,
+    list_folder,
+    move,
+    read_bytes,
+    read_many,
+    remove_all,
+    write_bytes,
+)
 
 RECORD = ".result.json"
 """How the name of a record ends."""
@@ -303,8 +312,7 @@ class ResultWriter:
     def discard(self) -> None:
         """Remove what has been written so far."""
         folder = self.location.rpartition("/")[0]
-        for entry in self.files.values():
-            remove(join(folder, entry.path))
+        remove_all([join(folder, entry.path) for entry in self.files.values()])
 
 
 class FolderWriter(ResultWriter):
@@ -344,9 +352,7 @@ def commit(
     # Of equal content somebody else may be reading the earlier files: they are left, as leftovers are.
     if earlier is not None and earlier.version != record.version:
         kept, folder = {entry.path for entry in record.files.values()}, writer.location.rpartition("/")[0]
-        for entry in earlier.files.values():
-            if entry.path not in kept:
-                remove(join(folder, entry.path))
+        remove_all([join(folder, entry.path) for entry in earlier.files.values() if entry.path not in kept])
     writer.record = record
     return record
 
@@ -417,8 +423,7 @@ def remove_leftovers(folder: str, *, older_than: float = _LEFTOVER_SECONDS) -> i
     for paths in attempts.values():
         moments = [listed[path].modified for path in paths]
         if not named.intersection(paths) and all(moment is not None and moment < limit for moment in moments):
-            for path in paths:
-                remove(path)
+            remove_all(paths)
             count += len(paths)
     return count
 
