@@ -1,10 +1,11 @@
 """Requests and bytes of each stage on an object store, beside those that are necessary, and a projection.
 
-    python benchmarks/object_store.py [--latency-ms 30] [--json FILE]
+    python benchmarks/object_store.py [--json FILE]
 
 Pipelines of several sizes run on an S3-compatible server on loopback, which counts what it is asked. Requests are fitted to
-a + b·shards + c·ranges + d·shards·ranges; bytes are held against those that are necessary in a case with shards of a real
-size, where what comes with each file no longer counts. Both are projected to 5,000 shards of 88,000 × 512 in 450 ranges.
+a + b·shards + c·ranges + d·shards·ranges, and projected to 5,000 shards in 450 ranges. Bytes are held against those that
+are necessary in a case with larger shards, where what comes with each file no longer counts. A last case has an answer wait
+30 ms.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from machine import machine
 
 from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.execution import result_index
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
@@ -37,6 +39,9 @@ from semdedup_assets_tests.object_store import ObjectStore, Request, object_stor
 from semdedup_assets_tests.stage_runs import PLAIN, StageRuns
 
 STAGES = StageGraph((*PLAIN.stages, GRAPH["figures"]))
+SHARDS, RANGES, LATENCY_S = 5000, 450, 0.03
+# Small cases read all ranges for the figures, large ones the four that are enough.
+PAIRS, AT_ONCE = {"figures": 4 * SHARDS}, 64
 MASKS = ("id", "kept", "kept_neighbour", "kept_similarity")
 READS: dict[str, tuple[tuple[str, str, Sequence[str] | None], ...]] = {
     "training_sample": (("embeddings", VECTORS, None),),
@@ -48,9 +53,6 @@ READS: dict[str, tuple[tuple[str, str, Sequence[str] | None], ...]] = {
     "figures": (("duplicate_scores", SCORES, ("cluster", "similarity")),),
 }
 """What a stage cannot do without: files of other stages, and which columns of them; `""` stands for all files."""
-
-SHARDS, RANGES, SHARD_ROWS, DIMENSION = 5000, 450, 88_000, 512
-LATENCY_S, AT_ONCE, MIB = 0.03, 64, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Case:
 
 
 CASES = [Case(shards, ranges) for shards in (10, 30) for ranges in (4, 12)]
-LARGE = Case(shards=6, ranges=45, rows=8_800, dimension=DIMENSION)
+LARGE = Case(shards=6, ranges=4, rows=8_800, dimension=512)
+WAITING = Case(shards=60, ranges=8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ def measured(case: Case, latency: float) -> list[Row]:
         rows = [_stage_row(store, context, stage) for stage in STAGES.stages]
         with tempfile.TemporaryDirectory() as folder, dg.instance_for_test(temp_dir=folder) as instance:
             list(refresh(runs.pipeline, instance, graph=STAGES))
+            result_index._parsed.clear()  # As a process has it that begins.
             store.busiest, started = 0, time.perf_counter()
             with store.counted() as requests:
                 list(refresh(runs.pipeline, instance, graph=STAGES))
@@ -225,49 +229,60 @@ def fitted(cases: Sequence[Case], counts: Iterable[int]) -> list[float]:
     ]
 
 
-def projected(terms: Sequence[float]) -> int:
+def projected(stage: str, terms: Sequence[float]) -> int:
     """Requests at 5,000 shards and 450 ranges."""
-    return round(float(np.dot(terms, [1, SHARDS, RANGES, SHARDS * RANGES])))
+    return round(float(np.dot(terms, [1, SHARDS, RANGES, PAIRS.get(stage, SHARDS * RANGES)])))
+
+
+def hours(stage: str, terms: Sequence[float], at_once: int) -> float:
+    """Hours of waiting at that size: parts of ranges so many at once, everything else one after the other."""
+    pairs = terms[3] * PAIRS.get(stage, SHARDS * RANGES)
+    return round(LATENCY_S * (projected(stage, terms) - pairs + pairs / at_once) / 3600, 2)
+
+
+def summary(stage: Row, same: Sequence[Row], waiting: Row) -> dict[str, Any]:
+    """Figures of one stage.
+
+    Args:
+        stage: of the case with larger shards.
+        same: of the cases that requests are fitted to.
+        waiting: of the case in which answers wait.
+    """
+    terms = fitted(CASES, [row.total for row in same])
+    least = fitted(CASES, [row.necessary_requests for row in same])
+    sizes = [f"{case.shards}x{case.ranges}" for case in CASES]
+    return {
+        "stage": stage.stage,
+        "requests": dict(zip(sizes, [row.total for row in same], strict=True)),
+        "kinds": same[-1].requests,
+        "source_requests": same[-1].source_requests,
+        "terms": terms,
+        "projected": projected(stage.stage, terms),
+        "necessary_projected": projected(stage.stage, least),
+        "hours_one_by_one": hours(stage.stage, terms, 1),
+        "hours_64_at_once": hours(stage.stage, terms, AT_ONCE),
+        "read_ratio": round(stage.read / stage.necessary_read, 3) if stage.necessary_read else None,
+        "written_ratio": round(stage.written / stage.necessary_written, 3) if stage.necessary_written else None,
+        "waiting": {"requests": waiting.total, "seconds": waiting.seconds, "busiest": waiting.busiest},
+        "large": asdict(stage),
+    }
 
 
 def main() -> None:
     """Measure, print, and keep the raw figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="before each answer of the largest case")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
     found = [measured(case, 0.0) for case in CASES]
-    large = measured(LARGE, arguments.latency_ms / 1000)
+    large, waiting = measured(LARGE, 0.0), measured(WAITING, LATENCY_S)
     rows = []
-    for stage, *same in zip(large, *found, strict=True):
-        terms = fitted(CASES, [row.total for row in same])
-        least = fitted(CASES, [row.necessary_requests for row in same])
-        rows.append(
-            {
-                "stage": stage.stage,
-                "requests": dict(
-                    zip([f"{case.shards}x{case.ranges}" for case in CASES], [row.total for row in same], strict=True)
-                ),
-                "kinds": same[-1].requests,
-                "source_requests": same[-1].source_requests,
-                "terms": terms,
-                "projected": projected(terms),
-                "necessary_projected": projected(least),
-                "read_ratio": round(stage.read / stage.necessary_read, 3) if stage.necessary_read else None,
-                "written_ratio": round(stage.written / stage.necessary_written, 3) if stage.necessary_written else None,
-                "large": asdict(stage),
-            }
-        )
+    for stage, waited, *same in zip(large, waiting, *found, strict=True):
+        rows.append(summary(stage, same, waited))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.json:
-        document = {
-            "cases": [asdict(case) for case in CASES],
-            "large": asdict(LARGE),
-            "machine": machine(),
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        cases = {"cases": [asdict(case) for case in CASES], "large": asdict(LARGE), "waiting": asdict(WAITING)}
+        arguments.json.write_text(json.dumps({**cases, "machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
