@@ -7,6 +7,8 @@ import pytest
 if TYPE_CHECKING:
     from semdedup_assets_tests.postgres import PostgresServer
 
+from semdedup_assets_tests.object_store import ObjectStore, object_store
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Dagster's own doing, wherever an observed source becomes part of a graph.
@@ -30,32 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """URL of an empty bucket on a real S3-compatible server, named in the configuration of fsspec."""
-    import boto3
-    import fsspec
-    from moto.server import ThreadedMotoServer
+def served_store() -> Iterator[ObjectStore]:
+    """A real S3-compatible server with an empty bucket, named in the configuration of fsspec, that counts requests."""
+    with object_store() as store:
+        yield store
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    access = {"endpoint_url": f"http://{host}:{port}", "key": "test", "secret": "test"}
-    saved = fsspec.config.conf.get("s3")
-    fsspec.config.conf["s3"] = access
-    client = boto3.client(
-        "s3",
-        endpoint_url=access["endpoint_url"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket="data")
-    client.close()
-    yield "s3://data"
-    server.stop()
-    fsspec.config.conf.pop("s3")
-    if saved is not None:
-        fsspec.config.conf["s3"] = saved
+
+@pytest.fixture(scope="module")
+def bucket(served_store: ObjectStore) -> str:
+    """URL of that bucket."""
+    return served_store.url
 
 
 @pytest.fixture(scope="session")

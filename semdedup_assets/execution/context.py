@@ -194,6 +194,9 @@ class StageContext:
         used = used_for(writer.details.get("items"))
         size = sum(entry.size for entry in writer.files.values())
         writer.details = {**used, **writer.details, "bytes": size, "device": str(self.compute.torch_device)}
+        # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
+        # replaced all the same, and its files are removed as leftovers are.
+        keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)
         record = commit(writer, code_version=self.code_version(stage), inputs=inputs, keep_earlier=keep_earlier)
         self.index.put(stage, record)
         return record

@@ -65,6 +65,11 @@ class RecordCache:
             self._records.pop(location, None)
             self._folders.pop(location.rpartition("/")[0], None)
 
+    def lacks(self, location: str) -> bool:
+        """Whether no record lay there when its folder was listed; False where that is not known."""
+        listed = self._folders.get(location.rpartition("/")[0])
+        return listed is not None and f"{location}{RECORD}" not in listed and self._records.get(location) is None
+
     def _list(self, folders: set[str]) -> None:
         missing = sorted(folders - self._folders.keys())
         with ThreadPoolExecutor(_READERS) as pool:

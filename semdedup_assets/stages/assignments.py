@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from semdedup_assets.algorithm.assignment import NearestCentroids
+    from semdedup_assets.algorithm.assignment import Assignment, NearestCentroids
 
 ASSIGNMENTS = "assignments.arrow"
 """The rows of a shard in the order of their clusters, in the record; one part for each range of clusters."""
@@ -94,9 +94,12 @@ def assign_shard(context: StageContext, partition: Partition, *, fitted: FittedC
     inputs = context.index.input_versions("assignments", partition)
     context.index.require_consistent("centroids", Partition(clustering=partition.clustering))
     (embeddings,) = context.index.require_consistent("embeddings", Partition(shard=partition.shard)).values()
-    tables = list(usage.each("read", read_vectors(embeddings.file(VECTORS))))
-    with usage.phase("assign"):
-        found = [fitted.nearest.assign(as_tensor(table.vectors)) for table in tables]
+    tables, found = list[VectorTable](), list["Assignment"]()
+    for table in usage.each("read", read_vectors(embeddings.file(VECTORS))):
+        # While it is assigned, the next part is on its way from an object store.
+        with usage.phase("assign"):
+            found.append(fitted.nearest.assign(as_tensor(table.vectors)))
+        tables.append(table)
     rows = _Rows(
         ids=_joined([table.ids for table in tables], np.uint64),
         cluster=_joined([part.cluster for part in found], np.int32),

@@ -25,7 +25,7 @@ from semdedup_assets.stages.assignments import ASSIGNMENTS
 from semdedup_assets.stages.centroids import cluster_ranges
 from semdedup_assets.stages.items import item_values
 from semdedup_assets.storage.results import ResultRecord
-from semdedup_assets.storage.vectors import VectorTable, clusters_of_rows, read_part
+from semdedup_assets.storage.vectors import VectorTable, clusters_of_rows, read_parts
 
 # Vectors of a batch, in bytes: small enough to copy out of mapped files without a thought, large enough to compare fast.
 _BATCH_BYTES = 64 << 20
@@ -208,7 +208,8 @@ class AssignedClusters:
     def rows(self, cluster_range: int, *, only: set[int] | None = None) -> Iterator[ClusterRows]:
         """The clusters of one range, a bounded batch at a time; empty ones are passed over.
 
-        Locally the shards' files are mapped, and only the rows of the batch at hand are copied.
+        Locally the shards' files are mapped, and only the rows of the batch at hand are copied. Of an object store all
+        parts of the range are fetched at once and held: about 256 MiB, more where 512 ranges share more than 128 GiB.
 
         Args:
             cluster_range: index of the range.
@@ -220,7 +221,7 @@ class AssignedClusters:
         clusters = self.ranges[cluster_range]
         if len(clusters) == 0 or (only is not None and not only):
             return
-        read = (read_part(record.file(ASSIGNMENTS), cluster_range) for record in self._records.values())
+        read = read_parts([record.file(ASSIGNMENTS) for record in self._records.values()], cluster_range)
         slices = [_Slice.of(table, clusters) for table in read if len(table.ids)]
         if not slices:
             return

@@ -21,7 +21,7 @@ from semdedup_assets.stages.duplicate_scores import range_name, scores_within_cl
 from semdedup_assets.stages.embeddings import ID
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import TableWriter, read_rows, read_table
-from semdedup_assets.storage.vectors import VectorTable, read_part, visits_of
+from semdedup_assets.storage.vectors import VectorTable, read_parts, visits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def search_range(searched: SearchedClusters, task: _SearchTask) -> PartOfResult:
     context, counts = searched.context, Counter[str]()
     found = [(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty(0, np.uint64), np.empty(0, np.int32))]
     with usage.phase("read"):
-        read = (read_part(file, task.cluster_range) for file in searched.boundary)
+        read = read_parts(searched.boundary, task.cluster_range)
         tables = [(table, *visits_of(table)) for table in read if len(table.ids)]
     for batch in usage.each("read", searched.assigned.batches(task.cluster_range)):
         clusters = range(batch.first, batch.first + len(batch.offsets) - 1)

@@ -23,6 +23,15 @@ from semdedup_assets.storage.web_pages import linked, linked_below, page_url
 TEMPORARY = ".tmp"
 """How the name of a file ends that was being written when its process was ended."""
 
+AT_ONCE = 64
+"""Requests that wait for an object store at the same time."""
+
+# A file up to this size is one request, held in memory until it is complete; a larger one is sent in parts of it.
+_UPLOAD_BYTES = 128 << 20
+_S3 = ("s3", "s3a")
+# botocore lets 10 requests wait at once; s3fs takes an upload for dead after 15 s, which a large part may need.
+_S3_CLIENT = {"max_pool_connections": AT_ONCE, "read_timeout": 60}
+
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
@@ -47,7 +56,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     # fsspec would take `a::b.jpg` for a file of one file system inside another, and longer to take others apart.
     protocol = protocol_of(path)
     fs_class = fsspec.get_filesystem_class(protocol)
-    fs = fsspec.filesystem(protocol, **fs_class._get_kwargs_from_urls(path))
+    options = fs_class._get_kwargs_from_urls(path)
+    fs = fsspec.filesystem(protocol, **({**options, **_s3_client()} if protocol in _S3 else options))
     return fs, str(fs_class._strip_protocol(path))
 
 
@@ -64,6 +74,12 @@ def adopt_access(access: Mapping[str, Any]) -> None:
     """
     for protocol, options in access.items():
         fsspec.config.conf.setdefault(protocol, options)
+
+
+def _s3_client() -> dict[str, Any]:
+    """How requests to S3 are made, where the configuration of fsspec does not say otherwise."""
+    configured = [fsspec.config.conf.get(name, {}).get("config_kwargs", {}) for name in _S3]
+    return {"config_kwargs": {name: value for each in (_S3_CLIENT, *configured) for name, value in each.items()}}
 
 
 def protocol_of(path: str) -> str:
@@ -270,9 +286,22 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole content of a small file."""
-    with open_file(path) as stream:
-        return stream.read()
+    """The whole content of a small file, by one request."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        with open_file(path) as stream:
+            return stream.read()
+    try:
+        # Without a range s3fs would ask for the size first.
+        content: bytes = fs.cat_file(name, start=0)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # An empty object has no range that could be read.
+        if fs.info(name)["size"] == 0:
+            return b""
+        raise
+    return content
 
 
 @contextmanager
@@ -289,7 +318,7 @@ def create(path: str) -> Iterator[IO[bytes]]:
         with _local_create(Path(name)) as stream:
             yield stream
         return
-    stream = fs.open(name, "wb")
+    stream = fs.open(name, "wb", block_size=_UPLOAD_BYTES)
     try:
         yield stream
     except BaseException:
@@ -340,6 +369,18 @@ def remove(path: str) -> None:
     fs, name = filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(name)
+
+
+def remove_all(paths: Sequence[str]) -> None:
+    """Remove files of one store where they are there; on an object store by one request for many."""
+    if len(paths) > 1 and not is_local(paths[0]):
+        fs = filesystem(paths[0])[0]
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm([filesystem(path)[1] for path in paths])
+            return
+    # A file system that stops at the first that is missing leaves the others.
+    for path in paths:
+        remove(path)
 
 
 def move(path: str, to: str) -> None:

@@ -25,7 +25,7 @@ from semdedup_assets.storage.files import (
     open_file,
     read_bytes,
     read_many,
-    remove,
+    remove_all,
     write_bytes,
 )
 
@@ -333,8 +333,7 @@ class ResultWriter:
     def discard(self) -> None:
         """Remove what has been written so far."""
         folder = self.location.rpartition("/")[0]
-        for entry in self.files.values():
-            remove(join(folder, entry.path))
+        remove_all([join(folder, entry.path) for entry in self.files.values()])
 
 
 class FolderWriter(ResultWriter):
@@ -377,9 +376,7 @@ def commit(
     # Of equal content somebody else may be reading the earlier files: they are left, as leftovers are.
     if earlier is not None and earlier.version != record.version:
         kept, folder = {entry.path for entry in record.files.values()}, writer.location.rpartition("/")[0]
-        for entry in earlier.files.values():
-            if entry.path not in kept:
-                remove(join(folder, entry.path))
+        remove_all([join(folder, entry.path) for entry in earlier.files.values() if entry.path not in kept])
     writer.record = record
     return record
 
@@ -450,8 +447,7 @@ def remove_leftovers(folder: str, *, older_than: float = _LEFTOVER_SECONDS) -> i
     for paths in attempts.values():
         moments = [listed[path].modified for path in paths]
         if not named.intersection(paths) and all(moment is not None and moment < limit for moment in moments):
-            for path in paths:
-                remove(path)
+            remove_all(paths)
             count += len(paths)
     return count
 

@@ -10,13 +10,19 @@ import numpy as np
 
 from semdedup_assets.records import ColumnType
 from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.remote_parts import WINDOW, RemoteFile, ahead, windows
 from semdedup_assets.storage.results import MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _ROW_GROUP = 1 << 18
+# A remote file up to this size is read whole: that takes less time than a second request.
+_SMALL_BYTES = 256 << 10
+# What Arrow reads of the end of a larger one, whose index is there.
+_TAIL_BYTES = 64 << 10
 
 # Files whose content this process has held against their records: their names are never used again.
 _verified: set[str] = set()
@@ -85,9 +91,47 @@ def arrow_type(kind: ColumnType) -> "pa.DataType":
     return types[kind]
 
 
+class _Table:
+    """A Parquet file that is open, and where its bytes are fetched from if it is remote."""
+
+    def __init__(self, parquet: "pq.ParquetFile", source: RemoteFile | None = None) -> None:
+        self.parquet = parquet
+        self._source = source
+        groups = range(parquet.metadata.num_row_groups)
+        self.sizes = [parquet.metadata.row_group(group).num_rows for group in groups]
+
+    def groups(self, groups: Sequence[int], columns: Sequence[str] | None) -> "Iterator[pa.Table]":
+        """Some row groups, in their order; of a remote file up to 64 MiB are fetched while those before are used."""
+        wanted = None if columns is None else list(columns)
+        if self._source is None:
+            yield from (self.parquet.read_row_group(group, columns=wanted) for group in groups)
+            return
+        chunks = [self._chunks(group, wanted) for group in groups]
+        together = list(windows([(part[0][0], part[-1][1]) for part in chunks]))
+        needed = [[chunk for index in window for chunk in chunks[index]] for window in together]
+        for window, blocks in zip(together, ahead(self._source.load, needed), strict=True):
+            self._source.hold(blocks)
+            for index in window:
+                yield self.parquet.read_row_group(groups[index], columns=wanted)
+
+    def _chunks(self, group: int, columns: Sequence[str] | None) -> list[tuple[int, int]]:
+        """First byte of each column of a row group, and the one after its last, ascending."""
+        metadata, chunks = self.parquet.metadata.row_group(group), list[tuple[int, int]]()
+        for index in range(metadata.num_columns):
+            column = metadata.column(index)
+            if columns is None or column.path_in_schema.partition(".")[0] in columns:
+                start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+                chunks.append((start, start + column.total_compressed_size))
+        return sorted(chunks) or [(0, 0)]
+
+
 @contextmanager
-def _opened(file: StoredFile) -> Iterator[Any]:
-    """A Parquet file whose content is checked: locally as a whole, else each page that is read.
+def _opened(file: StoredFile, *, whole: bool = False) -> Iterator[_Table]:
+    """A Parquet file whose content is checked: as a whole where all of it is there, else each page that is read.
+
+    Args:
+        file: of a result.
+        whole: whether all columns are wanted: then a remote file that fits into memory is one read.
 
     Raises:
         DamagedResultError: it is missing, or holds other bytes than were written.
@@ -95,17 +139,16 @@ def _opened(file: StoredFile) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fs, name = filesystem(file.path)
     try:
         if not is_local(file.path):
-            with fs.open(name, "rb") as stream:
-                yield pq.ParquetFile(stream, page_checksum_verification=True)
+            yield _remote(file, whole=whole)
             return
+        _, name = filesystem(file.path)
         if file.path not in _verified:
             file.verify(np.memmap(name, np.uint8, "r") if Path(name).stat().st_size else b"")
             _verified.add(file.path)
         with pa.memory_map(name) as source:
-            yield pq.ParquetFile(source)
+            yield _Table(pq.ParquetFile(source))
     except MissingResultError:
         raise
     except FileNotFoundError:
@@ -117,6 +160,19 @@ def _opened(file: StoredFile) -> Iterator[Any]:
         if error.errno is not None:
             raise
         raise damaged_file(file, f"cannot be read ({error})") from error
+
+
+def _remote(file: StoredFile, *, whole: bool) -> _Table:
+    """A Parquet file on an object store: all of it where little else would be left out, else the index at its end."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size = file.entry.size
+    if size <= _SMALL_BYTES or (whole and size <= WINDOW):
+        return _Table(pq.ParquetFile(pa.BufferReader(file.content())))
+    source = RemoteFile(file)
+    source.hold(source.load([(size - _TAIL_BYTES, size)]))
+    return _Table(pq.ParquetFile(source, page_checksum_verification=True), source)
 
 
 def read_table(file: StoredFile, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -148,9 +204,8 @@ def read_arrow(file: StoredFile, columns: Iterable[str] | None = None) -> "Itera
         DamagedResultError: the file is missing, or holds other bytes than were written.
     """
     wanted = None if columns is None else list(columns)
-    with _opened(file) as table:
-        for group in range(table.num_row_groups):
-            rows = table.read_row_group(group, columns=wanted)
+    with _opened(file, whole=wanted is None) as table:
+        for rows in table.groups(range(len(table.sizes)), wanted):
             yield rows if wanted is None else rows.select(wanted)
 
 
@@ -166,11 +221,9 @@ def read_rows(file: StoredFile, rows: np.ndarray, columns: Sequence[str]) -> "It
         DamagedResultError: the file is missing, or holds other bytes than were written.
     """
     with _opened(file) as table:
-        first = 0
-        for group in range(table.num_row_groups):
-            count = table.metadata.row_group(group).num_rows
-            start, stop = np.searchsorted(rows, [first, first + count])
-            if start < stop:
-                found = table.read_row_group(group, columns=list(columns)).select(list(columns))
-                yield found.take(rows[start:stop] - first)
-            first += count
+        starts = np.concatenate([[0], np.cumsum(table.sizes)]).astype(np.int64)
+        bounds = np.searchsorted(rows, starts)
+        groups = np.flatnonzero(np.diff(bounds)).tolist()
+        for group, found in zip(groups, table.groups(groups, columns), strict=True):
+            here = rows[bounds[group] : bounds[group + 1]] - starts[group]
+            yield found.select(list(columns)).take(here)

@@ -1,9 +1,10 @@
 """Vectors in Arrow files that are read in parts: mapped into memory locally, by ranged reads remotely."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import xxhash
 
 from semdedup_assets.records import Embedded, Skipped, item_ids
 from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.remote_parts import WINDOW, FilePart, RemoteFile, ahead, fetch, windows
 from semdedup_assets.storage.results import HashingStream, MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ _BATCH_ROWS = 1 << 14
 
 _MAGIC = b"ARROW1"
 _READ_MESSAGES = 2
+
+# What stands before the first column of a part, the file's schema included.
+_HEAD_BYTES = 4096
+# Pieces of 64 MiB of one large part that are fetched at once.
+_PIECES = 8
 
 # Parts that this process has held against their checksums: names of files are never used again.
 _verified: set[tuple[str, int]] = set()
@@ -62,7 +69,8 @@ class ByteRanges:
         )
 
 
-_ranges = lru_cache(maxsize=4096)(ByteRanges.from_text)
+# As many as shards are read in turn, range after range: fewer would be parsed again for each range.
+_ranges = lru_cache(maxsize=1 << 13)(ByteRanges.from_text)
 
 
 class PartWriter:
@@ -299,10 +307,25 @@ def part_count(file: StoredFile) -> int:
 def read_vectors(file: StoredFile) -> Iterator[VectorTable]:
     """The rows of a vector file, part by part, in its order.
 
+    Of a remote file neighbouring parts are one read of up to 64 MiB, the next of which is under way while one is used.
+
     Raises:
         DamagedResultError: the file is missing, or holds other bytes than were written.
     """
-    return (read_part(file, index) for index in range(part_count(file)))
+    if is_local(file.path):
+        return (read_part(file, index) for index in range(part_count(file)))
+    return _read_windows(file)
+
+
+def _read_windows(file: StoredFile) -> Iterator[VectorTable]:
+    bounds = _bounds(file)
+    wanted = list(windows(bounds))
+    contents = ahead(lambda window: _fetched(file, bounds[window.start][0], bounds[window.stop - 1][1]), wanted)
+    for window, content in zip(wanted, contents, strict=True):
+        first = bounds[window.start][0]
+        for index in window:
+            start, stop = bounds[index]
+            yield _checked_table(file, index, content.slice(start - first, stop - start))
 
 
 def read_part(file: StoredFile, index: int) -> VectorTable:
@@ -311,28 +334,76 @@ def read_part(file: StoredFile, index: int) -> VectorTable:
     Raises:
         DamagedResultError: the file is missing, or holds other bytes than were written.
     """
+    (table,) = read_parts([file], index)
+    return table
+
+
+def read_parts(files: Sequence[StoredFile], index: int) -> list[VectorTable]:
+    """The rows that the same part of many files holds: mapped locally, else by one read each, many at once.
+
+    Remotely all these parts are in memory together.
+
+    Raises:
+        DamagedResultError: a file is missing, or holds other bytes than were written.
+    """
+    if not files:
+        return []
+    bounds = [tuple(_ranges(file.entry.ranges).bounds[index : index + 2].tolist()) for file in files]
+    contents = _contents(files, bounds)
+    return [_checked_table(file, index, content) for file, content in zip(files, contents, strict=True)]
+
+
+def _contents(files: Sequence[StoredFile], bounds: Sequence[tuple[int, int]]) -> Iterator["pa.Buffer"]:
+    """Bytes of one or more files; local ones are mapped one after the other."""
+    if is_local(files[0].path):
+        return (_mapped(file, *each) for file, each in zip(files, bounds, strict=True))
+    if len(files) == 1:
+        return iter([_fetched(files[0], *bounds[0])])
+    return _buffers([FilePart(file, *each) for file, each in zip(files, bounds, strict=True)])
+
+
+def _buffers(parts: Sequence[FilePart]) -> Iterator["pa.Buffer"]:
+    import pyarrow as pa
+
+    return (pa.py_buffer(content) for content in fetch(parts))
+
+
+def _fetched(file: StoredFile, start: int, stop: int) -> "pa.Buffer":
+    """Bytes of a remote file; what no single answer should hold in pieces, some at once."""
+    import pyarrow as pa
+
+    if stop - start <= 2 * WINDOW:
+        return next(_buffers([FilePart(file, start, stop)]))
+    whole = np.empty(stop - start, np.uint8)
+    pieces = [FilePart(file, each, min(each + WINDOW, stop)) for each in range(start, stop, WINDOW)]
+    for first in range(0, len(pieces), _PIECES):
+        some = pieces[first : first + _PIECES]
+        for piece, content in zip(some, fetch(some), strict=True):
+            whole[piece.start - start : piece.stop - start] = np.frombuffer(content, np.uint8)
+    return pa.py_buffer(whole)
+
+
+def _checked_table(file: StoredFile, index: int, content: "pa.Buffer") -> VectorTable:
+    """The rows of a part, whose bytes are held against their checksum: each time they were fetched, once where mapped."""
     ranges = _ranges(file.entry.ranges)
-    start, stop = int(ranges.bounds[index]), int(ranges.bounds[index + 1])
-    content = _bytes(file, start, stop)
     if (file.path, index) not in _verified:
         if xxhash.xxh3_64_intdigest(memoryview(content)) != int(ranges.checksums[index]):
-            raise damaged_file(file, f"holds other bytes than were written (from byte {start:,})")
-        _verified.add((file.path, index))
+            raise damaged_file(file, f"holds other bytes than were written (from byte {int(ranges.bounds[index]):,})")
+        if is_local(file.path):
+            _verified.add((file.path, index))
     batch = _batch(content, ranges.schema)
     lists = batch.column("vector")
     vectors = lists.flatten().to_numpy(zero_copy_only=True).reshape(len(batch), lists.type.list_size)
     return VectorTable(batch.column("id").to_numpy(), vectors, batch)
 
 
-def _bytes(file: StoredFile, start: int, stop: int) -> Any:
-    """A part of a file: a view where it is mapped, else one ranged read."""
+def _mapped(file: StoredFile, start: int, stop: int) -> "pa.Buffer":
+    """A part of a local file."""
     import pyarrow as pa
 
+    _, name = filesystem(file.path)
     try:
-        if not is_local(file.path):
-            return pa.py_buffer(_ranged(file, start, stop))
         # Reading a mapped file beyond its end would end the process.
-        _, name = filesystem(file.path)
         size = Path(name).stat().st_size
         if size != file.entry.size:
             raise damaged_file(file, f"has {size:,} bytes where {file.entry.size:,} were written")
@@ -343,21 +414,6 @@ def _bytes(file: StoredFile, start: int, stop: int) -> Any:
         raise
     except FileNotFoundError:
         raise damaged_file(file, "is missing") from None
-
-
-def _ranged(file: StoredFile, start: int, stop: int) -> bytes:
-    fs, name = filesystem(file.path)
-    try:
-        content: bytes = fs.cat_file(name, start=start, end=stop)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        # A range beyond the end of an object is an error of its own in each store.
-        size = int(fs.info(name)["size"])
-        if size != file.entry.size:
-            raise damaged_file(file, f"has {size:,} bytes where {file.entry.size:,} were written") from error
-        raise
-    return content
 
 
 def _batch(content: Any, schema: "pa.Schema") -> "pa.RecordBatch":
@@ -376,7 +432,7 @@ def _batch(content: Any, schema: "pa.Schema") -> "pa.RecordBatch":
 
 
 def read_ids(file: StoredFile) -> Iterator[np.ndarray]:
-    """The ids of a vector file, part by part; of a remote file, only their bytes are fetched.
+    """The ids of a vector file, part by part; of a remote file, only their bytes are fetched, those of all parts at once.
 
     Those are not held against the checksums, which count the vectors too: whoever goes on to read the vectors does it.
 
@@ -389,19 +445,31 @@ def read_ids(file: StoredFile) -> Iterator[np.ndarray]:
         return
     import pyarrow as pa
 
-    fs, name = filesystem(file.path)
+    ranges, source = _ranges(file.entry.ranges), RemoteFile(file)
+    row_bytes = 8 + _vector_bytes(ranges.schema)
+    parts = [(start, min(stop, start + _HEAD_BYTES + 8 * (stop - start) // row_bytes)) for start, stop in _bounds(file)]
     try:
-        with fs.open(name, "rb", cache_type="none") as source:
-            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
-            for index in range(part_count(file)):
-                yield reader.get_batch(index).column("id").to_numpy()
-    except FileNotFoundError:
-        raise damaged_file(file, "is missing") from None
+        # Behind the last part stands only the index of all, without which Arrow opens no file.
+        source.hold(source.load([*parts, (int(ranges.bounds[-1]), file.entry.size)]))
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+        for index in range(len(parts)):
+            yield reader.get_batch(index).column("id").to_numpy()
+    except MissingResultError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         # Of a store that cannot be reached, errors have numbers or classes of their own.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise damaged_file(file, f"cannot be read ({error})") from error
+
+
+def _bounds(file: StoredFile) -> list[tuple[int, int]]:
+    return list(pairwise(_ranges(file.entry.ranges).bounds.tolist()))
+
+
+def _vector_bytes(schema: "pa.Schema") -> int:
+    kind = schema.field("vector").type
+    return int(kind.list_size * kind.value_type.bit_width // 8)
 
 
 def clusters_of_rows(offsets: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import fsspec
 import numpy as np
 import pytest
 
+from semdedup_assets.storage import files
 from semdedup_assets.storage.files import (
     create,
     exists,
-    filesystem,
     is_local,
     list_folder,
     list_glob,
@@ -30,7 +30,6 @@ from semdedup_assets.storage.results import (
     read_record,
     remove_leftovers,
 )
-from semdedup_assets.storage.vectors import read_part
 from semdedup_assets_tests.stage_runs import small_pipeline
 from semdedup_assets_tests.storage.written import READERS, contents_of, write_kinds, write_result
 from semdedup_assets_tests.toy_source import near_duplicates, write_shard
@@ -44,7 +43,8 @@ def stop() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 12 << 20], ids=["one put", "multipart"])
-def test_an_error_in_the_writer_leaves_nothing_on_s3(bucket: str, size: int) -> None:
+def test_an_error_in_the_writer_leaves_nothing_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(files, "_UPLOAD_BYTES", 5 << 20)
     url = f"{bucket}/never-{size}"
     with pytest.raises(RuntimeError, match="stop"), create(url) as stream:  # noqa: PT012
         stream.write(b"x" * size)
@@ -123,25 +123,6 @@ def test_lost_and_cut_objects_are_reported(bucket: str, kind: str, spoil: str) -
         read(record.file(name))
     assert path in str(error.value)
     assert read_record(record.location) is None
-
-
-def test_a_part_is_one_ranged_read(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = write_kinds(f"{bucket}/one-range/result")
-    file = record.file("vectors.arrow")
-    fs, _ = filesystem(file.path)
-    asked: list[tuple[int, int]] = []
-    real = fs.cat_file
-
-    def counted(path: str, start: int, end: int) -> bytes:
-        asked.append((start, end))
-        content: bytes = real(path, start=start, end=end)
-        return content
-
-    monkeypatch.setattr(fs, "cat_file", counted)
-    assert len(read_part(file, 1).ids) == 13
-    ((start, end),) = asked
-    assert 0 < start < end < file.entry.size
-    assert end - start < file.entry.size / 2
 
 
 def test_listings_and_many_reads_on_s3(bucket: str) -> None:
