@@ -125,11 +125,13 @@ class AssetBuilder:
 
     def context_at(self, moment: datetime) -> StageContext:
         """The first asset's context; whoever asks of the same moment shares what is known of the store."""
-        if moment not in self._contexts:
+        found = self._contexts.get(moment)
+        if found is None:
+            found = self.context(self.assets[0])
             # Of earlier moments nobody asks any more.
             self._contexts.clear()
-            self._contexts[moment] = self.context(self.assets[0])
-        return self._contexts[moment]
+            self._contexts[moment] = found
+        return found
 
     @cached_property
     def _contexts(self) -> dict[datetime, StageContext]:

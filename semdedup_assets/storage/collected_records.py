@@ -102,10 +102,10 @@ def collect_written(records: Iterable[ResultRecord]) -> None:
         listed = list_folder(folder)
         contents = {path: record.to_json() for path, record in written.items() if path in listed and listed[path].etag}
         # Somebody may have replaced one meanwhile, and not every store's ETag is the hash of the content.
-        unknown = [path for path, content in contents.items() if _md5(content) != listed[path].etag]
-        read = {path: content for path, content in zip(unknown, read_many(unknown), strict=True) if content is not None}
+        known = {path: content for path, content in contents.items() if _md5(content) == listed[path].etag}
+        others = [path for path in contents if path not in known]
+        read = {path: content for path, content in zip(others, read_many(others), strict=True) if content is not None}
         sound = {path: content for path, content in read.items() if isinstance(_parsed(path, content), ResultRecord)}
-        known = {path: content for path, content in contents.items() if path not in unknown}
         collect(folder, {**known, **sound}, listed=listed)
 
 

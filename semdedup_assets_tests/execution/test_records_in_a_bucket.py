@@ -2,6 +2,8 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -45,10 +47,12 @@ def finished(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     return found
 
 
-def as_new_process(runs: StageRuns) -> PipelineRuns:
+@contextmanager
+def as_new_process(runs: StageRuns) -> Iterator[PipelineRuns]:
     """The same pipeline where nothing has been read yet, with a new instance."""
     result_index._parsed.clear()
-    return PipelineRuns(dg.DagsterInstance.ephemeral(), runs.settings, PLAIN)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield PipelineRuns(instance, runs.settings, PLAIN)
 
 
 def stale(runs: StageRuns) -> list[str]:
@@ -72,8 +76,8 @@ def test_a_refresh_with_nothing_to_do_costs_as_much_for_many_shards_and_evaluate
 ) -> None:
     sent, checks = {}, Counter(check.name for stage in PLAIN.stages for check in stage.checks)
     for shards, runs in finished.items():
-        new, events = as_new_process(runs), list[Any]()
-        with requests_to(runs.settings["store"]) as sent[shards]:
+        events = list[Any]()
+        with as_new_process(runs) as new, requests_to(runs.settings["store"]) as sent[shards]:
             made = list(refresh(new.pipeline, new.instance, graph=PLAIN, sink=events.append))
         assert [run.asset for run in made if run.partitions] == []
         assert Counter(each.check_name for each in events if isinstance(each, dg.AssetCheckEvaluation)) == checks
@@ -81,14 +85,16 @@ def test_a_refresh_with_nothing_to_do_costs_as_much_for_many_shards_and_evaluate
 
 
 def test_each_check_is_evaluated_once_a_run(finished: dict[int, StageRuns]) -> None:
-    result = as_new_process(finished[FEW]).materialise("keep_masks", "0.05|3")
-    evaluated = Counter(check.check_name for check in result.get_asset_check_evaluations())
+    with as_new_process(finished[FEW]) as new:
+        result = new.materialise("keep_masks", "0.05|3")
+        evaluated = Counter(check.check_name for check in result.get_asset_check_evaluations())
     (stage,) = (stage for stage in PLAIN.stages if stage.name == "keep_masks")
     assert evaluated == Counter(check.name for check in stage.checks)
 
 
 def test_one_tick_lists_the_store_once_for_all_assets(finished: dict[int, StageRuns]) -> None:
-    builder, moment = as_new_process(finished[MORE]).builder, datetime(2026, 1, 1)
+    with as_new_process(finished[MORE]) as new:
+        builder, moment = new.builder, datetime(2026, 1, 1)
     with requests_to(finished[MORE].settings["store"]) as sent:
         for asset in builder.automatic:
             assert builder.context_at(moment).with_selection(asset.selection).index.inputs_are_current(asset.stage.name)
@@ -116,8 +122,8 @@ def test_what_a_refresh_has_made_can_be_read_together_before_the_next_stage_begi
     folder = f"{runs.settings['store']}/toy/precomputed/items"
     filesystem(folder)[0].rm(filesystem(folder)[1], recursive=True)
     graph = StageGraph(tuple(stage for stage in PLAIN.stages if stage.name == "items"))
-    new = as_new_process(runs)
-    (made,) = refresh(new.pipeline, new.instance, graph=graph)
+    with as_new_process(runs) as new:
+        (made,) = refresh(new.pipeline, new.instance, graph=graph)
     assert len(made.partitions) == MORE
     assert exists(f"{folder}/{COLLECTED}")
     result_index._parsed.clear()
