@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 import fsspec
 
 BUCKET = "data"
+_DEADLINE_SECONDS = 120.0
 
 # `<stem>.<attempt>.<name>`; of a manifest `<attempt>/<name>`.
 _NAMED = re.compile(r"\.[0-9a-f]{12}\.(?P<name>.+)$|/[0-9a-f]{16}-[0-9a-f]{6}/(?P<part>[^/]+)")
@@ -63,6 +64,9 @@ class ObjectStore:
     endpoint: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _open: int = 0
+    _gate: threading.Condition = field(default_factory=threading.Condition)
+    _closed: bool = False
+    _held: int = 0
 
     @contextmanager
     def counted(self) -> Iterator[list[Request]]:
@@ -71,6 +75,29 @@ class ObjectStore:
         yield found
         found += self.requests[start:]
 
+    @contextmanager
+    def held_back(self, requests: int) -> Iterator[None]:
+        """Hold answers back; the block begins once so many requests wait for theirs: who asks is in the middle of work."""
+        with self._gate:
+            self._closed = True
+            assert self._gate.wait_for(lambda: self._held >= requests, timeout=_DEADLINE_SECONDS), (
+                f"{self._held} of {requests} requests came"
+            )
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._closed = False
+                self._gate.notify_all()
+
+    def _pass(self) -> None:
+        """Wait at the gate while it is closed."""
+        with self._gate:
+            self._held += 1
+            self._gate.notify_all()
+            self._gate.wait_for(lambda: not self._closed)
+            self._held -= 1
+
     def wrap(self, answer: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """A WSGI application that notes what another is asked."""
 
@@ -78,6 +105,7 @@ class ObjectStore:
             with self._lock:
                 self._open += 1
                 self.busiest = max(self.busiest, self._open)
+            self._pass()
             if self.latency:
                 time.sleep(self.latency)
             kind, key = _kind(environ)

@@ -139,9 +139,10 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name=f"{builder.group}__inputs_up_to_date", specs=specs, can_subset=True)
     def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        first = builder.context(builder.assets[0])
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield _evaluated(builder, asset, builder.context(asset), check).result
+                    yield _evaluated(builder, asset, first.with_selection(asset.selection), check).result
 
     return inputs_up_to_date

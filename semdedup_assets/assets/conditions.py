@@ -1,12 +1,14 @@
 """When a partition is made without anybody asking: the automation condition of all assets."""
 
 from collections.abc import Set
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 from semdedup_assets.assets.lost_runs import loss_of
+from semdedup_assets.execution.result_index import ResultIndex
 
 # A partition whose run failed is tried again this often.
 _RETRY = "0 * * * *"
@@ -70,10 +72,14 @@ class InputsUpToDate(dg.AutomationCondition[dg.AssetKey]):
     def evaluate(self, context: Any) -> dg.AutomationResult[dg.AssetKey]:
         """All candidates, or none."""
         # Records are read only where something is wanted and could be made.
-        ready = not context.candidate_subset.is_empty and self._builder.context(self._asset).index.inputs_are_current(
+        ready = not context.candidate_subset.is_empty and self._store_at(context.evaluation_time).inputs_are_current(
             self._asset.stage.name
         )
         return dg.AutomationResult(context, context.candidate_subset if ready else context.get_empty_subset())
+
+    def _store_at(self, moment: datetime) -> ResultIndex:
+        """What the store holds at a tick: listed for the first asset that asks, and the same for all."""
+        return self._builder.context_at(moment).with_selection(self._asset.selection).index
 
 
 class InputsAtRest(dg.AutomationCondition[dg.AssetKey]):

@@ -87,6 +87,7 @@ def _made(
         # A single event describes a run of one partition; of many, each is seen as it ends.
         if len(partitions) > 1:
             context.log_event(logged[-1])
+    index.collect()
     return logged
 
 

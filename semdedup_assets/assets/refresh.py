@@ -19,7 +19,8 @@ from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.execution.stage import Stage, StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord, remove_leftovers
+from semdedup_assets.storage.leftovers import remove_leftovers
+from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord
 
 # Each round makes what the one before found damaged or changed; more than a few, and it is the disk or the source.
 _ROUNDS = 5
@@ -142,6 +143,7 @@ def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool, planned
         for partition, record in run_partitions(context, stage, [each for each in everything if each in wanted]):
             sink(events.event(partition, record))
             made.add(partition)
+        index.collect()
     except (DamagedResultError, SourceChangedError):
         yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)
         raise

@@ -1,7 +1,7 @@
 """What must hold of manifests."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -12,9 +12,10 @@ from semdedup_assets.checks.counting import common_version, inputs_up_to_date
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
-from semdedup_assets.storage.files import ListedFile, join, list_folder, open_file, read_many
+from semdedup_assets.storage.collected_records import RecordReader, folder_of
+from semdedup_assets.storage.files import ListedFile, join, list_folders, open_file, read_many
 from semdedup_assets.storage.layout import current_manifest
-from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged, read_record
+from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged
 
 _BLOCK = 1 << 20
 _NAMED = 3
@@ -109,21 +110,51 @@ def _miscounts(details: dict[str, Any]) -> Iterator[str]:
 
 def _tampered(context: StageContext, stage: str) -> Iterator[Problem]:
     """The manifests that are not what was written; where a refresh would not see that, the record is set aside."""
-    for partition in context.index.partitions(stage) if context.shard_index.shards else ():
-        # Of the store itself: the index passes over a record whose files are not all there.
-        record = read_record(context.location(stage, partition))
-        found = [] if record is None else list(_differing(record))
+    partitions = context.index.partitions(stage) if context.shard_index.shards else []
+    locations = [context.location(stage, partition) for partition in partitions]
+    stored = _Stored.at(locations)
+    pointers = read_many([current_manifest(location) for location in locations])
+    for partition, location, pointer in zip(partitions, locations, pointers, strict=True):
+        record = stored.records.get(location)
+        found = [] if record is None else list(_differing(record, stored.files))
         if record is not None and found and context.index.record(stage, partition) is not None:
             damaged(record.location, "; ".join(found[:_NAMED]))
-        found += _pointer_problem(context.location(stage, partition), record)
+        found += _pointer_problem(pointer, record)
         if found:
             more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
             yield Problem(str(partition), f"{'; '.join(found[:_NAMED])}{more}", context.remedy(stage, partition))
 
 
-def _pointer_problem(location: str, record: ResultRecord | None) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Manifests as the store itself has them: the index passes over a record whose files are not all there.
+
+    Attributes:
+        records: by location.
+        files: all that lie beside the records and in the folders of their versions, by path.
+    """
+
+    records: dict[str, ResultRecord]
+    files: dict[str, ListedFile]
+
+    @classmethod
+    def at(cls, locations: Sequence[str]) -> "_Stored":
+        """Read together what lies at some locations; a damaged record is set aside."""
+        folders = list_folders({folder_of(location) for location in locations})
+        paths = [path for location in locations if (path := f"{location}{RECORD}") in folders[folder_of(location)]]
+        records = {}
+        for path, record in RecordReader().read(folders, paths).items():
+            if isinstance(record, ResultRecord):
+                records[record.location] = record
+            else:
+                damaged(path.removesuffix(RECORD), str(record))
+        named = {record.listed_in(entry.path) for record in records.values() for entry in record.files.values()}
+        listed = [*folders.values(), *list_folders(named - folders.keys(), recursive=True).values()]
+        return cls(records, {path: file for files in listed for path, file in files.items()})
+
+
+def _pointer_problem(content: bytes | None, record: ResultRecord | None) -> list[str]:
     """Why a training job would be sent to another manifest than the recorded one."""
-    (content,) = read_many([current_manifest(location)])
     if content is None:
         return [] if record is None else ["current.json is missing"]
     try:
@@ -134,19 +165,13 @@ def _pointer_problem(location: str, record: ResultRecord | None) -> list[str]:
     return [] if folder == recorded else [f"current.json names {folder}, and the record {recorded or 'is missing'}"]
 
 
-def _differing(record: ResultRecord) -> Iterator[str]:
+def _differing(record: ResultRecord, listed: Mapping[str, ListedFile]) -> Iterator[str]:
     """The files of a manifest that are missing, or hold other bytes; only what is newer than the record is read."""
     parent = record.location.rpartition("/")[0]
-    paths = {join(parent, entry.path): name for name, entry in record.files.items()}
-    own = list_folder(parent).get(f"{record.location}{RECORD}")
+    own = listed.get(f"{record.location}{RECORD}")
     committed = None if own is None else own.modified
-    listed = {
-        path: file
-        for folder in {path.rpartition("/")[0] for path in paths}
-        for path, file in list_folder(folder).items()
-    }
-    for path, name in paths.items():
-        file, found = record.file(name), listed.get(path)
+    for name, entry in record.files.items():
+        file, found = record.file(name), listed.get(join(parent, entry.path))
         if found is None:
             yield f"{name} is missing"
         elif found.size != file.entry.size:

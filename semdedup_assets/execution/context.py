@@ -68,7 +68,7 @@ class StageContext:
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
     _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Where results lie."""
         return Layout(self.pipeline.store, self.pipeline.dataset, self.pipeline.model_name)

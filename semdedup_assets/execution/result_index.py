@@ -4,17 +4,17 @@ The records alone decide what is stale. A result is up to date if its record was
 versions that its inputs have now; no event log is asked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
 from semdedup_assets.algorithm.cluster_ranges import group_ranges
 from semdedup_assets.execution import progress
-from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.partitions import Dimension, Partition
 from semdedup_assets.execution.stage import Stage
-from semdedup_assets.storage.files import ListedFile, join, list_folder, read_many
+from semdedup_assets.storage.collected_records import RecordReader, collect_written, folder_of
+from semdedup_assets.storage.files import ListedFile, join, list_folders
 from semdedup_assets.storage.results import (
     RECORD,
     MissingResultError,
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from semdedup_assets.execution.context import StageContext
     from semdedup_assets.kept_sets import Clustering
 
-# Of an object store each listing is a wait and no work.
-_READERS = 16
 _MOST_PARSED = 200_000
+
+_FIELDS: dict[Dimension, str] = {"bucket": "bucket", "epsilon": "target", "k": "clustering", "shard": "shard"}
 
 # Records this process has read, by path, with the stamp of the file: a tick of a sensor reads what is new.
 _parsed: dict[str, tuple[str, ResultRecord]] = {}
@@ -40,24 +40,29 @@ class RecordCache:
 
     Attributes:
         versions: of several results together, by what was asked; see `ResultIndex`.
+        all_current: whether all of a stage is up to date, by its name and the path of the selection that has it.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, ResultRecord | None] = {}
         self._folders: dict[str, dict[str, ListedFile]] = {}
+        self._reader = RecordReader()
+        self._put: dict[str, ResultRecord] = {}
         self.versions: dict[tuple[str, ...], str] = {}
+        self.all_current: dict[tuple[str, str], bool] = {}
 
     def get(self, locations: Sequence[str]) -> list[ResultRecord | None]:
         """The records of some results; None where there is none, or where its files are not all there."""
         unknown = [location for location in locations if location not in self._records]
         if unknown:
-            self._list({location.rpartition("/")[0] for location in unknown})
+            self._list({folder_of(location) for location in unknown})
             self._read(unknown)
         return [self._records[location] for location in locations]
 
     def put(self, record: ResultRecord) -> None:
         """Note a record that was just committed."""
         self._records[record.location] = record
+        self._put[record.location] = record
 
     def forget(self, locations: Iterable[str]) -> None:
         """Look again at what the store holds of some results: another process may have committed them."""
@@ -70,16 +75,19 @@ class RecordCache:
         listed = self._folders.get(location.rpartition("/")[0])
         return listed is not None and f"{location}{RECORD}" not in listed and self._records.get(location) is None
 
-    def _list(self, folders: set[str]) -> None:
-        missing = sorted(folders - self._folders.keys())
-        with ThreadPoolExecutor(_READERS) as pool:
-            self._folders |= dict(zip(missing, pool.map(list_folder, missing), strict=True))
+    def collect(self) -> None:
+        """Copy what was put where others read it together; who makes a stage does so once it is made."""
+        collect_written(self._put.values())
+        self._put.clear()
+
+    def _list(self, folders: set[str], *, recursive: bool = False) -> None:
+        self._folders |= list_folders(folders - self._folders.keys(), recursive=recursive)
 
     def _read(self, locations: Sequence[str]) -> None:
-        found: dict[str, str] = {}
+        unread: dict[str, str] = {}
         for location in locations:
             path = f"{location}{RECORD}"
-            listed = self._folders[location.rpartition("/")[0]].get(path)
+            listed = self._folders[folder_of(location)].get(path)
             self._records[location] = None
             if listed is not None:
                 stamp = f"{listed.size}-{listed.stamp}"
@@ -87,36 +95,33 @@ class RecordCache:
                 if known is not None and known[0] == stamp:
                     self._records[location] = known[1]
                 else:
-                    found[location] = stamp
-        self._parse(found)
+                    unread[path] = stamp
+        self._parse(unread)
         present = [record for location in locations if (record := self._records[location]) is not None]
-        self._list({self._folder_of(record, entry.path) for record in present for entry in record.files.values()})
+        # A manifest's version has a folder of its own, and one below it for each format.
+        self._list(
+            {record.listed_in(each.path) for record in present for each in record.files.values()}, recursive=True
+        )
         for record in present:
             if not self._is_complete(record):
                 self._records[record.location] = None
 
-    def _parse(self, found: dict[str, str]) -> None:
+    def _parse(self, unread: dict[str, str]) -> None:
         if len(_parsed) > _MOST_PARSED:
             _parsed.clear()
-        for location, content in zip(found, read_many([f"{location}{RECORD}" for location in found]), strict=True):
-            try:
-                record = None if content is None else ResultRecord.from_json(content, location)
-            except ValueError as error:
-                progress.log(str(damaged(location, f"{location}{RECORD}: {error}")))
-                continue
-            if record is None:  # Replaced or removed since the folder was listed.
+        # Those that were replaced or removed since the folder was listed are not among them.
+        for path, record in self._reader.read(self._folders, list(unread)).items():
+            location = path.removesuffix(RECORD)
+            if isinstance(record, ValueError):
+                progress.log(str(damaged(location, f"{path}: {record}")))
                 continue
             self._records[location] = record
-            _parsed[f"{location}{RECORD}"] = found[location], record
-
-    @staticmethod
-    def _folder_of(record: ResultRecord, path: str) -> str:
-        return join(record.location.rpartition("/")[0], path).rpartition("/")[0]
+            _parsed[path] = unread[path], record
 
     def _is_complete(self, record: ResultRecord) -> bool:
-        parent = record.location.rpartition("/")[0]
+        parent = folder_of(record.location)
         for entry in record.files.values():
-            listed = self._folders[self._folder_of(record, entry.path)].get(join(parent, entry.path))
+            listed = self._folders[record.listed_in(entry.path)].get(join(parent, entry.path))
             if listed is None or listed.size != entry.size:
                 return False
         return True
@@ -133,9 +138,14 @@ class ResultIndex:
         """The same store for another selection."""
         return ResultIndex(context, self.cache)
 
+    def collect(self) -> None:
+        """See that whoever reads the records that were just committed can read them together."""
+        self.cache.collect()
+
     def put(self, stage: str, record: ResultRecord) -> None:
         """Note a record of a stage that was just committed."""
         self.cache.put(record)
+        self.cache.all_current.clear()
         versions = self.cache.versions
         self.cache.versions = {key: version for key, version in versions.items() if key[0] != stage}
 
@@ -155,21 +165,29 @@ class ResultIndex:
             MissingResultError: the source has not been observed yet.
         """
         context, within = self._context, within or Partition()
-        dimensions = context.graph[stage].dimensions
-        shards = [shard.name for shard in context.shards] if "shard" in dimensions else []
-        values: dict[str, Sequence[object]] = {
-            "bucket": range(context.pipeline.clustering.buckets) if within.bucket is None else [within.bucket],
-            "epsilon": context.pipeline.targets if within.target is None else [within.target],
-            "k": context.pipeline.clusterings if within.clustering is None else [within.clustering],
-            "shard": shards if within.shard is None else [within.shard],
-        }
-        fields = {"bucket": "bucket", "epsilon": "target", "k": "clustering", "shard": "shard"}
-        names = sorted(dimensions)
-        combined = product(*(values[name] for name in names))
+        names = sorted(context.graph[stage].dimensions)
+        combined = product(*(self._values(name, within) for name in names))
         return [
-            Partition(**{fields[name]: value for name, value in zip(names, parts, strict=True)})  # type: ignore[arg-type]
+            Partition(**{_FIELDS[name]: value for name, value in zip(names, parts, strict=True)})  # type: ignore[arg-type]
             for parts in combined
         ]
+
+    def _values(self, dimension: Dimension, within: Partition) -> Sequence[object]:
+        """The parts of one dimension, or the one that is given."""
+        # Without shards nothing of one is known, also of the one that is asked for.
+        shards = self._context.shards if dimension == "shard" else ()
+        given = getattr(within, _FIELDS[dimension])
+        if given is not None:
+            return [given]
+        match dimension:
+            case "bucket":
+                return range(self._context.pipeline.clustering.buckets)
+            case "epsilon":
+                return self._context.pipeline.targets
+            case "k":
+                return self._context.pipeline.clusterings
+            case "shard":
+                return [shard.name for shard in shards]
 
     def stored(self, stage: str, within: Partition | None = None) -> list[Partition]:
         """The results that a partition, or all that agree with it, are stored as.
@@ -315,20 +333,29 @@ class ResultIndex:
         if name == "shards":
             if partition.shard is not None:
                 return context.shard(partition.shard).fingerprint
-            return fingerprint([shard.fingerprint for shard in context.shards])
+            return self._once(("shards",), lambda: fingerprint([shard.fingerprint for shard in context.shards]))
         upstream = context.graph[name]
         within = partition.only(upstream.dimensions)
         if context.graph.is_one_to_one(stage, name):
             return stage.input_version(context, name, self.require(name, within))
         # Of a bucket's ranges nothing is the bucket's: ranges are grouped freely.
         within = within.only(("epsilon", "k", "shard")) if upstream.by_range else within
-        key = name, stage.name, str(within), context.selection.path
-        if key not in self.cache.versions:
-            records = self.require_all(name, within)
-            self.cache.versions[key] = fingerprint(
-                {str(each): stage.input_version(context, name, record) for each, record in records.items()}
-            )
-        return self.cache.versions[key]
+        return self._once(
+            (name, stage.name, str(within), context.selection.path),
+            lambda: fingerprint(
+                {
+                    str(each): stage.input_version(context, name, record)
+                    for each, record in self.require_all(name, within).items()
+                }
+            ),
+        )
+
+    def _once(self, key: tuple[str, ...], compute: Callable[[], str]) -> str:
+        """A version of several results; kept until one of them is made again."""
+        versions = self.cache.versions
+        if key not in versions:
+            versions[key] = compute()
+        return versions[key]
 
     def _is_current(self, stage: str, stored: Partition, record: ResultRecord | None) -> bool:
         context, found = self._context, self._context.graph[stage]
@@ -353,7 +380,9 @@ class ResultIndex:
             MissingResultError: an input is not there.
         """
         wanted = self.partitions(stage) if partitions is None else list(partitions)
-        self.records(stage)  # All records are read together.
+        for name in (stage, *self._context.graph[stage].all_inputs(self._context.pipeline, self._context.selection)):
+            if name != "shards":
+                self.records(name)  # All are read together.
         return [partition for partition in wanted if not self.is_current(stage, partition)]
 
     def inputs_are_current(self, stage: str) -> bool:
@@ -362,6 +391,14 @@ class ResultIndex:
         found = context.graph[stage]
         try:
             before = context.graph.before(found, context.pipeline, context.selection)
-            return not any(self.stale(each.name) for each in before)
+            return all(self._all_current(each.name) for each in before)
         except MissingResultError:
             return False
+
+    def _all_current(self, stage: str) -> bool:
+        """Whether all of a stage is up to date; asked of the same stages for every asset that waits for them."""
+        selected = self._context.graph[stage].selected
+        known, key = self.cache.all_current, (stage, self._context.selection.path if selected else "")
+        if key not in known:
+            known[key] = not self.stale(stage)
+        return known[key]

@@ -5,6 +5,7 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.execution.engines.outcomes import Worker as Worker  # noqa: TC001  # stages import it from here
@@ -269,14 +270,15 @@ class StageGraph:
                     message = f"stage {stage.name!r}: set `selected`, for each selection has {name!r} of its own"
                     raise ValueError(message)
 
+    @cached_property
+    def _by_name(self) -> dict[str, Stage]:
+        return {stage.name: stage for stage in self.stages}
+
     def __getitem__(self, name: str) -> Stage:
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        raise KeyError(name)
+        return self._by_name[name]
 
     def __contains__(self, name: str) -> bool:
-        return any(stage.name == name for stage in self.stages)
+        return name in self._by_name
 
     def is_one_to_one(self, stage: Stage, name: str) -> bool:
         """Whether each partition of a stage is made from one result of an input.

@@ -5,10 +5,12 @@ import errno
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,8 @@ from fsspec.utils import get_protocol
 
 from semdedup_assets.storage import walk
 from semdedup_assets.storage.web_pages import linked, linked_below, page_url
+
+_LISTERS = 16
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that was being written when its process was ended."""
@@ -398,11 +402,13 @@ class ListedFile:
         size: bytes.
         stamp: what changes when the file is replaced.
         modified: seconds since 1970; None where the store does not report it.
+        etag: what an object store calls this content; empty where it has no such name.
     """
 
     size: int
     stamp: str
     modified: float | None
+    etag: str = ""
 
 
 def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile]:
@@ -426,14 +432,31 @@ def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile
     }
 
 
+def list_folders(folders: Iterable[str], *, recursive: bool = False) -> dict[str, dict[str, ListedFile]]:
+    """The files of many folders, as `list_folder` gives those of one; a store is asked for several at once.
+
+    Args:
+        folders: local paths or URLs.
+        recursive: whether files of folders below them are listed too.
+    """
+    names = sorted(set(folders))
+    if not names:
+        return {}
+    # Of an object store each listing is a wait and no work.
+    with ThreadPoolExecutor(_LISTERS) as pool:
+        return dict(zip(names, pool.map(partial(list_folder, recursive=recursive), names), strict=True))
+
+
 def _listed(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> ListedFile:
     moment: Any = next(
         (info[name] for name in ("mtime", "LastModified", "created") if info.get(name) is not None), None
     )
     modified = moment.timestamp() if isinstance(moment, datetime) else moment
     stat = _stat(fs, info)
+    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
     # Locally a file may be replaced within one tick of the clock: its inode changes.
-    return ListedFile(stat.size, f"{stat.stamp}-{info.get('ino', '')}", None if modified is None else float(modified))
+    stamp = f"{stat.stamp}-{info.get('ino', '')}"
+    return ListedFile(stat.size, stamp, None if modified is None else float(modified), etag)
 
 
 def read_many(paths: Sequence[str]) -> list[bytes | None]:

@@ -7,8 +7,6 @@ its successor is complete, and what an ended process leaves behind is named by n
 
 import io
 import json
-import re
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from semdedup_assets.storage.files import (
     move,
     open_file,
     read_bytes,
-    read_many,
     remove_all,
     write_bytes,
 )
@@ -35,13 +32,6 @@ RECORD = ".result.json"
 DAMAGED = ".damaged"
 """What is appended to the name of a record that is set aside."""
 
-_LEFTOVER_SECONDS = 24 * 3600.0
-# `<stem>.<attempt>.<name>`, `<folder of a manifest>/…`, a trial of the estimate, a file that was being put, or a record
-# that was set aside.
-_ATTEMPT = re.compile(
-    r"\.[0-9a-f]{12}(?=\.)|/(?:[0-9a-f]{16}-[0-9a-f]{6}|[0-9a-f]{12})(?=/)|/\.trial-[^/]+|\.[0-9a-f]{32}\.tmp$"
-    r"|\.result\.json\.damaged$"
-)
 _FORMAT = 1
 _BLOCK = 8 << 20
 
@@ -106,6 +96,15 @@ class ResultRecord:
         return StoredFile(
             join(self.location.rpartition("/")[0], self.files[name].path), self.files[name], self.location
         )
+
+    def listed_in(self, path: str) -> str:
+        """The folder whose listing shows one of its files: its own, or that of its version, with all below it.
+
+        Args:
+            path: of the file, as the record holds it.
+        """
+        parent = self.location.rpartition("/")[0]
+        return join(parent, *path.split("/")[:2]) if "/" in path else parent
 
     @property
     def size(self) -> int:
@@ -415,56 +414,6 @@ def read_record(location: str) -> ResultRecord | None:
     except ValueError as error:
         damaged(location, str(error))
         return None
-
-
-def remove_leftovers(folder: str, *, older_than: float = _LEFTOVER_SECONDS) -> int:
-    """Remove what ended processes left below a folder, and return how many files that were.
-
-    Only files that carry an attempt in their name, or stand in a folder of one, are ours to remove. An attempt is a
-    leftover if no record names a file of it and its newest file is older than any attempt takes.
-
-    Args:
-        folder: local path or URL.
-        older_than: seconds since a file of the attempt was last written.
-
-    Raises:
-        OtherFormatError: another version of this software wrote a record; nothing is removed.
-    """
-    listed = list_folder(folder, recursive=True)
-    records = [path for path in listed if path.endswith(RECORD)]
-    named = set[str]()
-    for path, content in zip(records, read_many(records), strict=True):
-        if "/.trial-" not in path and content is not None:
-            named |= _named_files(path, content)
-    # A manifest stays for ever: a training job may read it.
-    manifests = {path.rpartition("/")[0] for path in listed if path.endswith("/manifest.json")}
-    attempts: dict[str, list[str]] = {}
-    for path in listed:
-        attempt = _attempt_of(path, below=folder)
-        if attempt is not None and attempt not in manifests:
-            attempts.setdefault(attempt, []).append(path)
-    limit, count = time.time() - older_than, 0
-    for paths in attempts.values():
-        moments = [listed[path].modified for path in paths]
-        if not named.intersection(paths) and all(moment is not None and moment < limit for moment in moments):
-            remove_all(paths)
-            count += len(paths)
-    return count
-
-
-def _named_files(path: str, content: bytes) -> set[str]:
-    """The files that a record names; none where it is damaged."""
-    try:
-        record = ResultRecord.from_json(content, path.removesuffix(RECORD))
-    except ValueError:
-        return set()
-    return {join(path.rpartition("/")[0], entry.path) for entry in record.files.values()}
-
-
-def _attempt_of(path: str, *, below: str) -> str | None:
-    """The path of a file up to the name of its attempt; None where it is no attempt's."""
-    found = _ATTEMPT.search(path, len(below))
-    return None if found is None else path[: found.end()]
 
 
 def fingerprint(value: Any) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 
@@ -21,25 +20,12 @@ from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets_tests.execution import poisoned_embeddings
-from semdedup_assets_tests.gated_server import GatedServer
+from semdedup_assets_tests.object_store import ObjectStore
 from semdedup_assets_tests.ray_cluster import RayCluster, is_running, wait_until, workers
 from semdedup_assets_tests.stage_runs import METHOD, PLAIN, StageRuns, small_pipeline
 
 SHARDS = 8
 KILLED_IN = ("embeddings", "assignments", "duplicate_scores", "keep_masks", "manifests")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[GatedServer]:
-    server = GatedServer()
-    saved = fsspec.config.conf.get("s3")
-    fsspec.config.conf["s3"] = server.access
-    server.create_bucket("data")
-    yield server
-    server.stop()
-    fsspec.config.conf.pop("s3")
-    if saved is not None:
-        fsspec.config.conf["s3"] = saved
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +61,9 @@ def versions(runs: StageRuns) -> dict[tuple[str, str], str]:
 
 
 def test_killed_workers_and_nodes_cost_nothing_but_time(
-    here: StageRuns, cluster: RayCluster, server: GatedServer
+    here: StageRuns, cluster: RayCluster, served_store: ObjectStore
 ) -> None:
-    there, made, lines = on_cluster(here, cluster, "s3://data/killed"), dict[str, list[str]](), list[str]()
+    there, made, lines = on_cluster(here, cluster, f"{served_store.url}/killed"), dict[str, list[str]](), list[str]()
     there.observe()
     with reporting_to(lines.append):
         for stage in PLAIN.stages:
@@ -92,7 +78,7 @@ def test_killed_workers_and_nodes_cost_nothing_but_time(
             for kill in kills:
                 made[stage.name] += [str(partition) for partition, _ in [next(running)]] if len(wanted) > 1 else []
                 # Both workers are waiting for the store, in the middle of a task.
-                with server.held_back(requests=2):
+                with served_store.held_back(requests=2):
                     kill()
                 if kill == cluster.kill_second_node:
                     cluster.add_node()
@@ -106,10 +92,10 @@ def test_killed_workers_and_nodes_cost_nothing_but_time(
 
 
 def test_a_shard_that_ends_every_worker_is_excluded_and_named(
-    here: StageRuns, cluster: RayCluster, server: GatedServer
+    here: StageRuns, cluster: RayCluster, served_store: ObjectStore
 ) -> None:
     stages = tuple(poisoned_embeddings.STAGE if stage.name == "embeddings" else stage for stage in METHOD.stages)
-    there = StageRuns(on_cluster(here, cluster, "s3://data/poisoned").settings, StageGraph(stages))
+    there = StageRuns(on_cluster(here, cluster, f"{served_store.url}/poisoned").settings, StageGraph(stages))
     lines = list[str]()
     with reporting_to(lines.append):
         made = there.run()
@@ -123,9 +109,9 @@ def test_a_shard_that_ends_every_worker_is_excluded_and_named(
 
 
 def test_a_killed_run_leaves_no_worker_that_writes_and_the_next_makes_only_what_is_left(
-    here: StageRuns, cluster: RayCluster, server: GatedServer
+    here: StageRuns, cluster: RayCluster, served_store: ObjectStore
 ) -> None:
-    there = on_cluster(here, cluster, "s3://data/driver")
+    there = on_cluster(here, cluster, f"{served_store.url}/driver")
     shards = there.observe()
     end_resting()
     wait_until(lambda: not workers(), "the workers of this process to end")
@@ -133,11 +119,14 @@ def test_a_killed_run_leaves_no_worker_that_writes_and_the_next_makes_only_what_
         "import sys, json; from semdedup_assets_tests.stage_runs import StageRuns; "
         "StageRuns(json.loads(sys.argv[1])).make('embeddings')"
     )
-    environment = {**os.environ, "FSSPEC_S3": json.dumps(server.access)}
+    environment = {
+        **os.environ,
+        "FSSPEC_S3": json.dumps({"endpoint_url": served_store.endpoint, "key": "test", "secret": "test"}),
+    }
     driver = subprocess.Popen([sys.executable, "-c", program, json.dumps(there.settings)], env=environment)
     try:
         made = wait_until(lambda: set(shards) - set(there.stale("embeddings")), "a first shard")
-        with server.held_back(requests=2):
+        with served_store.held_back(requests=2):
             orphans = workers()
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()

@@ -17,7 +17,8 @@ from semdedup_assets.execution.result_index import ResultIndex
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Clustering, Target
 from semdedup_assets.storage.files import write_bytes
-from semdedup_assets.storage.results import DAMAGED, MissingResultError, ResultRecord, read_record, remove_leftovers
+from semdedup_assets.storage.leftovers import remove_leftovers
+from semdedup_assets.storage.results import DAMAGED, MissingResultError, ResultRecord, read_record
 from semdedup_assets_tests.stage_runs import (
     METHOD,
     PLAIN,

@@ -21,6 +21,7 @@ from semdedup_assets.storage.files import (
     remove,
     write_bytes,
 )
+from semdedup_assets.storage.leftovers import remove_leftovers
 from semdedup_assets.storage.results import (
     DAMAGED,
     RECORD,
@@ -28,7 +29,6 @@ from semdedup_assets.storage.results import (
     ResultRecord,
     StoredFile,
     read_record,
-    remove_leftovers,
 )
 from semdedup_assets_tests.stage_runs import small_pipeline
 from semdedup_assets_tests.storage.written import READERS, contents_of, write_kinds, write_result

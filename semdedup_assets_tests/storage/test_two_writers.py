@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from semdedup_assets.storage import results
+from semdedup_assets.storage.leftovers import remove_leftovers
 from semdedup_assets.storage.results import (
     DAMAGED,
     RECORD,
@@ -27,7 +28,6 @@ from semdedup_assets.storage.results import (
     attempting,
     commit,
     read_record,
-    remove_leftovers,
     require_written,
 )
 from semdedup_assets_tests.storage.written import contents_of, with_own_checksum, write_result
