@@ -10,7 +10,7 @@ import numpy as np
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import items_file
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.records import id_rows, item_ids
+from semdedup_assets.records import id_rows
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.scratch import ScratchBytes, scratch_array
@@ -36,7 +36,7 @@ _MOST_SLOTS = 28  # bits
 class ItemGroups:
     """The groups that the items of some shards belong to: each group is a kept item and the removed ones it stands for.
 
-    16 bytes for each record of these shards, beyond the budget in a temporary file.
+    17 bytes for each record of these shards, beyond the budget in temporary files.
 
     Args:
         records: how many each shard of the source has, by its index; items of other shards belong to no group.
@@ -57,16 +57,27 @@ class ItemGroups:
         self._start, self._length = np.uint64(span.start << 32), np.uint64(len(span) << 32)
         self._budget, self._alone = budget, len(self._shards) == len(records)
         self._table = scratch_array((total, 1), _ROW, budget=budget)[:, 0]
+        self._kept = scratch_array((total, 1), np.dtype(bool), budget=budget - self._table.nbytes)[:, 0]
         for start in range(0, total, _BLOCK):
             self._table[start : start + _BLOCK] = (_SKIPPED, np.nan, 0)
+            self._kept[start : start + _BLOCK] = False
 
-    def add(self, ids: np.ndarray, *, group: np.ndarray, similarity: np.ndarray, whole: bool = False) -> np.ndarray:
+    def add(
+        self,
+        ids: np.ndarray,
+        *,
+        group: np.ndarray,
+        similarity: np.ndarray,
+        kept: np.ndarray | None = None,
+        whole: bool = False,
+    ) -> np.ndarray:
         """Note what some items belong to; each item once, those of other shards too: they count in their groups.
 
         Args:
             ids: (n,) uint64.
             group: (n,) uint64, the id of the kept item, an item's own where it is kept; `NO_GROUP` where there is none.
             similarity: (n,) float32 to the kept item, NaN where it is not known.
+            kept: (n,) bool; None: those that are their own group are kept.
             whole: whether all members of these items' groups are among them; where they are not, `count_members` must
                 be called afterwards with all items once more.
 
@@ -82,6 +93,7 @@ class ItemGroups:
         # An item of a shard whose keys could not be read is in no manifest: there it stands for nothing.
         heads[~self._listed(heads)] = NO_GROUP
         self._table["group"][positions] = heads
+        self._kept[positions] = heads == ids[own] if kept is None else kept[own]
         self._table["similarity"][positions] = np.where(heads == NO_GROUP, np.float32(np.nan), similarity[own])
         self._count_own(ids, group)
         if whole and not self._alone:
@@ -140,8 +152,8 @@ class ItemGroups:
 
     def kept(self, shard: int) -> np.ndarray:
         """(records,) bool: which records of a shard of the span are kept."""
-        kept: np.ndarray = self._of_shard(shard)["group"] == item_ids(shard, np.arange(self._count[shard]))
-        return kept
+        first = int(self._first[shard])
+        return self._kept[first : first + int(self._count[shard])]
 
     def removed(self, shard: int) -> np.ndarray:
         """(records,) bool: which records of a shard of the span are removed; the others were skipped."""

@@ -174,7 +174,7 @@ def shard_chunks(context: StageContext, *, closed: bool, copied: bool) -> list[S
 
 
 def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -> KeptChunk:
-    """What is kept of each shard of a chunk; 16 bytes for each of its items, where memory is short in a temporary file.
+    """What is kept of each shard of a chunk; 17 bytes for each of its items, where memory is short in a temporary file.
 
     Args:
         context: of the pipeline and the selection.
@@ -195,24 +195,25 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
     budget = context.compute.budget // 2
     groups = ItemGroups(records, budget=budget, span=range(chunk.start, chunk.stop))
-    for ids, group, similarity in _mask_parts(context, masks):
-        missing = ids[groups.add(ids, group=group, similarity=similarity, whole=chunk.closed)]
+    for ids, kept, group, similarity in _mask_parts(context, masks):
+        unknown = groups.add(ids, group=group, similarity=similarity, kept=kept, whole=chunk.closed)
+        missing = ids[unknown]
         for index, positions in positions_by_shard(missing):
             if index not in unlisted:
                 message = f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what follows"
                 raise MissingResultError(message)
-            unlisted[index] += [len(positions), np.isin(missing[positions], group[group == ids]).sum()]
+            unlisted[index] += [len(positions), kept[unknown[positions]].sum()]
     if not chunk.closed:
-        groups.count_members((ids, group) for ids, group, _ in _mask_parts(context, masks))
+        groups.count_members((ids, group) for ids, _, group, _ in _mask_parts(context, masks))
     counts = {index: (int(found), int(staying)) for index, (found, staying) in unlisted.items()}
     return KeptChunk(shards, items, embeddings, groups, KeptKeys(context, groups, budget=budget), counts)
 
 
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _mask_parts(context: StageContext, masks: ResultRecord) -> Iterator[_Part]:
-    """Id, id of the group and similarity to its kept item, of each item of the masks; a file of a range at a time."""
+    """Id, whether it is kept, id of the group and similarity to its kept item, of each item; a file of a range at a time."""
     import pyarrow as pa
 
     files = mask_files(masks)
@@ -232,7 +233,7 @@ def _mask_part(table: "pa.Table") -> _Part:
     ids, is_kept, neighbour, similarity = (table.column(index) for index in range(4))
     ids, is_kept = ids.to_numpy(), is_kept.to_numpy()
     group = np.where(is_kept, ids, neighbour.fill_null(int(NO_GROUP)).to_numpy())
-    return ids, group, similarity.fill_null(float("nan")).to_numpy()
+    return ids, is_kept, group, similarity.fill_null(float("nan")).to_numpy()
 
 
 def _embeddings(context: StageContext, shards: Sequence[Shard]) -> dict[str, ResultRecord]:

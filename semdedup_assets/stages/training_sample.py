@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def _write_blocks(part: ResultWriter, first: Rows, others: Iterable[Rows]) -> in
     with part.open(_CANDIDATES, ranges=lambda: ranges) as stream:
         schema = sample_schema(first[1].shape[1], _vector_type(first[1]))
         writer = PartWriter(stream, schema)
-        for ids, vectors in (first, *others):
+        for ids, vectors in chain([first], others):
             writer.write(sample_batch(schema, ids, vectors))
             count += len(ids)
         ranges = writer.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semdedup_assets.storage.scratch import ScratchRows, scratch_array
+from semdedup_assets.storage.scratch import ScratchBytes, ScratchRows, scratch_array
 
 
 def test_an_array_within_the_budget_is_in_memory() -> None:
@@ -55,3 +55,19 @@ def test_no_rows_are_none() -> None:
     held.put(np.array([3]), np.ones((1, 5)))
     assert held.take(np.zeros(0, np.int64)).shape == (0, 5)
     assert held.take(np.array([3, 3])).tolist() == [[1] * 5] * 2
+
+
+@pytest.mark.parametrize("budget", [0, 100, 1 << 20])
+def test_bytes_come_back_in_their_order_in_memory_and_beyond_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    held = ScratchBytes(budget=budget)
+    for start in range(0, 100, 7):
+        held.append(np.arange(start, min(start + 7, 100), dtype=np.int64))
+    found = held.array(np.dtype(np.int64))
+    del held
+    assert found.tolist() == list(range(100))
+    assert isinstance(found, np.memmap) == (budget < 800)
+    assert list(tmp_path.iterdir()) == []
+    assert len(ScratchBytes(budget=budget).array(np.dtype(np.float32))) == 0
