@@ -66,6 +66,7 @@ class ObjectStore:
     _open: int = 0
     _gate: threading.Condition = field(default_factory=threading.Condition)
     _closed: bool = False
+    _closing: str | None = None
     _held: int = 0
 
     @contextmanager
@@ -76,10 +77,13 @@ class ObjectStore:
         found += self.requests[start:]
 
     @contextmanager
-    def held_back(self, requests: int) -> Iterator[None]:
-        """Hold answers back; the block begins once so many requests wait for theirs: who asks is in the middle of work."""
+    def held_back(self, requests: int, *, after: str) -> Iterator[None]:
+        """Hold answers back once a file was put whose name ends so.
+
+        The block begins when so many requests wait for their answers: who asks is in the middle of work.
+        """
         with self._gate:
-            self._closed = True
+            self._closing = after
             assert self._gate.wait_for(lambda: self._held >= requests, timeout=_DEADLINE_SECONDS), (
                 f"{self._held} of {requests} requests came"
             )
@@ -87,16 +91,18 @@ class ObjectStore:
             yield
         finally:
             with self._gate:
-                self._closed = False
+                self._closed, self._closing = False, None
                 self._gate.notify_all()
 
-    def _pass(self) -> None:
+    def _pass(self, kind: str, key: str) -> None:
         """Wait at the gate while it is closed."""
         with self._gate:
             self._held += 1
             self._gate.notify_all()
             self._gate.wait_for(lambda: not self._closed)
             self._held -= 1
+            if self._closing is not None and kind == "PUT" and key.endswith(self._closing):
+                self._closed = True
 
     def wrap(self, answer: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """A WSGI application that notes what another is asked."""
@@ -105,10 +111,10 @@ class ObjectStore:
             with self._lock:
                 self._open += 1
                 self.busiest = max(self.busiest, self._open)
-            self._pass()
+            kind, key = _kind(environ)
+            self._pass(kind, key)
             if self.latency:
                 time.sleep(self.latency)
-            kind, key = _kind(environ)
             received = int(environ.get("CONTENT_LENGTH") or 0)
             try:
                 body = b"".join(answer(environ, start_response))

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 _DEADLINE_SECONDS = 120.0
+# Ray's own: after half a minute. As long as a busy machine may keep a node from answering.
+_NOTICES_A_DEAD_NODE_SOON = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 10_000,
+    "health_check_failure_threshold": 5,
+}
 
 
 def wait_until(holds: Callable[[], Any], what: str) -> Any:
@@ -51,7 +58,9 @@ class RayCluster:
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, shutdown_at_exit=True
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": _NOTICES_A_DEAD_NODE_SOON},
+            shutdown_at_exit=True,
         )
         self.address: str = self._cluster.address
         self.add_node()
