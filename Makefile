@@ -10,12 +10,13 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export OMP_WAIT_POLICY ?= passive
 
 EXTRAS_demo := demo,s3,dg
+EXTRAS_ray := demo,s3,dg,ray
 EXTRAS_test := demo,s3,dg,test
 EXTRAS_bench := demo,s3,dg,test,bench
 EXTRAS_lint := demo,s3,dg,test,lint
 
 # What takes part in a run is measured alone: one after the other.
-BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers shared_cores dagster_at_scale object_store
+BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers shared_cores ray_engine kmeans_scale dagster_at_scale object_store
 # One process more than two cores have, for some tests only wait for a daemon.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -28,8 +29,8 @@ help: ## list the targets
 
 install: $(VENV)/.installed-demo .env ## virtual environment with everything the demos and the UI need
 
-demo: install ## both demos end to end, offline; a second time nothing is recomputed
-	$(OFFLINE) DAGSTER_HOME="$(CURDIR)" $(BIN)/python examples/demo.py
+demo: install $(if $(ENGINE),$(VENV)/.installed-$(ENGINE)) ## both demos end to end, offline; a second time nothing is recomputed; ENGINE=ray: on a local Ray
+	$(OFFLINE) DAGSTER_HOME="$(CURDIR)" $(BIN)/python examples/demo.py $(if $(ENGINE),--engine $(ENGINE))
 
 ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 	DAGSTER_HOME="$(CURDIR)" $(BIN)/dagster dev -w workspace.yaml

@@ -1,8 +1,10 @@
 """Both demos end to end: deduplicate emoji and docstrings, and print what was found.
 
-Run by `make demo`, from the root of the repository. What was made before is not made again.
+Run by `make demo`, from the root of the repository. What was made before is not made again. `make demo ENGINE=ray` makes the
+same on the workers of a Ray cluster that is started here for it, in a store of its own.
 """
 
+import argparse
 import json
 import os
 import time
@@ -18,6 +20,7 @@ import yaml
 from semdedup_assets.analyses.removed_items import removed_items
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.item_lookup import find_items
+from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.kept_sets import Clustering, Selection, Target
@@ -54,10 +57,13 @@ class Drawing:
     concept: str
 
 
-def load_pipeline(name: str) -> Pipeline:
-    """The settings of a demo, as `semdedup_assets/defs/<name>/defs.yaml` has them."""
+def load_pipeline(name: str, engine: str = "local") -> Pipeline:
+    """The settings of a demo, as `semdedup_assets/defs/<name>/defs.yaml` has them; of another engine, with its own store."""
     text = (ROOT / "semdedup_assets" / "defs" / name / "defs.yaml").read_text()
-    return Pipeline.model_validate(yaml.safe_load(text)["attributes"])
+    settings = yaml.safe_load(text)["attributes"]
+    if engine != "local":
+        settings |= {"store": f"{settings['store']}-{engine}", "compute": {"engine": engine, "address": "local"}}
+    return Pipeline.model_validate(settings)
 
 
 def materialise(pipeline: Pipeline, instance: dg.DagsterInstance) -> int:
@@ -227,10 +233,15 @@ def write_sheet(pipeline: Pipeline, records: dict[int, Record], drawings: dict[i
 
 def main() -> None:
     """Run both demos."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what maps the stages' tasks")
+    engine = parser.parse_args().engine
+    let_threads_sleep()
     os.chdir(ROOT)
     started, made = time.monotonic(), 0
-    with dg.DagsterInstance.get() as instance:
-        emoji, docstrings = load_pipeline("emoji"), load_pipeline("docstrings")
+    # What lies in the UI's store is what the UI's record is about.
+    with dg.DagsterInstance.get() if engine == "local" else dg.DagsterInstance.ephemeral() as instance:
+        emoji, docstrings = load_pipeline("emoji", engine), load_pipeline("docstrings", engine)
         made += materialise(emoji, instance)
         records, drawings = records_by_id(emoji), emoji_drawings(emoji)
         report(emoji, records, drawings)

@@ -22,7 +22,7 @@ from semdedup_assets.assets.comparison import (
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
 from semdedup_assets.comparison_settings import Comparison
-from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
+from semdedup_assets.defs_yaml.problems import Problem, near_names, schema_problems, setting_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder
 from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.execution.openmp import let_threads_sleep
@@ -63,7 +63,7 @@ class SemDedupPipeline(dg.Component):
         """
         settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
         pipeline = Pipeline.model_validate(settings)
-        if problems := list(_follow_problems(pipeline)):
+        if problems := [*_follow_problems(pipeline), *_worker_problems(pipeline)]:
             raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
         return cls(pipeline)
 
@@ -80,6 +80,14 @@ def _follow_problems(pipeline: Pipeline) -> Iterator[Problem]:
         if name not in there:
             message = f"{name!r} is not there for such a source, selection or settings; remove it"
             yield Problem(("analyses", "follow", index), message)
+
+
+def _worker_problems(pipeline: Pipeline) -> Iterator[Problem]:
+    """The stages that workers are asked for and that such a pipeline does not have."""
+    there = sorted({asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets})
+    for name in pipeline.compute.workers:
+        if name not in there:
+            yield Problem(("compute", "workers", name), f"no such stage; {near_names(name, there)}")
 
 
 class ComparisonAttributes(RootModel[dict[str, Any]]):

@@ -374,6 +374,34 @@ attributes:
     assert problem.startswith("defs.yaml:9 attributes.analyses.follow.1: 'near_duplicate_masks' is not there")
 
 
+def test_workers_and_paths_that_a_cluster_does_not_have_are_told_with_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vectors").mkdir()
+    text = f"""\
+type: {COMPONENT}
+attributes:
+  dataset: toy
+  source: {{kind: vectors, path: {tmp_path}/vectors}}
+  encoder: {{kind: precomputed}}
+  compute:
+    engine: ray
+    workers:
+      embeddings: {{num_gpus: 1.5}}
+"""
+    path = project(tmp_path, text)
+    assert [problem.partition(": ")[0] for problem in told(tmp_path, monkeypatch)] == [
+        "defs.yaml:9 attributes.compute.workers.embeddings.num_gpus"
+    ]
+    path.write_text(text.replace("1.5", "1"))
+    store, source = told(tmp_path, monkeypatch)
+    assert store.startswith("defs.yaml:2 attributes.store: 'data' is on this machine")
+    assert source.startswith("defs.yaml:4 attributes.source.path: ")
+    path.write_text(text.replace("embeddings", "embedings").replace("1.5", "1") + "    shared_paths: true\n")
+    (problem,) = told(tmp_path, monkeypatch)
+    assert problem.startswith("defs.yaml:9 attributes.compute.workers.embedings: no such stage; near names: embeddings")
+
+
 def test_all_problems_are_told_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
     (tmp_path / "photos").mkdir()

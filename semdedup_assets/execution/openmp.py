@@ -8,6 +8,11 @@ SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
+def waiting_environment() -> dict[str, str]:
+    """How the threads of a process that is started wait: as those of this one do by its user's choice, else asleep."""
+    return {name: os.environ[name] for name in _SPINNING if name in os.environ} or SLEEPING
+
+
 def let_threads_sleep() -> None:
     """Have OpenMP's threads sleep while they wait for one another, in this process and those that it starts.
 

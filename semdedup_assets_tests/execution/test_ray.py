@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import torch
 
+from semdedup_assets.assets.pipeline import pipeline_definitions
+from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution import placement
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.outcomes import WorkerDiedError
@@ -101,6 +104,24 @@ def test_killed_workers_and_nodes_cost_nothing_but_time(
 def made_with_lines(context: StageContext, stage: Stage, wanted: list[Partition], lines: list[str]) -> list[str]:
     with reporting_to(lines.append):
         return [str(partition) for partition, _ in run_partitions(context, stage, wanted)]
+
+
+def test_the_ui_learns_of_each_partition_while_the_run_is_on(
+    here: StageRuns, cluster: RayCluster, served_store: ObjectStore
+) -> None:
+    pipeline = on_cluster(here, cluster, f"{served_store.url}/events").pipeline
+    key = dg.AssetKey(["toy", "precomputed", "embeddings"])
+    with dg.DagsterInstance.ephemeral() as instance, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: list(refresh(pipeline, instance, graph=PLAIN)))
+        with served_store.held_back(2, after="embeddings/s000000.result.json"):
+            seen = wait_until(lambda: instance.get_materialized_partitions(key), "an event of a partition")
+        assert 0 < len(seen) < SHARDS
+        assert {run.asset for run in running.result()} >= {"embeddings", "manifests"}
+        assert len(instance.get_materialized_partitions(key)) == SHARDS
+    # No worker holds what others of the cluster may have.
+    wait_until(lambda: not workers(), "idle workers to end")
+    assert pipeline_definitions(pipeline, PLAIN).executor is dg.in_process_executor
+    assert pipeline_definitions(here.pipeline, PLAIN).executor is None
 
 
 def test_a_shard_that_ends_every_worker_is_excluded_and_named(

@@ -18,15 +18,14 @@ from typing import Any
 
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.engines.outcomes import Outcome, Worker, WorkerDiedError, outcome_of
+from semdedup_assets.execution.openmp import waiting_environment
 
 _WAIT_SECONDS, _CONNECT_SECONDS = 1.0, 15.0
 # Of what Ray says of a death, the sentence that says how; the rest are numbers and advice.
 _LONGEST_CAUSE = 300
 _CAUSES = ("The actor is dead because", "The actor died because", "Worker exit detail:")
-# What the libraries read when they are loaded: threads as many as CPUs were assigned, and none that spins while it waits
-# for others, for cores are shared.
+# What the libraries read when they are loaded: as many threads as CPUs were assigned.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
-_DEFAULTS = {"OMP_WAIT_POLICY": "passive"}
 # Variables that say how stores and hubs are reached: a worker gets the driver's of a kind of which it has none.
 _ACCESS = ("FSSPEC_", "AWS_", "GOOGLE_", "GCS_", "AZURE_", "HF_", "TRANSFORMERS_")
 
@@ -165,13 +164,13 @@ class _Waiting:
             raise self._error
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     """A place for one actor.
 
     Attributes:
         actor: Ray's handle.
-        step: what it is doing: `start`, `set up`, `make` or `wait`.
+        step: what it is doing: `start`, `set up`, `make`, `wait`, or nothing any more (`given up`).
         task: that it makes.
         failed_starts: how many actors in a row died here before they were ready.
         node: where it runs, for messages.
@@ -229,7 +228,7 @@ class _Pool:
         for slot in ready:
             slot.actor.rest.remote()
         _resting.append((_cluster(), self._engine.resources, [(slot.actor, slot.node) for slot in ready]))
-        _end((slot.actor, slot.node) for slot in self._slots if slot.step != "wait")
+        _end((slot.actor, slot.node) for slot in self._slots if slot not in ready)
 
     def _feed(self, waiting: _Waiting) -> None:
         for slot in self._slots:
@@ -290,13 +289,25 @@ class _Pool:
             where = f" on {slot.node}" if slot.node else ""
             progress.log(f"{self._engine.name}: a worker{where} died before it was ready ({cause})")
             if slot.failed_starts >= self._engine.tries:
-                message = (
-                    f"{self._engine.name}: workers{where} die before they are ready, {slot.failed_starts} times in a row: "
-                    f"{cause}; see Ray's logs there (`ray logs`), and whether their memory suffices"
-                )
-                raise ClusterError(message) from error
+                slot.step = "given up"
+                self._require_a_slot(f"workers{where}", cause)
+                return None
         self._start(slot)
         return outcome
+
+    def _require_a_slot(self, workers: str, cause: str) -> None:
+        """See that not every place was given up.
+
+        Raises:
+            ClusterError: it was.
+        """
+        if any(slot.step != "given up" for slot in self._slots):
+            return
+        message = (
+            f"{self._engine.name}: {workers} die before they are ready, {self._engine.tries} times in a row: {cause}; see "
+            "Ray's logs there, and whether their memory suffices"
+        )
+        raise ClusterError(message)
 
     def _require_a_start(self) -> None:
         """See that something is going on.
@@ -305,7 +316,7 @@ class _Pool:
             ClusterError: no worker could start for as long as the engine is patient.
         """
         idle = time.monotonic() - self._last
-        if idle < self._engine.patience_seconds or any(slot.step != "start" for slot in self._slots):
+        if idle < self._engine.patience_seconds or any(slot.step in ("set up", "make", "wait") for slot in self._slots):
             return
         needed, total, free = (
             _readable(each)
@@ -453,7 +464,7 @@ def _portable(error: Exception) -> Exception:
 def _environment(threads: int) -> dict[str, str]:
     """What a worker's libraries read: of this process, but for the threads."""
     access = {name: value for name, value in os.environ.items() if name.startswith(_ACCESS)}
-    return access | dict.fromkeys(_THREADS, str(threads)) | _DEFAULTS
+    return access | dict.fromkeys(_THREADS, str(threads)) | waiting_environment()
 
 
 def _adopt(environment: Mapping[str, str]) -> None:
