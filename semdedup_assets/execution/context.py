@@ -81,12 +81,9 @@ class StageContext:
         return ResultIndex(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What the store holds, each process sees for itself.
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("index", "shard_index", "_shards_by_name")
-        }
+        # What the store holds, each process sees for itself; but which shards there are stays as it was when the work was
+        # planned, though the source is observed meanwhile.
+        return {name: value for name, value in self.__dict__.items() if name not in ("index", "_shards_by_name")}
 
     def with_selection(self, selection: Selection) -> "StageContext":
         """The same pipeline with another selection; both share what is known of the store."""
@@ -193,7 +190,7 @@ class StageContext:
         """Put the record of what was written, with what making it used."""
         used = used_for(writer.details.get("items"))
         size = sum(entry.size for entry in writer.files.values())
-        writer.details = {**used, **writer.details, "bytes": size, "device": str(self.compute.torch_device)}
+        writer.details = {**used, "device": str(self.compute.torch_device), **writer.details, "bytes": size}
         # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
         # replaced all the same, and its files are removed as leftovers are.
         keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)
@@ -206,7 +203,8 @@ class StageContext:
         """Write files of one task of a partition that has several; `finish_parts` commits them."""
         with attempting(ResultWriter(self.location(stage, partition))) as writer:
             yield writer
-            writer.details = {**writer.details, "usage": used_for(None)}
+            device = str(self.compute.torch_device)
+            writer.details = {**writer.details, "usage": used_for(None), "device": device}
 
     def finish_parts(
         self, stage: str, partition: Partition, parts: Sequence[PartOfResult], details: Mapping[str, Any]
@@ -222,7 +220,8 @@ class StageContext:
         writer = ResultWriter(self.location(stage, partition))
         for part in parts:
             writer.files |= part.files
-        writer.details = {**details, **usage.added(part.details.get("usage", {}) for part in parts)}
+        used = usage.added(part.details.get("usage", {}) for part in parts)
+        writer.details = {**details, **used, "device": parts[0].details.get("device", "")}
         require_written(writer)
         return self.commit(stage, writer, inputs=parts[0].inputs)
 

@@ -106,6 +106,8 @@ class WorkerSetup:
         return TaskWorker(self.context.graph[self.stage].worker(self.context))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The shards that the work was planned with, and what a worker's own hash of the settings is held against.
+        _ = self.context.shard_index, self.context.code_version(self.stage)
         # The package is compared before anything of it is unpickled.
         content = pickle.dumps((self.context, self.stage))
         return _RemoteSetup, (content, package_version(), os.getcwd(), store_access())  # noqa: PTH109  # a string

@@ -68,7 +68,9 @@ class RecordCache:
         """Look again at what the store holds of some results: another process may have committed them."""
         for location in locations:
             self._records.pop(location, None)
-            self._folders.pop(location.rpartition("/")[0], None)
+            self._folders.pop(folder_of(location), None)
+        # The copies that it holds count for the listing that they were read with.
+        self._reader = RecordReader()
 
     def lacks(self, location: str) -> bool:
         """Whether no record lay there when its folder was listed; False where that is not known."""
@@ -152,6 +154,7 @@ class ResultIndex:
     def forget(self, stage: str) -> None:
         """Look again at what the store holds of a stage: another process may have committed results."""
         self.cache.forget(self._context.location(stage, each) for each in self._known(stage, Partition()))
+        self.cache.all_current.clear()
         self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
     def partitions(self, stage: str, within: Partition | None = None) -> list[Partition]:

@@ -122,15 +122,15 @@ def kept(runs: PipelineRuns) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(path) for path in sorted((manifest_folder(runs) / "parquet").iterdir())])
 
 
-def read_by(script: str, folder: Path) -> str:
+def read_by(script: str, folder: Path, *arguments: str) -> str:
     """Run an example as its command line does, in this process, which has its libraries; returns what it printed."""
-    arguments, sys.argv = sys.argv, [script, str(folder)]
+    saved, sys.argv = sys.argv, [script, str(folder), *arguments]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     finally:
-        sys.argv = arguments
+        sys.argv = saved
     return printed.getvalue()
 
 

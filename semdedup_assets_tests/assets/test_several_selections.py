@@ -1,6 +1,7 @@
 """Selections of one pipeline share what they are made from, and nothing of what each keeps."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from semdedup_assets.analyses import removed_by_value
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.stages import cluster_batches
 from semdedup_assets.storage.results import StoredFile
-from semdedup_assets.storage.vectors import VectorTable, read_part
+from semdedup_assets.storage.vectors import VectorTable, read_parts
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.stage_runs import METHOD, StageRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
@@ -42,11 +43,11 @@ def test_a_refresh_reads_the_vectors_of_each_range_once_and_makes_what_is_made_a
 ) -> None:
     read: Counter[tuple[str, int]] = Counter()
 
-    def counted(file: StoredFile, index: int) -> VectorTable:
-        read[file.path, index] += 1
-        return read_part(file, index)
+    def counted(files: Sequence[StoredFile], index: int) -> list[VectorTable]:
+        read.update((file.path, index) for file in files)
+        return read_parts(files, index)
 
-    monkeypatch.setattr(cluster_batches, "read_part", counted)
+    monkeypatch.setattr(cluster_batches, "read_parts", counted)
     apart = StageRuns({**settings, "store": str(tmp_path / "apart")}, GRAPH)
     apart.run()
     assert set(read.values()) == {3}  # `simple` and `mild` have the same scores.

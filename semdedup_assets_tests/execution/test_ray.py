@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.outcomes import WorkerDiedError
 from semdedup_assets.execution.engines.ray import ClusterError, RayEngine, Resources, connect, end_resting
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.placement import OtherVersionError
+from semdedup_assets.execution.placement import OtherVersionError, WorkerSetup
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import Stage, StageGraph
@@ -29,6 +30,7 @@ from semdedup_assets_tests.execution import poisoned_embeddings
 from semdedup_assets_tests.object_store import ObjectStore
 from semdedup_assets_tests.ray_cluster import RayCluster, is_running, wait_until, workers
 from semdedup_assets_tests.stage_runs import METHOD, PLAIN, StageRuns, small_pipeline
+from semdedup_assets_tests.toy_source import near_duplicates, write_shard
 
 SHARDS = 8
 RECORD = ".result.json"
@@ -284,22 +286,29 @@ def test_workers_of_another_version_are_refused(
 
 
 def test_a_checkpoint_that_a_node_lacks_is_named(here: StageRuns, tmp_path: Path, cluster: RayCluster) -> None:
-    from semdedup_assets.execution.placement import WorkerSetup
-
     checkpoint = tmp_path / "model.pt"
     checkpoint.write_bytes(b"weights")
     runs = here.changed(
         source={"kind": "folder", "path": str(tmp_path)},
         encoder={"kind": "torchscript", "path": str(checkpoint), "image_size": 8},
     )
-    context = runs.context()
-    context.code_version("embeddings")
+    setup = pickle.loads(pickle.dumps(WorkerSetup(runs.context(), "embeddings")))
     checkpoint.unlink()
     with pytest.raises(OtherVersionError, match=r"model\.pt: .*copy it to every machine of the cluster"):
-        list(engine()(WorkerSetup(context, "embeddings"), [0]))
+        list(engine()(setup, [0]))
     checkpoint.write_bytes(b"other weights")
     with pytest.raises(OtherVersionError, match="differs from what the run found"):
-        list(engine()(WorkerSetup(context, "embeddings"), [0]))
+        list(engine()(setup, [0]))
+
+
+def test_shards_that_come_while_a_stage_runs_are_none_of_its_own(tmp_path: Path) -> None:
+    runs = small_pipeline(tmp_path, shards=1)
+    runs.observe()
+    setup = pickle.loads(pickle.dumps(WorkerSetup(runs.context(), "items")))
+    write_shard(tmp_path, "later", near_duplicates(9))
+    assert runs.observe() == ["s000000", "s000001"]
+    context, _ = pickle.loads(setup.content)
+    assert [shard.name for shard in context.shards] == ["s000000"]
 
 
 def test_files_of_this_machine_alone_are_refused_before_anything_runs(here: StageRuns) -> None:

@@ -174,7 +174,7 @@ def test_an_anti_join_with_the_removed_items_gives_the_manifest(runs: StageRuns,
     skipped = source.filter(pl.col("key").is_in(["0-7", "1-7"]))
     assert len(skipped) == details["skipped"] == 2
     arguments = [str(tmp_path / "source.parquet"), *(["--key", "url"] if by == "key" else [])]
-    printed = read_by("anti_join_polars.py", folder, tmp_path, *arguments, "--out", str(tmp_path / "stay.parquet"))
+    printed = read_by("anti_join_polars.py", folder, *arguments, "--out", str(tmp_path / "stay.parquet"))
     assert f"{details['kept'] + 2} rows stay" in printed
     stay = pl.read_parquet(tmp_path / "stay.parquet")
     assert set(stay[by]) - set(skipped[by]) == set(tables(folder, "parquet")[by])

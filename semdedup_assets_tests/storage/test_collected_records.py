@@ -231,3 +231,19 @@ def test_a_reader_gives_what_is_asked_one_by_one_from_one_file(folder: str, writ
         found = [reader.read(folders, [f"{location}{RECORD}"]) for location in written]
     assert [record for each in found for record in each.values()] == list(written.values())
     assert sent == {"GetObject": 1}
+
+
+def test_what_is_forgotten_is_seen_as_it_is_now_and_not_as_it_was_copied(
+    written: dict[str, ResultRecord], folder: str
+) -> None:
+    locations = list(written)
+    result_index._parsed.clear()
+    # An earlier look of this process, so that the next one leaves the copy of this record unread.
+    RecordCache().get(locations[3:4])
+    cache = RecordCache()
+    assert cache.get(locations) == list(written.values())
+    replaced = ResultRecord(locations[3], "another", "c", {"input": "2"}, {}, {})
+    write_bytes(f"{locations[3]}{RECORD}", replaced.to_json())
+    cache.forget(locations)
+    for found in (cache.get(locations), RecordCache().get(locations)):
+        assert found == [*list(written.values())[:3], replaced, *list(written.values())[4:]]

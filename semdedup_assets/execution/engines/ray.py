@@ -21,6 +21,7 @@ from semdedup_assets.execution.engines.outcomes import Outcome, Worker, WorkerDi
 from semdedup_assets.execution.openmp import waiting_environment
 
 _WAIT_SECONDS, _CONNECT_SECONDS = 1.0, 15.0
+_FEWEST_STARTS = 2
 # Of what Ray says of a death, the sentence that says how; the rest are numbers and advice.
 _LONGEST_CAUSE = 300
 _CAUSES = ("The actor is dead because", "The actor died because", "Worker exit detail:")
@@ -28,6 +29,9 @@ _CAUSES = ("The actor is dead because", "The actor died because", "Worker exit d
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 # Variables that say how stores and hubs are reached: a worker gets the driver's of a kind of which it has none.
 _ACCESS = ("FSSPEC_", "AWS_", "GOOGLE_", "GCS_", "AZURE_", "HF_", "TRANSFORMERS_")
+
+
+_PLAIN = (ValueError, TypeError, LookupError, IndexError, KeyError, ArithmeticError, EOFError, MemoryError)
 
 
 class ClusterError(RuntimeError):
@@ -189,7 +193,9 @@ class _Pool:
     def __init__(self, engine: RayEngine, make_worker: bytes, count: int) -> None:
         import ray
 
-        self._ray, self._engine, self._make_worker = ray, engine, make_worker
+        self._ray, self._engine = ray, engine
+        # One copy for each machine.
+        self._make_worker = ray.put(make_worker)
         self._class = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **engine.resources.options())
         self._environment = _environment(engine.resources.threads)
         self._pending: dict[Any, _Slot] = {}
@@ -199,6 +205,8 @@ class _Pool:
         for slot in self._slots:
             if resting:
                 slot.actor, slot.node = resting.pop()
+                # One that died while it rested says nothing of how workers start.
+                slot.failed_starts = -1
                 self._set_up(slot)
             else:
                 self._start(slot)
@@ -288,7 +296,7 @@ class _Pool:
             slot.failed_starts += 1
             where = f" on {slot.node}" if slot.node else ""
             progress.log(f"{self._engine.name}: a worker{where} died before it was ready ({cause})")
-            if slot.failed_starts >= self._engine.tries:
+            if slot.failed_starts >= max(_FEWEST_STARTS, self._engine.tries):
                 slot.step = "given up"
                 self._require_a_slot(f"workers{where}", cause)
                 return None
@@ -304,7 +312,7 @@ class _Pool:
         if any(slot.step != "given up" for slot in self._slots):
             return
         message = (
-            f"{self._engine.name}: {workers} die before they are ready, {self._engine.tries} times in a row: {cause}; see "
+            f"{self._engine.name}: {workers} die before they are ready, {max(_FEWEST_STARTS, self._engine.tries)} times in a row: {cause}; see "
             "Ray's logs there, and whether their memory suffices"
         )
         raise ClusterError(message)
@@ -457,7 +465,12 @@ def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever a library's exception does when it is pickled
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        # As a built-in one it still says whether the data or the machine is at fault.
+        kind = next(each for each in type(error).__mro__ if each.__module__ == "builtins")
+        message = f"{type(error).__name__}: {error}"
+        if issubclass(kind, OSError):
+            return OSError(getattr(error, "errno", None), message)
+        return kind(message) if kind in _PLAIN else RuntimeError(message)
     return error
 
 
@@ -494,6 +507,10 @@ def _readable(resources: Mapping[str, float]) -> str:
     return ", ".join(sorted(parts)) or "nothing"
 
 
+# The address of the cluster that this process has joined.
+_joined: list[str] = []
+
+
 def connect(address: str) -> None:
     """Make this process a driver of a cluster, unless it is one already.
 
@@ -512,17 +529,33 @@ def connect(address: str) -> None:
         )
         raise ClusterError(message) from error
     if ray.is_initialized():
+        _require_same(address)
         return
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         _require_listening(address)
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, namespace="semdedup", **options)
+        _joined[:] = [address]
     except (OSError, RuntimeError, ValueError) as error:
         message = (
             f"compute.address: no Ray cluster at {address!r} can be joined ({' '.join(str(error).split())[:_LONGEST_CAUSE]}); "
             "start one (`ray start --head`, on other machines `ray start --address=…`), or use `local`"
         )
         raise ClusterError(message) from error
+
+
+def _require_same(address: str) -> None:
+    """See that this process does not drive another cluster already: it can drive one.
+
+    Raises:
+        ClusterError: it does.
+    """
+    if _joined and _joined[-1] != address:
+        message = (
+            f"compute.address: this process has joined the Ray cluster at {_joined[-1]!r}, and cannot join {address!r} too; "
+            "use one address, or runs of their own"
+        )
+        raise ClusterError(message)
 
 
 def _require_listening(address: str) -> None:
