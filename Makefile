@@ -16,7 +16,7 @@ EXTRAS_bench := demo,s3,dg,test,bench
 EXTRAS_lint := demo,s3,dg,test,lint
 
 # What takes part in a run is measured alone: one after the other.
-BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers shared_cores ray_engine kmeans_scale dagster_at_scale object_store
+BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers shared_cores dagster_records ray_engine kmeans_scale dagster_at_scale object_store
 # One process more than two cores have, for some tests only wait for a daemon.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
