@@ -42,9 +42,25 @@ def finished(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
         for wanted in (False, True):
             chosen = {name: content for name, content in files.items() if name.endswith(RECORD) == wanted}
             filesystem(bucket)[0].pipe({f"{root}/shards{shards}/{name}": each for name, each in chosen.items()})
+            next_second_of(bucket)
         # Whoever looks first leaves copies of the records.
         assert stale(found[shards]) == []
     return found
+
+
+def next_second_of(bucket: str) -> None:
+    """Return once the store's clock, which counts seconds, has moved on."""
+    fs, root = filesystem(bucket)
+
+    def now() -> datetime:
+        fs.pipe_file(f"{root}/clock", b"")
+        fs.invalidate_cache()
+        moment: datetime = fs.info(f"{root}/clock")["LastModified"]
+        return moment
+
+    before = now()
+    while now() <= before:
+        pass
 
 
 @contextmanager
