@@ -29,10 +29,15 @@ def overlapped(call: Callable[[T], R], items: Iterable[T], *, most: int) -> Iter
         items: taken as they are needed.
         most: how many calls may be under way, or done and not yet taken.
     """
-    source = iter(items)
-    if most <= 1:
-        yield from map(call, source)
-        return
+    return map(call, items) if most <= 1 else _in_threads(call, iter(items), most)
+
+
+def ahead(call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The same with the next result under way while one is used: at most two are held at a time."""
+    return _in_threads(call, iter(items), 1)
+
+
+def _in_threads(call: Callable[[T], R], source: Iterator[T], most: int) -> Iterator[R]:
     with ThreadPoolExecutor(most) as pool:
         waiting = deque(pool.submit(call, item) for item in islice(source, most))
         try:

@@ -1,13 +1,10 @@
-"""Parts of results' files on an object store: each by one ranged read, many at once, the next while one is used."""
+"""Parts of results' files on an object store: each by one ranged read, many at once."""
 
 import io
 import threading
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from semdedup_assets.storage.files import AT_ONCE, filesystem
 from semdedup_assets.storage.results import StoredFile, damaged_file
@@ -17,9 +14,6 @@ WINDOW = 64 << 20
 
 # Two ranges with no more between them are read as one: it takes less time than another request costs a server.
 _GAP = 64 << 10
-
-Given = TypeVar("Given")
-Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +63,6 @@ def _size(file: StoredFile) -> int:
     fs, name = filesystem(file.path)
     fs.invalidate_cache()
     return int(fs.info(name)["size"])
-
-
-def ahead(load: Callable[[Given], Loaded], wanted: Iterable[Given]) -> Iterator[Loaded]:
-    """What a function gives for each of some values, in their order; the next is loaded while one is used.
-
-    At most two are held at a time.
-    """
-    pending = deque[Future[Loaded]]()
-    with ThreadPoolExecutor(1) as pool:
-        for each in wanted:
-            pending.append(pool.submit(load, each))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def windows(bounds: Sequence[tuple[int, int]]) -> Iterator[range]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from semdedup_assets.records import ColumnType
 from semdedup_assets.storage.files import filesystem, is_local
-from semdedup_assets.storage.remote_parts import WINDOW, RemoteFile, ahead, windows
+from semdedup_assets.storage.overlap import ahead
+from semdedup_assets.storage.remote_parts import WINDOW, RemoteFile, windows
 from semdedup_assets.storage.results import MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:

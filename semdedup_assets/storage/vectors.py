@@ -13,7 +13,8 @@ import xxhash
 
 from semdedup_assets.records import Embedded, Skipped, item_ids
 from semdedup_assets.storage.files import filesystem, is_local
-from semdedup_assets.storage.remote_parts import WINDOW, FilePart, RemoteFile, ahead, fetch, windows
+from semdedup_assets.storage.overlap import ahead
+from semdedup_assets.storage.remote_parts import WINDOW, FilePart, RemoteFile, fetch, windows
 from semdedup_assets.storage.results import HashingStream, MissingResultError, StoredFile, damaged_file
 
 if TYPE_CHECKING:
