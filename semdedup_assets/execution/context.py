@@ -1,6 +1,6 @@
 """What every stage is given: settings, where results lie and which there are. It can be sent to another process."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import Shard, ShardIndex
-from semdedup_assets.storage.files import exists, read_bytes
+from semdedup_assets.storage.files import exists, join, read_bytes, remove_all
 from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import (
     FileEntry,
@@ -205,6 +205,11 @@ class StageContext:
             yield writer
             device = str(self.compute.torch_device)
             writer.details = {**writer.details, "usage": used_for(None), "device": device}
+
+    def discard_parts(self, stage: str, partition: Partition, parts: Iterable[PartOfResult]) -> None:
+        """Remove what tasks of a partition wrote that is not committed."""
+        folder = self.location(stage, partition).rpartition("/")[0]
+        remove_all([join(folder, entry.path) for part in parts for entry in part.files.values()])
 
     def finish_parts(
         self, stage: str, partition: Partition, parts: Sequence[PartOfResult], details: Mapping[str, Any]

@@ -74,7 +74,7 @@ class RecordCache:
 
     def lacks(self, location: str) -> bool:
         """Whether no record lay there when its folder was listed; False where that is not known."""
-        listed = self._folders.get(location.rpartition("/")[0])
+        listed = self._folders.get(folder_of(location))
         return listed is not None and f"{location}{RECORD}" not in listed and self._records.get(location) is None
 
     def collect(self) -> None:
@@ -147,13 +147,15 @@ class ResultIndex:
     def put(self, stage: str, record: ResultRecord) -> None:
         """Note a record of a stage that was just committed."""
         self.cache.put(record)
-        self.cache.all_current.clear()
-        versions = self.cache.versions
-        self.cache.versions = {key: version for key, version in versions.items() if key[0] != stage}
+        self._changed(stage)
 
     def forget(self, stage: str) -> None:
         """Look again at what the store holds of a stage: another process may have committed results."""
         self.cache.forget(self._context.location(stage, each) for each in self._known(stage, Partition()))
+        self._changed(stage)
+
+    def _changed(self, stage: str) -> None:
+        """Drop what was concluded from a stage's results."""
         self.cache.all_current.clear()
         self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
@@ -260,7 +262,14 @@ class ResultIndex:
         Raises:
             MissingResultError: one is not there; names what to materialise.
         """
-        stored = self.stored(stage, within)
+        return self.require_each(stage, self.stored(stage, within))
+
+    def require_each(self, stage: str, stored: Sequence[Partition]) -> dict[Partition, ResultRecord]:
+        """The records of some stored results.
+
+        Raises:
+            MissingResultError: one is not there; names what to materialise.
+        """
         # Listed and read together, then one by one from the cache.
         self.cache.get([self._context.location(stage, partition) for partition in stored])
         return {partition: self.require(stage, partition) for partition in stored}

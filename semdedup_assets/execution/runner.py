@@ -13,7 +13,6 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.placement import Placement, WorkerSetup, placement_of
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.execution.stage import Stage
-from semdedup_assets.storage.files import join, remove
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 # What a shard's own data make a reader raise. Whatever else is raised (a store out of reach, memory or a disk that is
@@ -152,11 +151,11 @@ def _attempt(
         partition = outcome.task.partition
         if partition in failed:
             # A task of it that ran beside the one that failed.
-            _discard(context, stage, partition, [outcome.value])
+            context.discard_parts(stage.name, partition, _parts([outcome.value]))
             continue
         if outcome.error is not None:
             failed.add(partition)
-            _discard(context, stage, partition, results.pop(partition).values())
+            context.discard_parts(stage.name, partition, _parts(results.pop(partition).values()))
             yield partition, None, outcome.error
             continue
         _take(context, stage, outcome, results[partition])
@@ -167,12 +166,9 @@ def _attempt(
         yield partition, _finished(context, stage, partition, []), None
 
 
-def _discard(context: StageContext, stage: Stage, partition: Partition, values: Iterable[Any]) -> None:
-    """Remove what the finished tasks of a partition wrote that will not be finished."""
-    folder = context.location(stage.name, partition).rpartition("/")[0]
-    for value in values:
-        for entry in value.files.values() if isinstance(value, PartOfResult) else ():
-            remove(join(folder, entry.path))
+def _parts(values: Iterable[Any]) -> list[PartOfResult]:
+    """Of what tasks gave, that which is not committed by itself."""
+    return [value for value in values if isinstance(value, PartOfResult)]
 
 
 def _tasks_of(context: StageContext, stage: Stage, partition: Partition, *, again: bool) -> Sequence[Any]:

@@ -188,7 +188,10 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
     """
     shards = chunk.shards(context)
     items = {each.required_shard: record for each, record in context.index.require_all("items").items()}
-    embeddings = _embeddings(context, shards)
+    wanted = [Partition(shard=shard.name) for shard in shards]
+    embeddings = {
+        each.required_shard: record for each, record in context.index.require_each("embeddings", wanted).items()
+    }
     for shard in shards:
         _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=chunk.copied)
     records = {shard.index: int(items[shard.name].details["items"]) for shard in context.shards}
@@ -234,13 +237,6 @@ def _mask_part(table: "pa.Table") -> _Part:
     ids, is_kept = ids.to_numpy(), is_kept.to_numpy()
     group = np.where(is_kept, ids, neighbour.fill_null(int(NO_GROUP)).to_numpy())
     return ids, is_kept, group, similarity.fill_null(float("nan")).to_numpy()
-
-
-def _embeddings(context: StageContext, shards: Sequence[Shard]) -> dict[str, ResultRecord]:
-    partitions = {shard.name: Partition(shard=shard.name) for shard in shards}
-    # Listed and read together, then one by one from the cache.
-    context.index.cache.get([context.location("embeddings", each) for each in partitions.values()])
-    return {name: context.index.require("embeddings", each) for name, each in partitions.items()}
 
 
 def _require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:

@@ -18,7 +18,7 @@ from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
 from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
 from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
-from semdedup_assets.storage.files import remove, write_bytes
+from semdedup_assets.storage.files import remove_all, write_bytes
 from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import (
@@ -178,8 +178,7 @@ def _join_csv(writer: FolderWriter) -> None:
     with writer.open(CSV) as stream:
         for name, entry in parts.items():
             copy_verified(StoredFile(writer.path(name), entry, writer.location), stream)
-    for name in parts:
-        remove(writer.path(name))
+    remove_all([writer.path(name) for name in parts])
 
 
 def _added(written: Sequence[Mapping[str, Any]], name: str) -> dict[str, int]:

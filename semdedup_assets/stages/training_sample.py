@@ -16,7 +16,7 @@ from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.stages.embeddings import ID, VECTOR, VECTORS
 from semdedup_assets.stages.embeddings import STAGE as EMBEDDINGS
-from semdedup_assets.storage.files import join, remove
+from semdedup_assets.storage.files import join
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import MissingResultError, ResultRecord, ResultWriter, StoredFile
 from semdedup_assets.storage.scratch import scratch_array
@@ -247,7 +247,7 @@ def _gathered(tables: Iterable[Rows], room: int, *, budget: int) -> Rows:
     return np.concatenate(ids), rows[:count]
 
 
-def _chosen(candidates: Rows, size: int | None, *, seed: int) -> Rows:
+def _chosen(candidates: Rows, size: int, *, seed: int) -> Rows:
     """The sample among its candidates, in the same place."""
     ids, rows = candidates
     keep, count = smallest(id_hash(ids, seed=seed), size), 0
@@ -274,13 +274,10 @@ def _finish(context: StageContext, partition: Partition, results: list[Any]) -> 
     """The sample of what the tasks wrote, which is removed then."""
     if len(results) == 1 and isinstance(results[0], ResultRecord):
         return results[0]
-    folder = context.location("training_sample", partition).rpartition("/")[0]
     try:
         return _merged(context, partition, results)
     finally:
-        for part in results:
-            for entry in part.files.values():
-                remove(join(folder, entry.path))
+        context.discard_parts("training_sample", partition, results)
 
 
 def _merged(context: StageContext, partition: Partition, parts: list[PartOfResult]) -> ResultRecord:

@@ -18,7 +18,7 @@ import xxhash
 from semdedup_assets.storage.files import (
     create,
     join,
-    list_folder,
+    list_folders,
     move,
     open_file,
     read_bytes,
@@ -388,11 +388,8 @@ def require_written(writer: ResultWriter) -> None:
     """
     parent = writer.location.rpartition("/")[0]
     paths = {join(parent, entry.path): entry for entry in writer.files.values()}
-    listed = {
-        name: file
-        for folder in {path.rpartition("/")[0] for path in paths}
-        for name, file in list_folder(folder).items()
-    }
+    folders = list_folders(path.rpartition("/")[0] for path in paths)
+    listed = {name: file for files in folders.values() for name, file in files.items()}
     for path, entry in paths.items():
         if path not in listed or listed[path].size != entry.size:
             message = f"{path}: was removed while {writer.location} was being made; run again"
