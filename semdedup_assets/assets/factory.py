@@ -10,8 +10,8 @@ from semdedup_assets.assets.conditions import refresh_condition
 from semdedup_assets.assets.events import PartitionEvents
 from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.engines.ray import end_resting
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.placement import end_workers
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.settings import Pipeline
@@ -50,7 +50,7 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
             try:
                 made = _made(context, builder, asset, stage_context, again=again)
             finally:
-                end_workers()
+                end_resting()
             checks = evaluated_checks(builder, asset, stage_context)
             yield from _ended(context, made, [check.result for check in checks])
             raise_failures(checks)

@@ -11,8 +11,8 @@ from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.engines.ray import end_resting
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.placement import end_workers
 from semdedup_assets.execution.reference_files import observe_references
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.shard_reader import SourceChangedError
@@ -85,7 +85,7 @@ def refresh(
                 return
         raise last
     finally:
-        end_workers()
+        end_resting()
 
 
 def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import sys
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from semdedup_assets.compute import WorkerResources
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.local import map_tasks
 from semdedup_assets.execution.engines.outcomes import Engine
+from semdedup_assets.execution.engines.ray import RayEngine, Resources, connect, room_for, share_of_cpus
 from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.storage.files import adopt_access, store_access
 
@@ -53,8 +53,6 @@ def placement_of(context: StageContext, stage: Stage) -> Placement:
     wanted = compute.workers.get(stage.name)
     if compute.engine == "local" or (wanted is None and not stage.has_many_tasks):
         return Placement()
-    from semdedup_assets.execution.engines.ray import RayEngine, connect, room_for
-
     connect(compute.address)
     wanted = wanted or WorkerResources()
     resources = _resources(wanted)
@@ -64,16 +62,7 @@ def placement_of(context: StageContext, stage: Stage) -> Placement:
     return Placement(engine, count, resources.threads)
 
 
-def end_workers() -> None:
-    """Give what idle workers hold back to the cluster."""
-    ray = sys.modules.get("semdedup_assets.execution.engines.ray")
-    if ray is not None:
-        ray.end_resting()
-
-
-def _resources(wanted: WorkerResources) -> Any:
-    from semdedup_assets.execution.engines.ray import Resources, share_of_cpus
-
+def _resources(wanted: WorkerResources) -> Resources:
     cpus = wanted.num_cpus or (share_of_cpus(wanted.num_gpus) if wanted.num_gpus else 1.0)
     return Resources(cpus, wanted.num_gpus, int((wanted.memory_gib or 0) * (1 << 30)), wanted.resources)
 

@@ -29,8 +29,7 @@ _CAUSES = ("The actor is dead because", "The actor died because", "Worker exit d
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 # Variables that say how stores and hubs are reached: a worker gets the driver's of a kind of which it has none.
 _ACCESS = ("FSSPEC_", "AWS_", "GOOGLE_", "GCS_", "AZURE_", "HF_", "TRANSFORMERS_")
-
-
+# Built-in errors that a message alone makes.
 _PLAIN = (ValueError, TypeError, LookupError, IndexError, KeyError, ArithmeticError, EOFError, MemoryError)
 
 
@@ -99,6 +98,11 @@ class RayEngine:
     tries: int = 3
     patience_seconds: float = 600.0
 
+    @property
+    def starts(self) -> int:
+        """How often in a row an actor may die before it is ready."""
+        return max(_FEWEST_STARTS, self.tries)
+
     def __call__(self, make_worker: Callable[[], Worker], tasks: Iterable[Any]) -> Iterator[Outcome]:
         """Map tasks.
 
@@ -127,6 +131,14 @@ class RayEngine:
         waiting.raise_error()
 
 
+@dataclass(slots=True, eq=False)
+class _Try:
+    """A task, and how many actors have died while they made it."""
+
+    task: Any
+    deaths: int = 0
+
+
 class _Waiting:
     """Tasks that are to be made: new ones in their order, then those whose workers died.
 
@@ -138,12 +150,12 @@ class _Waiting:
     def __init__(self, tasks: Iterable[Any], *, ahead: int) -> None:
         self._tasks = iter(tasks)
         self._error: Exception | None = None
-        self._new, self._again = deque[Any](), deque[Any]()
+        self._new, self._again = deque[_Try](), deque[_Try]()
         self._fill(ahead)
 
     def _fill(self, count: int) -> None:
         try:
-            self._new.extend(islice(self._tasks, count))
+            self._new.extend(map(_Try, islice(self._tasks, count)))
         except Exception as error:  # it is raised once what came before it is made
             self._error, self._tasks = error, iter(())
 
@@ -151,16 +163,16 @@ class _Waiting:
         """At least so many."""
         return len(self._new) + len(self._again)
 
-    def next(self) -> Any:
+    def next(self) -> _Try:
         """The next one; only while there is one."""
-        task = self._new.popleft() if self._new else self._again.popleft()
+        found = self._new.popleft() if self._new else self._again.popleft()
         if not self._new:
             self._fill(1)
-        return task
+        return found
 
-    def put_back(self, task: Any) -> None:
+    def put_back(self, tried: _Try) -> None:
         """Try one again, after all others: what killed one worker may kill the next."""
-        self._again.append(task)
+        self._again.append(tried)
 
     def raise_error(self) -> None:
         """Raise what the iterator of tasks ended with, if it did."""
@@ -175,14 +187,14 @@ class _Slot:
     Attributes:
         actor: Ray's handle.
         step: what it is doing: `start`, `set up`, `make`, `wait`, or nothing any more (`given up`).
-        task: that it makes.
+        trying: the task that it makes, while it makes one.
         failed_starts: how many actors in a row died here before they were ready.
         node: where it runs, for messages.
     """
 
     actor: Any = None
     step: str = "start"
-    task: Any = None
+    trying: _Try | None = None
     failed_starts: int = 0
     node: str = ""
 
@@ -199,18 +211,17 @@ class _Pool:
         self._class = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **engine.resources.options())
         self._environment = _environment(engine.resources.threads)
         self._pending: dict[Any, _Slot] = {}
-        self._deaths: dict[int, int] = {}
         self._slots = [_Slot() for _ in range(count)]
-        resting = _resting_actors(engine.resources)
+        end_resting(unlike=engine.resources)
         for slot in self._slots:
-            if resting:
-                slot.actor, slot.node = resting.pop()
+            if _resting:
+                rested = _resting.pop()
                 # One that died while it rested says nothing of how workers start.
-                slot.failed_starts = -1
+                slot.actor, slot.node, slot.failed_starts = rested.actor, rested.node, -1
                 self._set_up(slot)
             else:
                 self._start(slot)
-        _end(resting)
+        end_resting()
         self._last = time.monotonic()
 
     def run(self, waiting: _Waiting) -> Iterator[Outcome]:
@@ -228,25 +239,27 @@ class _Pool:
 
     def end(self) -> None:
         """End all actors, whatever they are doing."""
-        _end((slot.actor, slot.node) for slot in self._slots)
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
 
     def rest(self) -> None:
         """Keep the actors that are ready for what is made next; what was loaded for this is dropped."""
-        ready = [slot for slot in self._slots if slot.step == "wait"]
-        for slot in ready:
-            slot.actor.rest.remote()
-        _resting.append((_cluster(), self._engine.resources, [(slot.actor, slot.node) for slot in ready]))
-        _end((slot.actor, slot.node) for slot in self._slots if slot not in ready)
+        for slot in self._slots:
+            if slot.step == "wait":
+                slot.actor.rest.remote()
+                _resting.append(_Resting(slot.actor, slot.node, _cluster(), self._engine.resources))
+            else:
+                self._ray.kill(slot.actor)
 
     def _feed(self, waiting: _Waiting) -> None:
         for slot in self._slots:
             if slot.step == "wait" and len(waiting):
-                slot.step, slot.task = "make", waiting.next()
-                self._pending[slot.actor.make.remote(slot.task)] = slot
+                slot.step, slot.trying = "make", waiting.next()
+                self._pending[slot.actor.make.remote(slot.trying.task)] = slot
 
     def _start(self, slot: _Slot) -> None:
         slot.actor = self._class.remote(self._environment)
-        slot.step, slot.task, slot.node = "start", None, ""
+        slot.step, slot.trying, slot.node = "start", None, ""
         self._pending[slot.actor.node.remote()] = slot
 
     def _set_up(self, slot: _Slot) -> None:
@@ -265,38 +278,36 @@ class _Pool:
             return None
         for line in reply.lines:
             progress.log(f"{slot.node}: {line}")
-        if slot.step == "set up":
-            if reply.error is not None:
-                raise reply.raised(slot.node)
-            slot.step, slot.failed_starts = "wait", 0
-            return None
-        task, slot.task, slot.step = slot.task, None, "wait"
-        self._deaths.pop(id(task), None)
-        return Outcome(task, reply.value, None if reply.error is None else reply.raised(slot.node))
+        raised = reply.error_on(slot.node)
+        tried, slot.trying, slot.step = slot.trying, None, "wait"
+        if tried is not None:
+            return Outcome(tried.task, reply.value, raised)
+        if raised is not None:
+            raise raised
+        slot.failed_starts = 0
+        return None
 
     def _replaced(self, slot: _Slot, error: Exception, waiting: _Waiting) -> Outcome | None:
         """Start an actor in place of one that died, or cannot be reached; the outcome of its task if that was its last try."""
-        cause, outcome = _cause(error), None
+        cause, outcome, tried = _cause(error), None, slot.trying
         # One that only cannot be reached may still be writing.
         self._ray.kill(slot.actor)
-        if slot.step == "make":
-            task, deaths = slot.task, self._deaths.get(id(slot.task), 0) + 1
-            self._deaths[id(task)] = deaths
-            tries = self._engine.tries
+        if tried is not None:
+            tried.deaths += 1
             progress.log(
-                f"{self._engine.name}: a worker on {slot.node} died ({cause}); try {deaths} of {tries} of its task"
+                f"{self._engine.name}: a worker on {slot.node} died ({cause}); try {tried.deaths} of {self._engine.tries} "
+                "of its task"
             )
-            if deaths < tries:
-                waiting.put_back(task)
+            if tried.deaths < self._engine.tries:
+                waiting.put_back(tried)
             else:
-                message = f"the worker that made it died, {deaths} times; the last one on {slot.node}: {cause}"
-                outcome = Outcome(task, error=WorkerDiedError(message))
-                del self._deaths[id(task)]
+                message = f"the worker that made it died, {tried.deaths} times; the last one on {slot.node}: {cause}"
+                outcome = Outcome(tried.task, error=WorkerDiedError(message))
         else:
             slot.failed_starts += 1
             where = f" on {slot.node}" if slot.node else ""
             progress.log(f"{self._engine.name}: a worker{where} died before it was ready ({cause})")
-            if slot.failed_starts >= max(_FEWEST_STARTS, self._engine.tries):
+            if slot.failed_starts >= self._engine.starts:
                 slot.step = "given up"
                 self._require_a_slot(f"workers{where}", cause)
                 return None
@@ -312,8 +323,8 @@ class _Pool:
         if any(slot.step != "given up" for slot in self._slots):
             return
         message = (
-            f"{self._engine.name}: {workers} die before they are ready, {max(_FEWEST_STARTS, self._engine.tries)} times in a row: {cause}; see "
-            "Ray's logs there, and whether their memory suffices"
+            f"{self._engine.name}: {workers} die before they are ready, {self._engine.starts} times in a row: {cause}; "
+            "see Ray's logs there, and whether their memory suffices"
         )
         raise ClusterError(message)
 
@@ -342,9 +353,25 @@ class _Pool:
         raise ClusterError(message)
 
 
-# Actors that have nothing to do: to start a process and load the libraries again takes seconds. With the cluster and the
-# resources of each group.
-_resting: list[tuple[str, Resources, list[tuple[Any, str]]]] = []
+@dataclass(frozen=True, slots=True)
+class _Resting:
+    """An actor that has nothing to do, on a cluster that this process has joined.
+
+    Attributes:
+        actor: Ray's handle.
+        node: where it runs, for messages.
+        cluster: by this process' job there.
+        resources: that it holds.
+    """
+
+    actor: Any
+    node: str
+    cluster: str
+    resources: Resources
+
+
+# To start a process and load the libraries again takes seconds.
+_resting: list[_Resting] = []
 
 
 def _cluster() -> str:
@@ -353,33 +380,23 @@ def _cluster() -> str:
     return str(ray.get_runtime_context().get_job_id())
 
 
-def _resting_actors(resources: Resources) -> list[tuple[Any, str]]:
-    """The resting actors that have such resources; others are ended, for they hold what is needed now."""
-    found = list[tuple[Any, str]]()
-    while _resting:
-        cluster, theirs, actors = _resting.pop()
-        if cluster == _cluster() and theirs == resources:
-            found += actors
-        elif cluster == _cluster():
-            _end(actors)
-    return found
+def end_resting(*, unlike: Resources | None = None) -> None:
+    """End actors that have nothing to do: others may need what they hold.
 
-
-def _end(actors: Iterable[tuple[Any, str]]) -> None:
+    Args:
+        unlike: those of such resources stay; None: none does.
+    """
+    if not _resting:
+        return
     import ray
 
-    for actor, _ in actors:
-        ray.kill(actor)
-
-
-def end_resting() -> None:
-    """End the actors that have nothing to do: others of the cluster may have."""
-    import ray
-
-    while _resting:
-        cluster, _, actors = _resting.pop()
-        if ray.is_initialized() and cluster == _cluster():
-            _end(actors)
+    # Those of a cluster that was left have ended with it.
+    cluster = _cluster() if ray.is_initialized() else None
+    here = [each for each in _resting if each.cluster == cluster]
+    _resting[:] = [each for each in here if each.resources == unlike]
+    for each in here:
+        if each.resources != unlike:
+            ray.kill(each.actor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,12 +415,10 @@ class _Reply:
     traceback: str = ""
     lines: tuple[str, ...] = ()
 
-    def raised(self, node: str) -> Exception:
+    def error_on(self, node: str) -> Exception | None:
         """The error, with where it was raised as its cause."""
-        if self.error is None:
-            message = "nothing was raised"
-            raise ValueError(message)
-        self.error.__cause__ = _RemoteTraceback(f"on {node}:\n{self.traceback}")
+        if self.error is not None:
+            self.error.__cause__ = _RemoteTraceback(f"on {node}:\n{self.traceback}")
         return self.error
 
 
