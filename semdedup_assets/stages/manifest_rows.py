@@ -8,13 +8,13 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import IO, Any
 
-from semdedup_assets.storage.files import is_local, join, open_file
+from semdedup_assets.storage.files import is_local, open_file
 from semdedup_assets.storage.results import FolderWriter
 
 _BLOCK = 1 << 20
@@ -33,27 +33,14 @@ def csv_part(start: int | str) -> str:
     return f"{CSV}.{start}"
 
 
-def rows_written(folder: str, files: Iterable[str]) -> dict[str, int]:
-    """Rows of a manifest's files, by the file or the folder that holds a format.
-
-    Args:
-        folder: the manifest's.
-        files: their paths in the folder.
-    """
-    rows: dict[str, int] = {}
-    for name in files:
-        if _kind(name) in _COUNTS:
-            with open_file(join(folder, name)) as stream:
-                rows[_kind(name)] = rows.get(_kind(name), 0) + _rows(name, stream)
-    return rows
-
-
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """The file or the folder that holds a format, of one of a manifest's files."""
     return CSV if name.startswith(CSV) else name.partition("/")[0]
 
 
-def _rows(name: str, stream: IO[bytes]) -> int:
-    return _COUNTS[_kind(name)](stream) - has_header(name)
+def count_rows(name: str, stream: IO[bytes]) -> int:
+    """Rows of one of a manifest's files."""
+    return _COUNTS[kind_of(name)](stream) - has_header(name)
 
 
 def has_header(name: str) -> bool:
@@ -86,7 +73,7 @@ class CountingFolder(FolderWriter):
                 yield stream
             with open_file(self.path(name)) as written:
                 self._count(name, written)
-        elif _kind(name) == "webdataset":
+        elif kind_of(name) == "webdataset":
             # A tar may be as large as its shard: its headers are looked at as they pass.
             with super().open(name, ranges=ranges) as stream:
                 yield (counter := SampleCounter(stream))
@@ -99,8 +86,8 @@ class CountingFolder(FolderWriter):
                 self._count(name, copy)
 
     def _count(self, name: str, stream: IO[bytes]) -> None:
-        kind = _kind(name)
-        self.rows[kind] += _rows(name, stream)
+        kind = kind_of(name)
+        self.rows[kind] += count_rows(name, stream)
         if kind in ("parquet", "removed"):
             stream.seek(0)
             grouped, size = _groups(stream)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import tarfile
+from collections import Counter
 from pathlib import Path
 from unicodedata import normalize
 
@@ -12,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semdedup_assets.stages.manifest_names import SampleKeys, sample_suffixes
-from semdedup_assets.stages.manifest_rows import SampleCounter, rows_written
+from semdedup_assets.stages.manifest_rows import SampleCounter, count_rows, kind_of
 
 CELLS = ["a cat", 'a "cat"\non two lines', "", '"', '""\n""\n', "tab\there", "lone\rreturn", "x" * 300_000]
+
+
+def rows_written(folder: str, names: list[str]) -> dict[str, int]:
+    """Rows of some files of a manifest, by the file or the folder that holds a format."""
+    rows = Counter[str]()
+    for name in names:
+        with (Path(folder) / name).open("rb") as stream:
+            rows[kind_of(name)] += count_rows(name, stream)
+    return rows
 
 
 def test_a_cell_with_line_breaks_and_quotes_is_one_row(tmp_path: Path) -> None:
