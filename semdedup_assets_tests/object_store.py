@@ -4,6 +4,7 @@ import re
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,14 @@ class ObjectStore:
         start, found = len(self.requests), list[Request]()
         yield found
         found += self.requests[start:]
+
+    @contextmanager
+    def counted_kinds(self) -> Iterator[Counter[str]]:
+        """How many requests of each kind a block makes, complete once it has ended."""
+        found = Counter[str]()
+        with self.counted() as requests:
+            yield found
+        found.update(each.kind for each in requests)
 
     @contextmanager
     def held_back(self, requests: int, *, after: str) -> Iterator[None]:

@@ -17,9 +17,9 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.storage.collected_records import COLLECTED, MANY
 from semdedup_assets.storage.files import exists, filesystem
 from semdedup_assets.storage.results import RECORD
+from semdedup_assets_tests.object_store import ObjectStore
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.stage_runs import PLAIN, StageRuns, small_pipeline, stored_files
-from semdedup_assets_tests.storage.sent_requests import requests_to
 from semdedup_assets_tests.toy_source import near_duplicates, write_shard
 
 FEW, MORE = 3, MANY + 2
@@ -77,23 +77,25 @@ def stale(runs: StageRuns) -> list[str]:
     return [stage.name for stage in PLAIN.stages if index.stale(stage.name)]
 
 
-def test_staleness_of_everything_costs_as_much_for_many_shards_as_for_few(finished: dict[int, StageRuns]) -> None:
+def test_staleness_of_everything_costs_as_much_for_many_shards_as_for_few(
+    finished: dict[int, StageRuns], served_store: ObjectStore
+) -> None:
     sent = {}
     for shards, runs in finished.items():
-        with requests_to(runs.settings["store"]) as sent[shards]:
+        with served_store.counted_kinds() as sent[shards]:
             assert stale(runs) == []
     # Of few shards each record is read by itself; of more, the copies of the items', embeddings' and assignments'.
     assert sent[MORE].total() <= sent[FEW].total() <= 40
-    assert sent[MORE]["GetObject"] < MORE
+    assert sent[MORE]["GET"] < MORE
 
 
 def test_a_refresh_with_nothing_to_do_costs_as_much_for_many_shards_and_evaluates_each_check_once(
-    finished: dict[int, StageRuns],
+    finished: dict[int, StageRuns], served_store: ObjectStore
 ) -> None:
     sent, checks = {}, Counter(check.name for stage in PLAIN.stages for check in stage.checks)
     for shards, runs in finished.items():
         events = list[Any]()
-        with as_new_process(runs) as new, requests_to(runs.settings["store"]) as sent[shards]:
+        with as_new_process(runs) as new, served_store.counted_kinds() as sent[shards]:
             made = list(refresh(new.pipeline, new.instance, graph=PLAIN, sink=events.append))
         assert [run.asset for run in made if run.partitions] == []
         assert Counter(each.check_name for each in events if isinstance(each, dg.AssetCheckEvaluation)) == checks
@@ -108,31 +110,35 @@ def test_each_check_is_evaluated_once_a_run(finished: dict[int, StageRuns]) -> N
     assert evaluated == Counter(check.name for check in stage.checks)
 
 
-def test_one_tick_lists_the_store_once_for_all_assets(finished: dict[int, StageRuns]) -> None:
+def test_one_tick_lists_the_store_once_for_all_assets(
+    finished: dict[int, StageRuns], served_store: ObjectStore
+) -> None:
     with as_new_process(finished[MORE]) as new:
         builder, moment = new.builder, datetime(2026, 1, 1)
-    with requests_to(finished[MORE].settings["store"]) as sent:
+    with served_store.counted_kinds() as sent:
         for asset in builder.automatic:
             assert builder.context_at(moment).with_selection(asset.selection).index.inputs_are_current(asset.stage.name)
     folders = {asset.stage.name for asset in builder.automatic}
-    assert sent["ListObjectsV2"] <= 2 * len(folders)
+    assert sent["LIST"] <= 2 * len(folders)
     first = builder.context_at(moment)
     assert builder.context_at(moment) is first
     assert builder.context_at(moment + timedelta(seconds=60)) is not first
 
 
-def test_a_worker_elsewhere_finds_its_inputs_by_few_requests(finished: dict[int, StageRuns]) -> None:
+def test_a_worker_elsewhere_finds_its_inputs_by_few_requests(
+    finished: dict[int, StageRuns], served_store: ObjectStore
+) -> None:
     runs = finished[MORE]
     result_index._parsed.clear()
     context = pickle.loads(pickle.dumps(runs.context()))
-    with requests_to(runs.settings["store"]) as sent:
+    with served_store.counted_kinds() as sent:
         for partition in context.index.partitions("assignments"):
             assert set(context.index.input_versions("assignments", partition)) == {"centroids", "embeddings"}
     assert sent.total() <= 10
 
 
 def test_what_a_refresh_has_made_can_be_read_together_before_the_next_stage_begins(
-    finished: dict[int, StageRuns],
+    finished: dict[int, StageRuns], served_store: ObjectStore
 ) -> None:
     runs = finished[MORE]
     folder = f"{runs.settings['store']}/toy/precomputed/items"
@@ -145,7 +151,7 @@ def test_what_a_refresh_has_made_can_be_read_together_before_the_next_stage_begi
     result_index._parsed.clear()
     index = runs.context().index
     shards = index.partitions("items")
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         assert all(index.record("items", Partition(shard=shard.shard)) for shard in shards)
-    assert sent == {"ListObjectsV2": 1, "GetObject": 1}
+    assert sent == {"LIST": 1, "GET": 1}
     assert stale(runs) == []

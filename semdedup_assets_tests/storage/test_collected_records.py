@@ -12,7 +12,7 @@ from semdedup_assets.storage.collected_records import COLLECTED, MANY, RecordRea
 from semdedup_assets.storage.files import exists, filesystem, list_folder, list_folders, read_bytes, remove, write_bytes
 from semdedup_assets.storage.leftovers import remove_leftovers
 from semdedup_assets.storage.results import DAMAGED, RECORD, ResultRecord
-from semdedup_assets_tests.storage.sent_requests import requests_to
+from semdedup_assets_tests.object_store import ObjectStore
 from semdedup_assets_tests.storage.written import write_result
 
 RECORDS = MANY + 2
@@ -49,30 +49,32 @@ def written(folder: str) -> dict[str, ResultRecord]:
     return records
 
 
-def test_who_reads_many_records_leaves_copies_and_the_next_reads_one_file(folder: str) -> None:
+def test_who_reads_many_records_leaves_copies_and_the_next_reads_one_file(
+    folder: str, served_store: ObjectStore
+) -> None:
     written = write_many(folder)
     assert not exists(f"{folder}/{COLLECTED}")
-    with requests_to(folder) as first:
+    with served_store.counted_kinds() as first:
         assert as_new_process(written) == written
-    assert first["GetObject"] >= RECORDS
-    with requests_to(folder) as second:
+    assert first["GET"] >= RECORDS
+    with served_store.counted_kinds() as second:
         assert as_new_process(written) == written
     assert second.total() <= 3, second
-    assert second["GetObject"] == 1
+    assert second["GET"] == 1
 
 
-def test_who_writes_many_records_leaves_copies_and_reads_none_of_them(folder: str) -> None:
+def test_who_writes_many_records_leaves_copies_and_reads_none_of_them(folder: str, served_store: ObjectStore) -> None:
     written = write_many(folder)
     cache = RecordCache()
     for record in written.values():
         cache.put(record)
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         cache.collect()
-    assert sent["GetObject"] <= 1  # of earlier copies, never of a record
-    with requests_to(folder) as sent:
+    assert sent["GET"] <= 1  # of earlier copies, never of a record
+    with served_store.counted_kinds() as sent:
         assert as_new_process(written) == written
     assert sent.total() <= 3, sent
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         cache.collect()
     assert sent.total() == 0
 
@@ -84,14 +86,16 @@ def test_few_records_are_read_by_themselves(folder: str) -> None:
     assert not exists(f"{folder}/{COLLECTED}")
 
 
-def test_a_record_that_was_replaced_or_removed_since_is_seen(folder: str, written: dict[str, ResultRecord]) -> None:
+def test_a_record_that_was_replaced_or_removed_since_is_seen(
+    folder: str, written: dict[str, ResultRecord], served_store: ObjectStore
+) -> None:
     first, second = list(written)[:2]
     replaced = write_result(first, {"file": b"other"}, writer="later")
     remove(f"{second}{RECORD}")
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         found = as_new_process(written)
     assert found == {**written, first: replaced, second: None}
-    assert sent["GetObject"] == 2
+    assert sent["GET"] == 2
 
 
 def test_a_copy_of_a_record_whose_file_is_lost_is_no_result(folder: str) -> None:
@@ -123,15 +127,15 @@ def test_a_record_that_was_damaged_since_is_found_and_set_aside(written: dict[st
 
 @pytest.mark.parametrize("content", [b"", b"records 1 0123\nshort", bytes(range(256))], ids=["empty", "cut", "foreign"])
 def test_a_damaged_or_foreign_file_of_copies_is_passed_over_and_replaced(
-    bucket: str, content: bytes, request: pytest.FixtureRequest
+    bucket: str, content: bytes, request: pytest.FixtureRequest, served_store: ObjectStore
 ) -> None:
     folder = f"{bucket}/foreign-{request.node.callspec.indices['content']}"
     written = write_many(folder)
     write_bytes(f"{folder}/{COLLECTED}", content)
     assert as_new_process(written) == written
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         assert as_new_process(written) == written
-    assert sent["GetObject"] == 1
+    assert sent["GET"] == 1
 
 
 def test_copies_with_a_changed_byte_anywhere_are_passed_over(folder: str, written: dict[str, ResultRecord]) -> None:
@@ -149,12 +153,14 @@ def test_copies_of_other_records_say_nothing(folder: str, written: dict[str, Res
     assert as_new_process(others) == others
 
 
-def test_copies_that_are_older_than_some_records_are_completed(folder: str, written: dict[str, ResultRecord]) -> None:
+def test_copies_that_are_older_than_some_records_are_completed(
+    folder: str, written: dict[str, ResultRecord], served_store: ObjectStore
+) -> None:
     changed = write_many(folder, MANY, again=True)
     assert as_new_process(written) == {**written, **changed}
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         assert as_new_process(written) == {**written, **changed}
-    assert sent["GetObject"] == 1
+    assert sent["GET"] == 1
 
 
 def test_what_is_replaced_while_it_is_copied_is_not_copied(folder: str) -> None:
@@ -169,7 +175,7 @@ def test_what_is_replaced_while_it_is_copied_is_not_copied(folder: str) -> None:
     assert as_new_process(written) == written
 
 
-def test_two_who_copy_at_once_leave_copies_of_one(folder: str) -> None:
+def test_two_who_copy_at_once_leave_copies_of_one(folder: str, served_store: ObjectStore) -> None:
     written = write_many(folder, 2 * MANY)
     halves = list(written.values())[:MANY], list(written.values())[MANY:]
     threads = [Thread(target=collect_written, args=(half,)) for half in halves]
@@ -179,9 +185,9 @@ def test_two_who_copy_at_once_leave_copies_of_one(folder: str) -> None:
         thread.join(60)
     for _ in range(2):
         assert as_new_process(written) == written
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         assert as_new_process(written) == written
-    assert sent["GetObject"] == 1
+    assert sent["GET"] == 1
 
 
 def test_records_that_others_wrote_since_are_copied_as_they_are_now(folder: str) -> None:
@@ -215,22 +221,26 @@ def test_a_store_without_etags_has_no_copies() -> None:
     assert not exists(f"memory://copies/folder/{COLLECTED}")
 
 
-def test_leftovers_are_told_from_results_by_the_copies(folder: str, written: dict[str, ResultRecord]) -> None:
+def test_leftovers_are_told_from_results_by_the_copies(
+    folder: str, written: dict[str, ResultRecord], served_store: ObjectStore
+) -> None:
     write_bytes(f"{folder}/s000000.0123456789ab.first", b"half")
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         assert remove_leftovers(folder, older_than=-3600) == 1
-    assert sent["GetObject"] == 1
+    assert sent["GET"] == 1
     assert exists(f"{folder}/{COLLECTED}")
     assert as_new_process(written) == written
 
 
-def test_a_reader_gives_what_is_asked_one_by_one_from_one_file(folder: str, written: dict[str, ResultRecord]) -> None:
+def test_a_reader_gives_what_is_asked_one_by_one_from_one_file(
+    folder: str, written: dict[str, ResultRecord], served_store: ObjectStore
+) -> None:
     """As a worker does, that meets its shards one after the other."""
     folders, reader = list_folders([folder]), RecordReader()
-    with requests_to(folder) as sent:
+    with served_store.counted_kinds() as sent:
         found = [reader.read(folders, [f"{location}{RECORD}"]) for location in written]
     assert [record for each in found for record in each.values()] == list(written.values())
-    assert sent == {"GetObject": 1}
+    assert sent == {"GET": 1}
 
 
 def test_what_is_forgotten_is_seen_as_it_is_now_and_not_as_it_was_copied(
