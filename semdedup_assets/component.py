@@ -63,7 +63,7 @@ class SemDedupPipeline(dg.Component):
         """
         settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
         pipeline = Pipeline.model_validate(settings)
-        if problems := [*_follow_problems(pipeline), *_worker_problems(pipeline)]:
+        if problems := list(_stage_problems(pipeline)):
             raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
         return cls(pipeline)
 
@@ -73,21 +73,16 @@ class SemDedupPipeline(dg.Component):
         return pipeline_definitions(self.pipeline, with_source=first)
 
 
-def _follow_problems(pipeline: Pipeline) -> Iterator[Problem]:
-    """The analyses that are to be followed and that such a pipeline does not have."""
-    there = {asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets}
+def _stage_problems(pipeline: Pipeline) -> Iterator[Problem]:
+    """The analyses to be followed, and the stages that workers are asked for, which such a pipeline does not have."""
+    there = sorted({asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets})
     for index, name in enumerate(pipeline.analyses.follow):
         if name not in there:
             message = f"{name!r} is not there for such a source, selection or settings; remove it"
             yield Problem(("analyses", "follow", index), message)
-
-
-def _worker_problems(pipeline: Pipeline) -> Iterator[Problem]:
-    """The stages that workers are asked for and that such a pipeline does not have."""
-    there = sorted({asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets})
-    for name in pipeline.compute.workers:
-        if name not in there:
-            yield Problem(("compute", "workers", name), f"no such stage; {near_names(name, there)}")
+    for stage in pipeline.compute.workers:
+        if stage not in there:
+            yield Problem(("compute", "workers", stage), f"no such stage; {near_names(stage, there)}")
 
 
 class ComparisonAttributes(RootModel[dict[str, Any]]):

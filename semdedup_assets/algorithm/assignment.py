@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape, tile_shape
-from semdedup_assets.algorithm.parallel import on_devices
+from semdedup_assets.algorithm.parallel import even_parts, on_devices
 from semdedup_assets.algorithm.prefilter import (
     FALLBACKS,
     QUERY_BLOCK,
@@ -138,14 +138,14 @@ def assign_on(vectors: Tensor, centroids: Tensor, *, devices: Sequence[torch.dev
     Returns:
         Cluster and similarity of each vector.
     """
-    bounds = [len(vectors) * index // len(devices) for index in range(len(devices) + 1)]
 
-    def share(device: torch.device, start: int, stop: int) -> Assignment:
-        return assign(vectors[start:stop], centroids.to(device), budget=budget)
+    def share(device: torch.device, part: slice) -> Assignment:
+        return assign(vectors[part], centroids.to(device), budget=budget)
 
     # Set for all threads together: it belongs to the process.
     with full_float32():
-        found = on_devices([partial(share, *each) for each in zip(devices, bounds[:-1], bounds[1:], strict=True)])
+        parts = zip(devices, even_parts(len(vectors), len(devices)), strict=True)
+        found = on_devices([partial(share, *each) for each in parts])
     if len(found) == 1:
         return found[0]
     return Assignment(

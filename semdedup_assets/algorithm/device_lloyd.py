@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.budget import TileShape
 from semdedup_assets.algorithm.lloyd import split_for_empty
-from semdedup_assets.algorithm.parallel import on_devices
+from semdedup_assets.algorithm.parallel import even_parts, on_devices
 from semdedup_assets.algorithm.unit_rows import full_float32, unit_rows
 
 # Rows that are read together, and the tile of similarities that stays in a GPU's second-level cache. Fixed: which of two
@@ -50,11 +50,11 @@ def fit_on_devices(
     """
     blocks = [slice(start, min(start + _BLOCK, len(rows))) for start in range(0, len(rows), _BLOCK)]
     # Consecutive blocks lie together on a disk.
-    bounds = [len(blocks) * index // len(devices) for index in range(len(devices) + 1)]
+    parts = even_parts(len(blocks), len(devices))
     shape = len(first), rows.shape[1]
     shares = [
-        _Share(rows, blocks[start:stop], budget, torch.empty(shape, dtype=torch.int64, device=device))
-        for device, start, stop in zip(devices, bounds[:-1], bounds[1:], strict=True)
+        _Share(rows, blocks[part], budget, torch.empty(shape, dtype=torch.int64, device=device))
+        for device, part in zip(devices, parts, strict=True)
     ]
     centroids = unit_rows(rows[first].to(devices[0]))
     # What all rows share decides nothing, and would take the digits that half precision has.

@@ -7,6 +7,7 @@ a cluster is hundreds of short ones.
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -39,6 +40,12 @@ def in_parallel(task: Callable[[Item], Result], items: Sequence[Item], *, most: 
         # PyTorch applies the last setting to later threads.
         torch.set_num_threads(threads)
         return list(pool.map(task, items))
+
+
+def even_parts(count: int, parts: int) -> list[slice]:
+    """Consecutive parts of so many things, about equally large."""
+    bounds = [count * index // parts for index in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def on_devices(tasks: Sequence[Callable[[], Result]]) -> list[Result]:

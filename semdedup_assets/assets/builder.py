@@ -22,6 +22,7 @@ _ALL = dg.AllPartitionMapping()
 _OF_THE_SOURCE = ("shards", "shard_index")
 # Settings of `compute` that stand in the YAML alone: which machines there are is no choice of a single run.
 _OF_THE_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_seconds")
+_OF_A_RUN = {name: setting for name, setting in Compute.model_fields.items() if name not in _OF_THE_CLUSTER}
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,7 @@ class AssetBuilder:
         chosen = self.pipeline.compute
         fields: dict[str, Any] = {
             name: (setting.annotation, Field(getattr(chosen, name), description=setting.description))
-            for name, setting in Compute.model_fields.items()
-            if name not in _OF_THE_CLUSTER
+            for name, setting in _OF_A_RUN.items()
         }
         if asset.stage.frozen:
             text = "Make it again of today's inputs: all that follows is then made again too."
@@ -250,7 +250,7 @@ class AssetBuilder:
 
     def compute_of(self, config: dg.Config) -> Compute:
         """The pipeline's own choices, with those of a run in place of some."""
-        chosen = {name: getattr(config, name) for name in Compute.model_fields if name not in _OF_THE_CLUSTER}
+        chosen = {name: getattr(config, name) for name in _OF_A_RUN}
         return Compute.model_validate({**self.pipeline.compute.model_dump(), **chosen})
 
     def metadata(self, asset: StageAsset) -> dict[str, Any]:
