@@ -228,6 +228,17 @@ class BaselineOverlaps(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0, description="Of their choice.")
 
 
+class DataScreen(BaseModel, frozen=True, extra="forbid"):
+    """What is looked at of a kept set before anything is trained on it."""
+
+    columns: tuple[str, ...] = Field(
+        (), description="Carried columns whose values should stay covered; empty: all whose values repeat."
+    )
+    mib: int = Field(2, ge=1, description="MiB of texts that the count-based language model is fitted to at most.")
+    order: int = Field(6, ge=2, le=12, description="Bytes of its n-grams.")
+    seed: int = Field(0, ge=0, description="Of the choice of texts, and of the random choice.")
+
+
 class Analyses(BaseModel, frozen=True, extra="forbid"):
     """What is measured of a dataset beside the main way: made on demand, or with everything else."""
 
@@ -273,4 +284,7 @@ class Analyses(BaseModel, frozen=True, extra="forbid"):
     )
     baseline_overlaps: BaselineOverlaps = Field(
         BaselineOverlaps(), description="What is shown of the items that no baseline finds."
+    )
+    data_screen: DataScreen = Field(
+        DataScreen(), description="What is looked at of a kept set before anything is trained on it."
     )

@@ -15,6 +15,7 @@ from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target,
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat, protocol_of
+from semdedup_assets.training_settings import Evaluation, HeldOut, Training, placeholders
 
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
@@ -250,6 +251,17 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         "folder, path: data/test}, remove: true}}`: the training items near to theirs are listed and counted, and removed "
         "where that is wanted.",
     )
+    held_out: HeldOut | None = Field(
+        None,
+        description="Items that are held out of everything for evaluation, such as `{share: 0.05}`: never embedded, in no "
+        "manifest.",
+    )
+    training: Training | None = Field(
+        None,
+        description="What is trained on each kept set and on what it is held against, such as `{openclip: {}, seeds: 5}`; "
+        "empty: nothing.",
+    )
+    evaluation: Evaluation = Field(Evaluation(), description="What the trained models are measured by.")
     refresh: Refresh = Field(Refresh(), description="How results follow the source.")
     compute: Compute = Field(Compute(), description="Where and how fast stages run: changes no result.")
 
@@ -264,6 +276,8 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             *self._selections_problems(),
             self._manifest_problem(),
             *self._cluster_problems(),
+            *self._held_out_problems(),
+            *self._training_problems(),
             *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
         problems = [problem for problem in found if problem]
@@ -438,6 +452,47 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             if name in possible and self.source.kind not in possible[name]:
                 return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
         return None
+
+    def _held_out_problems(self) -> Iterator[str]:
+        if self.held_out is None:
+            return
+        if self.source.content == "vector":
+            yield "held_out: of ready vectors nothing can be trained or evaluated; remove it"
+        groups = self.held_out.groups
+        if groups is not None and groups.column not in self.source.column_types:
+            yield (
+                f"held_out.groups.column: {groups.column!r} is not carried; declare it in source.columns "
+                f"({self._carried()})"
+            )
+
+    def _training_problems(self) -> Iterator[str]:
+        training, evaluation, content = self.training, self.evaluation, self.source.content
+        if training is None:
+            if evaluation != Evaluation():
+                yield "evaluation: there is no `training`, so nothing to measure; add it, or remove this"
+            return
+        if content == "vector" and training.command is None:
+            yield "training: ready vectors cannot be trained on; give a `command` that knows what they stand for"
+        if content == "vector" and "sized_random" in training.against:
+            yield "training.against: ready vectors have no words or bytes; remove `sized_random`"
+        if training.openclip is not None and content == "text":
+            yield "training.openclip: trains on images with captions, and the source holds texts; use `causal_lm`"
+        if training.causal_lm is not None and content == "image":
+            yield "training.causal_lm: trains on texts, and the source holds images; use `openclip`"
+        yield from self._training_format_problems(training)
+        if training.openclip is not None and evaluation.bits_per_byte:
+            yield "evaluation.bits_per_byte: a CLIP has none; use `retrieval` or `zero_shot`"
+        if training.causal_lm is not None and (evaluation.retrieval or evaluation.zero_shot):
+            yield "evaluation: a language model sees no images; use `bits_per_byte` or `command`"
+
+    def _training_format_problems(self, training: Training) -> Iterator[str]:
+        there = set(self.manifests)
+        if training.openclip is not None and not there & {"webdataset", "csv"}:
+            yield "training.openclip: reads the manifest format `webdataset` or `csv`; add one to `manifests`"
+        if training.causal_lm is not None and "parquet" not in there:
+            yield "training.causal_lm: reads the manifest format `parquet`; add it to `manifests`"
+        if training.command and "tars" in placeholders(training.command) and "webdataset" not in there:
+            yield "training.command: {tars} are those of the manifest format `webdataset`; add it to `manifests`"
 
     def _cluster_problems(self) -> Iterator[str]:
         """What machines of a cluster would not find: they see this one's files only where that is declared."""

@@ -1,0 +1,1 @@
+"""Proof of value: what models that are trained on a kept set are worth, beside those on baselines."""

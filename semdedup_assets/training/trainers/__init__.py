@@ -1,0 +1,1 @@
+"""The programs of the presets, each run as a process of its own."""
