@@ -16,6 +16,8 @@ OnDemand = Literal[
     "epsilon_estimate_errors",
     "epsilon_estimates",
     "estimate",
+    "everything_manifests",
+    "everything_masks",
     "exact_manifests",
     "exact_masks",
     "label_precision",
@@ -31,9 +33,14 @@ OnDemand = Literal[
     "redundancy_by_size",
     "removed_items",
     "rule_comparison",
+    "sized_random_manifests",
+    "sized_random_masks",
     "text_signatures",
 ]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
+
+SameSize = Literal["items", "words", "bytes"]
+"""What two choices of items have as much of."""
 
 
 def _size(value: float) -> float:
@@ -161,7 +168,7 @@ class Fingerprints(BaseModel, frozen=True, extra="forbid"):
 class RandomPruning(BaseModel, frozen=True, extra="forbid"):
     """The random choices that a kept set is held against."""
 
-    same: Literal["items", "words", "bytes"] = Field(
+    same: SameSize = Field(
         "items",
         description="What a random choice keeps as much of as the kept set does: `items`; `words` of texts, between "
         "white space; or `bytes` of encoded images or of texts in UTF-8.",

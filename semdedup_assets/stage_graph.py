@@ -20,6 +20,8 @@ from semdedup_assets.analyses import (
     rule_comparison,
 )
 from semdedup_assets.baselines import (
+    everything_manifests,
+    everything_masks,
     exact_manifests,
     exact_masks,
     near_duplicate_manifests,
@@ -29,6 +31,8 @@ from semdedup_assets.baselines import (
     perceptual_masks,
     random_manifests,
     random_masks,
+    sized_random_manifests,
+    sized_random_masks,
     text_signatures,
 )
 from semdedup_assets.estimate import estimate
@@ -85,6 +89,8 @@ GRAPH = StageGraph(
         label_precision.STAGE,
         outliers.STAGE,
         caption_disagreement.STAGE,
+        everything_masks.STAGE,
+        everything_manifests.STAGE,
         exact_masks.STAGE,
         exact_manifests.STAGE,
         text_signatures.STAGE,
@@ -95,6 +101,8 @@ GRAPH = StageGraph(
         perceptual_manifests.STAGE,
         random_masks.STAGE,
         random_manifests.STAGE,
+        sized_random_masks.STAGE,
+        sized_random_manifests.STAGE,
         baseline_overlaps.STAGE,
     )
 )

@@ -69,6 +69,11 @@ GRAPH = {
         ("epsilon", "k"),
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
+    "toy/precomputed/everything_masks": ((), ("toy/precomputed/embeddings", "toy/shard_index")),
+    "toy/precomputed/everything_manifests": (
+        (),
+        ("toy/precomputed/everything_masks", "toy/precomputed/items", "toy/shard_index"),
+    ),
     "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
     "toy/precomputed/random_manifests": (
         ("epsilon", "k"),
