@@ -12,6 +12,7 @@ OnDemand = Literal[
     "caption_embeddings",
     "clustering_comparison",
     "cost",
+    "data_screen",
     "detection_efficiency",
     "epsilon_estimate_errors",
     "epsilon_estimates",

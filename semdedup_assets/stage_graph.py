@@ -5,6 +5,7 @@ from semdedup_assets.analyses import (
     caption_disagreement,
     clustering_comparison,
     cost,
+    data_screen,
     detection_efficiency,
     epsilon_estimate_errors,
     epsilon_estimates,
@@ -96,6 +97,7 @@ GRAPH = StageGraph(
         random_masks.STAGE,
         random_manifests.STAGE,
         baseline_overlaps.STAGE,
+        data_screen.STAGE,
     )
 )
 
