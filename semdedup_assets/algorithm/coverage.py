@@ -79,7 +79,7 @@ def coverage(values: np.ndarray, kept: np.ndarray) -> Coverage:
 
 
 def effective_number(counts: np.ndarray) -> float:
-    """exp of the entropy of a distribution: how many equally frequent values would be as mixed (Hill 1973, order 1).
+    """How many equally frequent values would be as mixed as a distribution: exp of its entropy (Hill 1973, order 1).
 
     Args:
         counts: (v,) non-negative integers.

@@ -91,7 +91,7 @@ def screen(context: StageContext, partition: Partition) -> ResultRecord:
 def _covered(context: StageContext, items: ScreenedItems) -> list[Covered]:
     """Clusters and groups, and each column that counts."""
     own = ((CLUSTERS, items.cluster), (GROUPS, items.groups))
-    found = [Covered(name, coverage(values, items.kept)) for name, values in own]
+    found = [Covered(name, coverage(values, items.kept), by_encoder=True) for name, values in own]
     named = context.pipeline.analyses.data_screen.columns
     for column in _columns(context):
         values = items.values(context, column)

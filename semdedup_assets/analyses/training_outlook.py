@@ -41,6 +41,7 @@ class Covered:
         pairs: removed items that have a value, with a kept item that has one; 0 where the encoder made the values.
         same: of these, the share with equal values; NaN without any.
         chance: the share of all pairs of items with equal values.
+        by_encoder: whether the encoder itself made the values, so that to cover them proves nothing.
     """
 
     subject: str
@@ -48,11 +49,7 @@ class Covered:
     pairs: int = 0
     same: float = math.nan
     chance: float = math.nan
-
-    @property
-    def by_encoder(self) -> bool:
-        """Whether the encoder itself made the values, so that to cover them proves nothing."""
-        return self.subject in (CLUSTERS, GROUPS)
+    by_encoder: bool = False
 
     @property
     def can_tell(self) -> bool:
@@ -153,7 +150,7 @@ def _of_columns(columns: Sequence[Covered]) -> Outlook | None:
 
 
 def _unknown(covered: Sequence[Covered]) -> str:
-    groups = next(each.counts for each in covered if each.subject == GROUPS)
+    groups = next(each.counts for each in covered if each.by_encoder and each.subject == GROUPS)
     return (
         "nothing independent of the encoder can tell; by its own account random items keep something of "
         f"{groups.random.values:,.0f} ± {groups.random.values_sd:,.1f} of {groups.values:,} groups"
