@@ -5,6 +5,7 @@ from semdedup_assets.analyses import (
     caption_disagreement,
     clustering_comparison,
     cost,
+    data_screen,
     detection_efficiency,
     epsilon_estimate_errors,
     epsilon_estimates,
@@ -55,6 +56,16 @@ from semdedup_assets.stages import (
     repaired_scores,
     training_sample,
 )
+from semdedup_assets.training import (
+    evaluation_curves,
+    evaluations,
+    everything_trained_models,
+    exact_trained_models,
+    held_out_sets,
+    random_trained_models,
+    sized_random_trained_models,
+    trained_models,
+)
 
 GRAPH = StageGraph(
     (
@@ -104,6 +115,15 @@ GRAPH = StageGraph(
         sized_random_masks.STAGE,
         sized_random_manifests.STAGE,
         baseline_overlaps.STAGE,
+        held_out_sets.STAGE,
+        everything_trained_models.STAGE,
+        exact_trained_models.STAGE,
+        trained_models.STAGE,
+        random_trained_models.STAGE,
+        sized_random_trained_models.STAGE,
+        evaluations.STAGE,
+        evaluation_curves.STAGE,
+        data_screen.STAGE,
     )
 )
 
