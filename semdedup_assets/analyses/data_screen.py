@@ -10,7 +10,7 @@ from semdedup_assets.algorithm.coverage import coverage
 from semdedup_assets.analyses.screened_items import ScreenedItems
 from semdedup_assets.analyses.screened_texts import Bits, Fit, TextSample, by_validation_set, fit_models
 from semdedup_assets.analyses.training_outlook import CLUSTERS, GROUPS, Covered, outlook
-from semdedup_assets.baselines.random_masks import sizes_version
+from semdedup_assets.baselines.random_choices import sizes_version
 from semdedup_assets.checks.counting import current_records, inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext

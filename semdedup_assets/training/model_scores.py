@@ -18,7 +18,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.storage.files import is_local, join, open_file, read_many, write_bytes
 from semdedup_assets.storage.results import ResultRecord, StoredFile, damaged_file, fingerprint
 from semdedup_assets.training.evaluation_data import EvaluationSets
-from semdedup_assets.training.held_out_sets import SET_FILES
+from semdedup_assets.training.held_out_sets import set_files
 from semdedup_assets.training.metrics.measured import Measured
 from semdedup_assets.training.trained_models import run_name
 from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError
@@ -206,13 +206,12 @@ class ModelScores:
         return scores
 
     def _language_metrics(self) -> Iterator[Metric]:
-        named = {name: (path, self._sets.version(f"evaluation.bits_per_byte.{name}"))
-                 for name, path in self._settings.bits_per_byte.items()}  # fmt: skip
-        if self._held_out is not None:
-            for name in SET_FILES:
-                file = self._held_out.file(f"{name}.jsonl")
-                if self._held_out.details["sets"][name]["items"]:
-                    named.setdefault(name, (file.path, file.entry.checksum))
+        named = {
+            name: (path, self._sets.version(f"evaluation.bits_per_byte.{name}"))
+            for name, path in self._settings.bits_per_byte.items()
+        }
+        for name, file in set_files(self._held_out).items() if self._held_out is not None else ():
+            named.setdefault(name, (file.path, file.entry.checksum))
         for name, (path, version) in named.items():
 
             def measure(
@@ -222,7 +221,7 @@ class ModelScores:
 
                 if "language" not in loaded:
                     loaded["language"] = load_language_model(self._model_folder(folder, "text"), self._device)
-                found = bits_per_byte(loaded["language"], path, **self._batches)
+                found = bits_per_byte(loaded["language"], path)
                 return _scores(found, name, higher_is_better=False)
 
             yield Metric(name, "bits_per_byte", version, measure)
@@ -234,7 +233,7 @@ class ModelScores:
                 from semdedup_assets.training.metrics.retrieval import retrieval
 
                 model = self._model_folder(folder, "image")
-                return _scores(retrieval(model, path, device=self._device, **self._batches), name)
+                return _scores(retrieval(model, path, device=self._device, batch_size=self._batch_size), name)
 
             yield Metric(name, "retrieval", self._sets.version(f"evaluation.retrieval.{name}"), measure)
         for name, settings in self._settings.zero_shot.items():
@@ -245,7 +244,7 @@ class ModelScores:
                 from semdedup_assets.training.metrics.zero_shot import zero_shot
 
                 model = self._model_folder(folder, "image")
-                return _scores(zero_shot(model, settings, device=self._device, **self._batches), name)
+                return _scores(zero_shot(model, settings, device=self._device, batch_size=self._batch_size), name)
 
             version = fingerprint([self._sets.version(f"evaluation.zero_shot.{name}.path"), settings.model_dump()])
             yield Metric(name, "zero_shot", version, classify)
@@ -260,9 +259,8 @@ class ModelScores:
         return str(self._context.compute.torch_device)
 
     @property
-    def _batches(self) -> dict[str, int]:
-        batch_size = self._context.compute.batch_size
-        return {} if batch_size is None else {"batch_size": batch_size}
+    def _batch_size(self) -> int | None:
+        return self._context.compute.batch_size
 
     def _model_folder(self, folder: Path, content: str) -> Path:
         """Where the model lies in a checkpoint: of a command's own layout, wherever its configuration is."""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from semdedup_assets.baselines.random_draws import RandomManifests, write_random_manifest
 from semdedup_assets.checks.manifests import ManifestStage
 from semdedup_assets.encoders.checkpoints import content_hash
 from semdedup_assets.execution import progress
@@ -21,7 +22,7 @@ from semdedup_assets.storage.files import is_local, join, list_folder
 from semdedup_assets.storage.results import fingerprint
 from semdedup_assets.training.trainer_process import KilledError, Reported, TrainerProcess, TrainingFailedError
 from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
-from semdedup_assets.training_settings import Budget, Training, filled
+from semdedup_assets.training_settings import Budget, Training, filled, placeholders
 
 RESULT, CURVE, LOG = "result.json", "curve.json", "trainer.log"
 """The files of a run beside its checkpoint."""
@@ -227,10 +228,9 @@ class _Training:
     def _train(self, done: Path) -> None:
         out = self._folder / "out"
         out.mkdir(parents=True, exist_ok=True)
-        manifest = self._manifest()
-        process = TrainerProcess(
-            self._title, self._command(manifest, out), self._folder, self._extras(manifest, out), self.threads
-        )
+        manifest, kept = self._manifest()
+        spec = self._spec(manifest, kept, out)
+        process = TrainerProcess(self._title, self._command(spec), self._folder, spec.model_dump(), self.threads)
         started = time.monotonic()
         reported = self._run(process)
         seconds = self._spent(time.monotonic() - started)
@@ -240,7 +240,8 @@ class _Training:
             )
             raise TrainingFailedError(message)
         partial = done.with_suffix(".partial")
-        partial.write_text(json.dumps({"result": self._result(reported, seconds), "curve": _curve(reported)}))
+        result = {**self._result(reported, seconds), "kept": kept}
+        partial.write_text(json.dumps({"result": result, "curve": _curve(reported)}))
         partial.replace(done)
 
     def _run(self, process: TrainerProcess) -> Reported:
@@ -265,58 +266,52 @@ class _Training:
             note.write_text(json.dumps(total))
         return total
 
-    def _manifest(self) -> str:
-        """The folder to train on: of a random kept set a choice for each of its seeds, in all formats."""
+    def _manifest(self) -> tuple[str, int]:
+        """The folder to train on, and how many items it lists: a random kept set is chosen anew for each of its seeds."""
         run, first = self.run, self.context.pipeline.analyses.random_pruning.seeds[0]
         if run.draw is None or run.draw == first:
-            return run.manifest
-        from semdedup_assets.baselines.random_draws import write_random_manifest
-
+            return run.manifest, run.kept
         folder = self._folder / "manifest"
         shutil.rmtree(folder, ignore_errors=True)
-        write_random_manifest(
-            self.context, run.partition, stage=self.stage.manifests.name, seed=run.draw, folder=str(folder)
-        )
-        return str(folder)
+        stage = cast("RandomManifests", self.stage.manifests.name)
+        kept = write_random_manifest(self.context, run.partition, stage=stage, seed=run.draw, folder=str(folder))
+        return str(folder), kept
 
-    def _command(self, manifest: str, out: Path) -> list[str]:
-        training = required_training(self.context)
-        if training.command is None:
-            module = next(module for name, module in _PRESETS.items() if getattr(training, name) is not None)
-            return [sys.executable, "-m", module]
-        values: dict[str, Any] = {
-            "manifest": manifest,
-            "items": self.run.items,
-            "kept": self.run.kept,
-            "seed": self.run.seed,
-            "out": out,
-        }
-        if self.run.steps is not None:
-            values["steps"] = self.run.steps
-        if "{tars}" in training.command:
-            values["tars"] = "::".join(manifest_tars(manifest))
-        try:
-            return [filled(part, values) for part in shlex.split(training.command)]
-        except KeyError:
-            message = (
-                "training.command: {steps} is what training on everything took, for `budget: steps`; use {items} for equal "
-                "passes, or let that trainer report its steps by Dagster Pipes (`report_custom_message({'steps': …})`)"
-            )
-            raise ValueError(message) from None
-
-    def _extras(self, manifest: str, out: Path) -> dict[str, Any]:
+    def _spec(self, manifest: str, kept: int, out: Path) -> TrainerSpec:
         training, run = required_training(self.context), self.run
         return TrainerSpec(
             manifest=manifest,
-            items=run.items,
-            kept=run.kept,
+            items=kept if run.budget == "epochs" else run.items,
+            kept=kept,
             steps=run.steps,
             seed=run.seed,
             out=str(out),
             device=self.device,
             source=self.context.pipeline.source.model_dump(mode="json"),
             settings={} if training.preset is None else training.preset.model_dump(mode="json"),
-        ).model_dump()
+        )
+
+    def _command(self, spec: TrainerSpec) -> list[str]:
+        """Program and arguments.
+
+        Raises:
+            ValueError: the command names the steps of everything, which are not known.
+        """
+        training = required_training(self.context)
+        if training.command is None:
+            module = next(module for name, module in _PRESETS.items() if getattr(training, name) is not None)
+            return [sys.executable, "-m", module]
+        named = set(placeholders(training.command))
+        values: dict[str, Any] = {name: getattr(spec, name) for name in named - {"tars"}}
+        if "tars" in named:
+            values["tars"] = "::".join(manifest_tars(spec.manifest))
+        if values.get("steps", 0) is None:
+            message = (
+                "training.command: {steps} is what training on everything took, for `budget: steps`; use {items} for equal "
+                "passes, or let that trainer report its steps by Dagster Pipes (`report_custom_message({'steps': …})`)"
+            )
+            raise ValueError(message)
+        return [filled(part, values) for part in shlex.split(training.command)]
 
     def _checkpoint_files(self) -> dict[str, Path]:
         """What is stored: of a preset the model, of a command all that it wrote."""
@@ -333,7 +328,6 @@ class _Training:
             "draw": self.run.draw,
             "identity": self.run.identity,
             "manifest": self.run.version,
-            "kept": self.run.kept,
             "steps": totals.pop("steps", None) or (last.step if last is not None else None),
             "items": totals.pop("items", None),
             "tokens": totals.pop("tokens", None),
