@@ -18,6 +18,7 @@ OnDemand = Literal[
     "estimate",
     "exact_manifests",
     "exact_masks",
+    "held_out_sets",
     "label_precision",
     "near_duplicate_manifests",
     "near_duplicate_masks",

@@ -51,6 +51,7 @@ from semdedup_assets.stages import (
     repaired_scores,
     training_sample,
 )
+from semdedup_assets.training import held_out_sets
 
 GRAPH = StageGraph(
     (
@@ -96,6 +97,7 @@ GRAPH = StageGraph(
         random_masks.STAGE,
         random_manifests.STAGE,
         baseline_overlaps.STAGE,
+        held_out_sets.STAGE,
     )
 )
 
