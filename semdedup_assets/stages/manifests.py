@@ -153,7 +153,8 @@ def _written(writer: FolderWriter, write: Callable[[ResultWriter], Counts]) -> d
 def _counts(kept: KeptShard) -> dict[str, Any]:
     """What a shard adds to the manifest's counts."""
     counts = {"kept": int(kept.kept.sum()), "records": len(kept.kept)}
-    return {**counts, "unlisted": kept.unlisted, "unnameable": kept.unnameable}
+    held_out = 0 if kept.items.excluded else int(kept.embeddings.details.get("held_out", 0))
+    return {**counts, "held_out": held_out, "unlisted": kept.unlisted, "unnameable": kept.unnameable}
 
 
 def _finish(
@@ -194,7 +195,7 @@ def _details(
         attempt: name of its folder.
     """
     shards = [each for each in written if "records" in each]
-    records, kept = (sum(shard[name] for shard in shards) for name in ("records", "kept"))
+    records, kept, held_out = (sum(shard[name] for shard in shards) for name in ("records", "kept", "held_out"))
     unlisted, unlisted_kept = (sum(shard["unlisted"][index] for shard in shards) for index in range(2))
     unnameable = {path: items for shard in shards for path, items in shard["unnameable"].items()}
     items = int(masks["items"]) - unlisted
@@ -202,7 +203,8 @@ def _details(
         "manifest": attempt,
         "kept": kept,
         "removed": items - kept,
-        "skipped": records - items,
+        "skipped": records - items - held_out,
+        **({} if context.pipeline.held_out is None else {"held_out": held_out}),
         "records": records,
         # Embedded and selected, but their keys could not be read, so that no format can name them.
         "unlisted": unlisted,
