@@ -318,7 +318,7 @@ class TrainingData:
 
         loader: Any = DataLoader(
             dataset,  # type: ignore[arg-type]  # torch asks for its own class, and uses length and items
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             num_workers=workers,
             collate_fn=collated,
         )

@@ -13,7 +13,8 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,8 +197,9 @@ class _Training:
             raise ValueError(message)
         return Batches(Passes(len(self.samples), self.spec.seed), size, steps * together)
 
-    def follow(self, program: Any, batches: Batches) -> None:
-        """Replace functions of OpenCLIP's program.
+    @contextmanager
+    def followed(self, program: Any, batches: Batches) -> Iterator[None]:
+        """Replace functions of OpenCLIP's program for a while.
 
         Args:
             program: its module `open_clip_train.main`.
@@ -224,13 +226,19 @@ class _Training:
             dataset = ImageText(self.samples, transforms[0], tokenizer)
             return {**for_validation, "train": TrainingData.of(dataset, batches, workers=args.workers)}
 
-        def followed(model: Any, data: Any, loss: Any, *rest: Any, tb_writer: Any = None) -> None:
+        def epoch_of(model: Any, data: Any, loss: Any, *rest: Any, tb_writer: Any = None) -> None:
             epoch, optimizer, scaler, schedule, *others = rest
             progress = _Progress(self.report, tb_writer)
             loss, schedule = progress.checked(loss), progress.scheduled(schedule)
             train(model, data, loss, epoch, optimizer, scaler, schedule, *others, tb_writer=progress)
 
-        program.create_model_and_transforms, program.get_data, program.train_one_epoch = created, data, followed
+        replaced = {"create_model_and_transforms": created, "get_data": data, "train_one_epoch": epoch_of}
+        originals = {name: getattr(program, name) for name in replaced}
+        vars(program).update(replaced)
+        try:
+            yield
+        finally:
+            vars(program).update(originals)
 
     def save(self) -> None:
         """Write the trained model as a folder for `local-dir:`; it is whole from the moment it is there."""
@@ -255,10 +263,11 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
     from open_clip_train.params import parse_args
 
     try:
-        return vars(parse_args(arguments))
+        found: dict[str, Any] = vars(parse_args(arguments))
     except SystemExit as error:
         message = f"{_SETTINGS}.arguments: OpenCLIP does not take them; its message stands above"
         raise ValueError(message) from error
+    return found
 
 
 def _model_config(args: Any) -> dict[str, Any]:
@@ -344,8 +353,9 @@ def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> Non
     for name in remove_damaged(training.state / "checkpoints"):
         warn(f"{training.state}: {name} was cut off while it was written; the one before it is resumed from")
     shutil.rmtree(training.folder, ignore_errors=True)
-    training.follow(program, batches)
-    if program.main([*arguments, "--delete-previous-checkpoint"]) == -1:
+    with training.followed(program, batches):
+        ended = program.main([*arguments, "--delete-previous-checkpoint"])
+    if ended == -1:
         message = f"OpenCLIP's training program gave up; its message stands above, or in {training.state}/out.log"
         raise ValueError(message)
     training.save()
