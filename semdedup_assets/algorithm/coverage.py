@@ -163,7 +163,7 @@ def _deviation(kinds: _Kinds, items: int, chosen: int) -> float:
     open_ones = np.flatnonzero((kinds.missed > 0) & (kinds.missed < 1))
     longest = int(kinds.count[open_ones].max(initial=0))
     if len(open_ones) * longest <= _MOST_TERMS:
-        variance += sum(_covariances(kinds, one, open_ones, items, chosen) for one in open_ones)
+        variance += sum(_covariances(kinds, one, open_ones, items, chosen) for one in open_ones.tolist())
     return float(np.sqrt(max(0.0, variance)))
 
 

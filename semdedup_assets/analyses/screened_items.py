@@ -73,12 +73,12 @@ class ScreenedItems:
         Raises:
             MissingResultError: a shard's items have not been made.
         """
-        found = np.ma.masked_all(len(self.ids), np.uint64)
+        hashes, has_value = np.zeros(len(self.ids), np.uint64), np.zeros(len(self.ids), bool)
         for ids, values, there in _column(context, column):
             at = np.minimum(np.searchsorted(self.ids, ids), max(0, len(self.ids) - 1))
             own = there & (self.ids[at] == ids) if len(self.ids) else np.zeros(len(ids), bool)
-            found[at[own]] = values[own]
-        return found
+            hashes[at[own]], has_value[at[own]] = values[own], True
+        return np.ma.masked_array(hashes, mask=~has_value)
 
 
 def _of_range(scores: StoredFile, masks: StoredFile) -> tuple[np.ndarray, ...]:

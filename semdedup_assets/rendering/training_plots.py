@@ -142,11 +142,20 @@ def _set_up_bars(axes: "Axes", groups: int, *, top: float) -> None:
 
 
 def _write_above(axes: "Axes", positions: np.ndarray, heights: np.ndarray, texts: Sequence[str]) -> None:
-    style = {"ha": "center", "va": "bottom", "fontsize": _FONT_SIZE - 1.5, "color": _INK}
     # A line behind a number would cross it out.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for position, height, text in zip(positions.tolist(), heights.tolist(), texts, strict=True):
-        axes.annotate(text, (position, height), xytext=(0, 3), textcoords="offset points", bbox=ground, **style)
+        axes.annotate(
+            text,
+            (position, height),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=_FONT_SIZE - 1.5,
+            color=_INK,
+            bbox=ground,
+        )
 
 
 def _brief(name: str) -> str:
