@@ -1,16 +1,16 @@
-"""What a metric found."""
+"""What measuring one model on one data set gives."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Numbers of one model on one data set.
+    """The values of a model on a data set.
 
     Attributes:
-        values: by name of the metric.
-        items: of the data set that were measured.
-        skipped: key and reason of each item that could not be.
+        values: by metric.
+        items: that were measured.
+        skipped: name and reason of each item that was not.
     """
 
     values: dict[str, float]
