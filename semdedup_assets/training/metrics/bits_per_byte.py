@@ -17,7 +17,6 @@ from semdedup_assets.sources import JsonLines
 from semdedup_assets.training.metrics.measured import Measured
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONTEXT = 2048  # of models that can take any
