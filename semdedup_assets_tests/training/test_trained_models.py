@@ -15,47 +15,26 @@ from semdedup_assets.storage.results import MissingResultError
 from semdedup_assets.training.trained_models import TRAINED_MODELS
 from semdedup_assets.training.trainer_process import DivergedError, KilledError, TrainingFailedError
 from semdedup_assets.training.training_runs import work_folder
-from semdedup_assets_tests.baselines.baseline_runs import docstrings, edited, text_runs
 from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.training.training_pipelines import (
+    TRAINER,
+    copied,
+    training,
+    training_command,
+    with_manifests,
+)
 
-TRAINER = Path(__file__).with_name("toy_trainer.py")
 KEY = "0.1|2"
-BASELINES = {
-    "everything": ("everything_masks", "everything_manifests"),
-    "exact": ("exact_masks", "exact_manifests"),
-    "random": ("random_masks", "random_manifests"),
-    "sized_random": ("sized_random_masks", "sized_random_manifests"),
-}
-
-
-def command(mode: str = "", more: str = "") -> str:
-    told = f"--manifest {{manifest}} --seed {{seed}} --items {{items}} --out {{out}} --mode '{mode}' {more}"
-    return f"python '{TRAINER}' {told}"
-
-
-def training(**changes: Any) -> dict[str, Any]:
-    return {"command": command(), "seeds": 2, "against": list(BASELINES), **changes}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
-    """Manifests of a kept set and of all baselines."""
-    texts = edited(docstrings(60), 1)
-    runs = text_runs(tmp_path_factory.mktemp("texts"), texts, training=training())
-    for stages in BASELINES.values():
-        for stage in stages:
-            runs.make(stage)
-    return runs
+    return with_manifests(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture
 def runs(prepared: StageRuns, tmp_path: Path) -> StageRuns:
-    """The same in a store of its own."""
-    import shutil
-
-    store = tmp_path / "store"
-    shutil.copytree(prepared.settings["store"], store)
-    return prepared.changed(store=str(store))
+    return copied(prepared, tmp_path)
 
 
 def model(runs: StageRuns, stage: str, run: str, key: str = KEY) -> dict[str, Any]:
@@ -137,7 +116,7 @@ def test_what_changes_no_model_makes_none_stale(runs: StageRuns) -> None:
     runs.make("trained_models")
     assert not runs.changed(training=training(at_once=2, against=[])).stale("trained_models")
     assert not runs.changed(evaluation={"command": "anything {checkpoint}"}).stale("trained_models")
-    assert runs.changed(training=training(command=command(more="--steps 9"))).stale("trained_models") == [KEY]
+    assert runs.changed(training=training(command=training_command(more="--steps 9"))).stale("trained_models") == [KEY]
 
 
 def test_side_by_side_gives_the_same(runs: StageRuns) -> None:
@@ -147,7 +126,7 @@ def test_side_by_side_gives_the_same(runs: StageRuns) -> None:
 
 
 def test_a_killed_trainer_goes_on_where_it_saved(runs: StageRuns) -> None:
-    dying = runs.changed(training=training(command=command("die"), seeds=1))
+    dying = runs.changed(training=training(command=training_command("die"), seeds=1))
     (record,) = dying.make("trained_models")
     steps = [point["step"] for point in json.loads(record.file("epochs-seed0/curve.json").content())]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -171,6 +150,7 @@ def test_a_killed_run_loses_no_finished_model(runs: StageRuns, tmp_path: Path) -
     program = f"""
 import json
 from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.training.training_pipelines import TRAINER, copied, training, training_command, with_manifests
 from semdedup_assets.stage_graph import GRAPH
 StageRuns(json.loads({json.dumps(json.dumps(stopped.settings))}), GRAPH).make("trained_models")
 """
@@ -189,13 +169,13 @@ StageRuns(json.loads({json.dumps(json.dumps(stopped.settings))}), GRAPH).make("t
 
 
 def test_a_diverging_trainer_is_named(runs: StageRuns) -> None:
-    diverging = runs.changed(training=training(command=command("diverge")))
+    diverging = runs.changed(training=training(command=training_command("diverge")))
     with pytest.raises(DivergedError, match=r"trained_models 0\.1\|2 epochs-seed0: the loss is not finite"):
         diverging.make("trained_models")
 
 
 def test_a_trainer_that_leaves_nothing_is_named(runs: StageRuns) -> None:
-    idle = runs.changed(training=training(command=command("nothing")))
+    idle = runs.changed(training=training(command=training_command("nothing")))
     with pytest.raises(TrainingFailedError, match="left no file in"):
         idle.make("trained_models")
 
@@ -224,14 +204,14 @@ def test_a_manifest_that_changed_makes_models_stale_and_is_required(runs: StageR
 
 
 def test_steps_of_everything_are_those_it_took(runs: StageRuns) -> None:
-    by_steps = training(command=command(more="--steps {steps}"), budget="steps")
+    by_steps = training(command=training_command(more="--steps {steps}"), budget="steps")
     runs = runs.changed(training=by_steps)
     with pytest.raises(MissingResultError, match="everything_trained_models"):
         runs.make("trained_models")
 
 
 def test_steps_that_are_not_known_are_asked_for(runs: StageRuns) -> None:
-    by_epochs = runs.changed(training=training(command=command(more="--steps {steps}")))
+    by_epochs = runs.changed(training=training(command=training_command(more="--steps {steps}")))
     with pytest.raises(ValueError, match=r"\{steps\} is what training on everything took"):
         by_epochs.make("trained_models")
 
