@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
-from semdedup_assets.sources.reading import InvalidValue, opened, whole_content
+from semdedup_assets.sources.reading import IMAGE_SUFFIXES, InvalidValue, opened, whole_content
 from semdedup_assets.sources.tar_members import Tar
 from semdedup_assets.storage.files import exists, is_local, join, list_below
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch.utils.data import DataLoader
 
-# What OpenCLIP's WebDataset loader takes for an image.
-_IMAGES = ("jpg", "png", "jpeg", "webp")
 _HEADER = 512  # bytes before a member's content
 _KEPT_BYTES = 512 << 20
 _MAX_IMAGE_MIB = 256
@@ -102,7 +100,7 @@ def _spans(path: str) -> Iterator[tuple[int, int, int, int]]:
                 if image and text:
                     yield (*image, *text)
                 key, image, text = f"{folder}{slash}{stem}", None, None
-            if suffix.lower() in _IMAGES:
+            if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                 image = image or (member.offset, member.size)
             elif suffix.lower() == "txt" and member.size:
                 text = (member.offset, member.size)

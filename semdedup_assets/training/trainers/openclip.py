@@ -82,7 +82,7 @@ class _Progress:
 
         def finite(**outputs: Any) -> dict[str, Any]:
             losses = loss(**outputs)
-            total = float(sum(losses.values()))
+            total = sum(each.item() for each in losses.values())
             if not math.isfinite(total):
                 message = (
                     f"the training diverged: the loss of step {self.step} is {total}, at the learning rate "
