@@ -24,6 +24,7 @@ from semdedup_assets.training.trainers.image_text import (
     Batches,
     ImageText,
     Passes,
+    Preparation,
     Samples,
     TrainingData,
     manifest_samples,
@@ -223,7 +224,7 @@ class _Training:
             for_validation = read(
                 type(args)(**{**vars(args), "train_data": None}), transforms, epoch=epoch, tokenizer=tokenizer
             )
-            dataset = ImageText(self.samples, transforms[0], tokenizer)
+            dataset = ImageText(self.samples, Preparation.of(transforms[0]), tokenizer)
             return {**for_validation, "train": TrainingData.of(dataset, batches, workers=args.workers)}
 
         def epoch_of(model: Any, data: Any, loss: Any, *rest: Any, tb_writer: Any = None) -> None:

@@ -20,10 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from semdedup_assets.encoders.decoding import rgb_image
 from semdedup_assets.storage.files import create
-from semdedup_assets.training.trainers.image_text import CsvSamples, Passes, TarSamples, manifest_samples
+from semdedup_assets.training.trainers.image_text import CsvSamples, Passes, Preparation, TarSamples, manifest_samples
 from semdedup_assets.training.trainers.openclip import DivergedError, train
 from semdedup_assets.training.trainers.spec import TrainerSpec
+from semdedup_assets_tests.training.emoji import emoji
 
 Manifest = tuple[Path, dict[str, Any]]
 BATCH = 16
@@ -129,6 +131,20 @@ def test_tars_of_an_object_store_are_copied_once(manifest: Manifest, tmp_path: P
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "tars").iterdir()}
     manifest_samples(url, tmp_path / "tars")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tars").iterdir()} == written
+
+
+def test_images_are_prepared_in_batches_as_openclip_does_one_by_one() -> None:
+    pictures = [rgb_image(members["png"], shortest_side=None) for members in emoji(9)]
+    for options in (
+        {},
+        {"aug_cfg": {"scale": (0.5, 1.0), "gray_scale_prob": 0.5, "color_jitter": (0.3, 0.3, 0.3, 0.1)}},
+    ):
+        transform = open_clip.image_transform(32, is_train=True, **options)
+        torch.manual_seed(5)
+        one_by_one = torch.stack([transform(picture) for picture in pictures])
+        torch.manual_seed(5)
+        preparation = Preparation.of(transform)
+        assert torch.equal(preparation.stacked([preparation.each(picture) for picture in pictures]), one_by_one)
 
 
 # Training
