@@ -1,6 +1,7 @@
 """Images and captions of a manifest as OpenCLIP trains on them: in even passes, each in an order that the seed decides."""
 
 import csv
+import hashlib
 import io
 import logging
 import os
@@ -171,7 +172,7 @@ def manifest_samples(manifest: str, cache: Path) -> Samples:
 def _copied(url: str, cache: Path) -> str:
     """A local copy; it is whole from the moment it is there."""
     cache.mkdir(parents=True, exist_ok=True)
-    copy = cache / url.rpartition("/")[2]
+    copy = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
     if not copy.exists():
         partial = copy.with_suffix(".partial")
         with opened(url) as stream, partial.open("wb") as file:

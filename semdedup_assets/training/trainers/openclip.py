@@ -2,7 +2,7 @@
 
     python -m semdedup_assets.training.trainers.openclip
 
-OpenCLIP's program makes the model, the optimizer, the schedule, the loop and the checkpoints. Four of its functions are
+OpenCLIP's program makes the model, the optimizer, the schedule, the loop and the checkpoints. Three of its functions are
 replaced, in this process alone: the model starts at random; the data come in even passes, in an order that the seed
 decides, where OpenCLIP's own loaders draw from the clock (WebDataset) or know no number of samples (CSV); and the loop
 reports its loss, and stops where that is not finite.

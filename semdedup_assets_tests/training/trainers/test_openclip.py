@@ -187,6 +187,8 @@ def test_same_seed_same_weights_and_another_seed_others(manifest: Manifest, clip
     assert first.messages == second.messages
     assert same(first.weights, second.weights)
     assert not same(first.weights, third.weights)
+    # What another training left in a folder is neither resumed nor taken for the result.
+    assert same(training(manifest, clip, tmp_path / "0", seed=1).run().weights, third.weights)
 
 
 def test_weights_beside_the_configuration_change_nothing(manifest: Manifest, clip: Path, tmp_path: Path) -> None:
