@@ -323,6 +323,17 @@ def _training_program() -> Any:
     return program
 
 
+def _cautions(training: _Training, steps: int) -> Iterator[str]:
+    """What whoever reads the log should know. Damaged checkpoints are removed."""
+    settings, kept, found = training.settings, training.spec.kept, len(training.samples)
+    if settings.warmup_steps >= steps:
+        yield f"{_SETTINGS}.warmup_steps: {settings.warmup_steps:,} of {steps:,} steps: the learning rate only rises"
+    if kept > found:
+        yield f"{kept - found:,} of {kept:,} kept items have no caption: they are passed over"
+    for name in remove_damaged(training.state / "checkpoints"):
+        yield f"{training.state}: {name} was cut off while it was written; the one before it, if any, is resumed from"
+
+
 def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> None:
     """Train a model, or go on with what an ended attempt left, and leave it in the folder `model`.
 
@@ -347,12 +358,8 @@ def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> Non
     report({"steps": steps, "items": batches.count * batches.size * settings.epochs, "tokens": None})
     if (training.folder / _CONFIG).exists() and training.state.exists():
         return
-    if settings.warmup_steps >= steps:
-        warn(f"{_SETTINGS}.warmup_steps: {settings.warmup_steps:,} of {steps:,} steps: the learning rate only rises")
-    if spec.kept > len(training.samples):
-        warn(f"{spec.kept - len(training.samples):,} of {spec.kept:,} kept items have no caption: they are passed over")
-    for name in remove_damaged(training.state / "checkpoints"):
-        warn(f"{training.state}: {name} was cut off while it was written; the one before it is resumed from")
+    for sentence in _cautions(training, steps):
+        warn(sentence)
     shutil.rmtree(training.folder, ignore_errors=True)
     with training.followed(program, batches):
         ended = program.main([*arguments, "--delete-previous-checkpoint"])

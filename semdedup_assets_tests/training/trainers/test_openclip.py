@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip_train.main import random_seed
 from safetensors.torch import load_file
 
 from semdedup_assets.encoders.decoding import rgb_image
@@ -133,18 +134,16 @@ def test_tars_of_an_object_store_are_copied_once(manifest: Manifest, tmp_path: P
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tars").iterdir()} == written
 
 
-def test_images_are_prepared_in_batches_as_openclip_does_one_by_one() -> None:
+@pytest.mark.parametrize("augmentation", [{}, {"scale": (0.5, 1.0)}, {"use_timm": True, "re_prob": 1.0}])
+def test_images_are_prepared_in_batches_as_openclip_does_one_by_one(augmentation: dict[str, Any]) -> None:
     pictures = [rgb_image(members["png"], shortest_side=None) for members in emoji(9)]
-    for options in (
-        {},
-        {"aug_cfg": {"scale": (0.5, 1.0), "gray_scale_prob": 0.5, "color_jitter": (0.3, 0.3, 0.3, 0.1)}},
-    ):
-        transform = open_clip.image_transform(32, is_train=True, **options)
-        torch.manual_seed(5)
-        one_by_one = torch.stack([transform(picture) for picture in pictures])
-        torch.manual_seed(5)
-        preparation = Preparation.of(transform)
-        assert torch.equal(preparation.stacked([preparation.each(picture) for picture in pictures]), one_by_one)
+    transform = open_clip.image_transform(32, is_train=True, aug_cfg=augmentation)
+    random_seed(5)
+    one_by_one = torch.stack([transform(picture) for picture in pictures])
+    random_seed(5)
+    preparation = Preparation.of(transform)
+    assert torch.equal(preparation.stacked([preparation.each(picture) for picture in pictures]), one_by_one)
+    assert (preparation.normalize is None) == ("re_prob" in augmentation)
 
 
 # Training
