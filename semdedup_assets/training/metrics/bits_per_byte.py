@@ -17,7 +17,6 @@ from semdedup_assets.sources import JsonLines
 from semdedup_assets.training.metrics.measured import Measured
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONTEXT = 2048  # of models that can take any
@@ -69,8 +68,8 @@ def load_language_model(folder: Path, device: str) -> LanguageModel:
     place = Compute(device=device).torch_device
     try:
         with quiet_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         message = f"{folder}: no causal language model with a tokenizer can be loaded from it ({error})"
         raise ValueError(message) from error
