@@ -80,7 +80,8 @@ def load_language_model(folder: Path, device: str) -> LanguageModel:
         )
         message = f"{folder}: its tokenizer {lacks}; texts cannot be scored with it"
         raise ValueError(message)
-    model.to(place).train(mode=False).requires_grad_(requires_grad=False)
+    module: torch.nn.Module = model
+    module.to(place).train(mode=False).requires_grad_(requires_grad=False)
     return LanguageModel(model, tokenizer, token_limit(model, tokenizer) or _CONTEXT, begin)
 
 
