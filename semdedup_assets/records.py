@@ -36,7 +36,8 @@ class Invalid:
     Attributes:
         key: the item's own name.
         reason: why it cannot be embedded.
-        expected: whether the source itself states that the item has no payload, so that it is no fault of its files.
+        expected: whether it is no fault of the source's files: the source itself states that the item has no payload, or
+            the item is held out.
     """
 
     key: str

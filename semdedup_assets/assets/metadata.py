@@ -15,7 +15,7 @@ _LONGEST = 50
 _TEXT = 80
 _DIGITS = 4
 # What a person looks for comes first, what it cost comes last; between them stands how good it is.
-_RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "records", "orphans", "epsilon", "rule")
+_RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "held_out", "records", "orphans", "epsilon", "rule")
 _COST = (
     "seconds",
     "items_per_second",

@@ -88,7 +88,7 @@ def skipped_share(context: StageContext) -> CheckResult:
     """No more than a settable share of any shard's items is invalid.
 
     Items of which the source itself says that it has no payload, such as images that img2dataset could not download, are
-    no fault of the files: they are skipped and listed, but do not count here.
+    no fault of the files: they are skipped and listed, but do not count here. Held-out items are no invalid ones.
     """
     limit, problems, shares = context.pipeline.max_skipped, [], dict[str, float]()
     records = current_records(context, "embeddings")
@@ -103,6 +103,8 @@ def skipped_share(context: StageContext) -> CheckResult:
     worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[: 10 * MOST_NAMED])
     missing = sum(int(record.details.get("expected_missing", 0)) for record in records.values())
     measured_all = {"limit": limit, "skipped": skipped, "expected_missing": missing, "shards_above": worst}
+    if context.pipeline.held_out is not None:
+        measured_all["held_out"] = sum(int(record.details.get("held_out", 0)) for record in records.values())
     return CheckResult(f"shards have more than {limit:.2%} invalid items", problems, measured_all)
 
 

@@ -44,7 +44,7 @@ def manifest_checks(stage: ManifestStage) -> tuple[Check, ...]:
     return (
         Check(
             _of(stage, counts_are_conserved),
-            "Every record of the source is kept, removed or skipped, each format holds as many rows as are kept, the "
+            "Every record of the source is kept, removed, held out or skipped, each format holds as many rows as are kept, the "
             "groups hold each item once, and the files are as they were written.",
         ),
         Check(
@@ -69,7 +69,7 @@ def _of(
 
 
 def counts_are_conserved(context: StageContext, stage: ManifestStage = MANIFESTS) -> CheckResult:
-    """Every record of the source is kept, removed or skipped, and what is kept was written, and is there as written."""
+    """Every record of the source is kept, removed, held out or skipped, and what is kept was written, and is there as written."""
     index, problems = context.index, []
     items, manifests = index.records("items"), index.records(stage.name)
     records = sum(int(record.details["items"]) for record in items.values())
@@ -93,9 +93,9 @@ def counts_are_conserved(context: StageContext, stage: ManifestStage = MANIFESTS
 
 
 def _miscounts(details: dict[str, Any]) -> Iterator[str]:
-    total = details["kept"] + details["removed"] + details["skipped"]
+    total = details["kept"] + details["removed"] + details["skipped"] + details.get("held_out", 0)
     if total != details["records"]:
-        yield f"kept, removed and skipped are {total:,}, records {details['records']:,}"
+        yield f"kept, removed, held out and skipped are {total:,}, records {details['records']:,}"
     for kind, rows in details["rows_written"].items():
         if kind == "removed":
             if rows != details["removed"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.held_out import remaining_share
 from semdedup_assets.records import Invalid, Record, VectorBatch
 from semdedup_assets.sources import Folder, TruncatedFile
 from semdedup_assets.sources.parquet import PARQUET
@@ -54,7 +55,7 @@ class ItemCount:
 
 
 def count_items(context: StageContext) -> ItemCount:
-    """Count a source's items: those of embedded shards by their records, the others by the heads of some files.
+    """Count the items to embed: those of embedded shards by their records, the others by the heads of some files.
 
     Raises:
         MissingResultError: the source has not been observed yet.
@@ -74,12 +75,13 @@ def count_items(context: StageContext) -> ItemCount:
     if not unknown:
         return ItemCount(found, f"exact: {known[0]}", exact=True, heads=heads)
     counted = {head.file.path: head.items for head in heads}
+    remaining = remaining_share(context.pipeline)
     per_byte = sum(counted.values()) / max(1, sum(head.file.size for head in heads))
     for name in shards.keys() - found.keys():
         items = (counted.get(file.path, 1 if folder else file.size * per_byte) for file in shards[name].files)
-        found[name] = round(sum(items))
-    exact = all(head.exact for head in heads) and (folder or len(heads) == len(unknown))
-    kind = "exact" if exact else "extrapolated by size"
+        found[name] = round(sum(items) * remaining)
+    exact = all(head.exact for head in heads) and (folder or len(heads) == len(unknown)) and remaining == 1
+    kind = "exact" if exact else "extrapolated by size" if remaining == 1 else "extrapolated, without held-out items"
     others = f"{kind}: {len(heads)} of {len(unknown)} files of shards that are not embedded were looked into"
     return ItemCount(found, "; ".join([*known, others]), exact, heads)
 

@@ -213,6 +213,7 @@ def _small(context: StageContext, vectors: "_MadeUpVectors", *, rows: int, ks: s
         "selections": pipeline.selections
         and {name: _within_clusters(each) for name, each in pipeline.selections.items()},
         "references": {},
+        "held_out": None,  # The made-up vectors are of all items.
     }
     selection = _within_clusters(context.selection)
     return StageContext(pipeline.model_copy(update=changes), context.graph, selection, context.compute)

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ from semdedup_assets.encoders.decoding import MAX_PIXELS
 from semdedup_assets.encoders.embed_once import EmbedOnce
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.held_out import (
+    HELD_OUT,
+    HeldOutRecord,
+    HoldOut,
+    HoldOutReader,
+    hold_out,
+    hold_out_settings,
+)
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import ShardReader, accepts_cut_files
@@ -60,7 +69,9 @@ def embed_shard(context: StageContext, partition: Partition, *, model: Any) -> R
     """
     shard = context.shard(partition.required_shard)
     with context.writing("embeddings", partition, inputs={"shards": shard.fingerprint}) as result:
-        result.details = ShardEmbedder(context, model, context.pipeline.source).write(shard, result)
+        pipeline = context.pipeline
+        embedder = ShardEmbedder(context, model, pipeline.source, hold_out=hold_out(pipeline))
+        result.details = embedder.write(shard, result)
     return result.committed
 
 
@@ -74,7 +85,7 @@ def _exclude(context: StageContext, partition: Partition, reason: str) -> Result
 
 
 class _Contents:
-    """Passes records on, and remembers what they hold; of ready embeddings nothing.
+    """Passes records on, and remembers what they hold; of ready embeddings nothing. Held-out ones become invalid ones.
 
     Attributes:
         hashes: content hash of each record, 0 for one without content.
@@ -82,22 +93,31 @@ class _Contents:
         sizes: bytes of each record (of a text, in UTF-8), 0 for one without content.
         words: of each text, between white space; 0 for any other record.
         expected_missing: how many of them have no content by the source's own account.
+        held_out: how many of them are held out; what these hold is remembered too, for whoever reads them again.
     """
 
-    def __init__(self, records: Iterable[Record | Invalid | VectorBatch]) -> None:
+    def __init__(self, records: Iterable[Record | Invalid | VectorBatch | HeldOutRecord]) -> None:
         self.hashes, self.seconds, self.sizes, self.words = array("Q"), array("Q"), array("Q"), array("Q")
-        self.expected_missing = 0
+        self.expected_missing, self.held_out = 0, 0
         self._records = records
 
     def __iter__(self) -> Iterator[Any]:
-        for record in self._records:
-            if isinstance(record, Record) and isinstance(record.payload, bytes | str):
-                self._add(record.payload)
-            elif isinstance(record, Invalid):
-                for numbers in (self.hashes, self.seconds, self.sizes, self.words):
-                    numbers.append(0)
-                self.expected_missing += record.expected
-            yield record
+        for each in self._records:
+            if isinstance(each, HeldOutRecord):
+                self._note(each.record)
+                self.held_out += 1
+                yield Invalid(each.record.key, HELD_OUT, expected=True)
+            else:
+                self._note(each)
+                yield each
+
+    def _note(self, record: Record | Invalid | VectorBatch) -> None:
+        if isinstance(record, Record) and isinstance(record.payload, bytes | str):
+            self._add(record.payload)
+        elif isinstance(record, Invalid):
+            for numbers in (self.hashes, self.seconds, self.sizes, self.words):
+                numbers.append(0)
+            self.expected_missing += record.expected
 
     def _add(self, payload: bytes | str) -> None:
         content = content_bytes(payload)
@@ -166,6 +186,7 @@ class ShardEmbedder:
         prefix: of the names of the files that are written.
         with_keys: whether keys of items and names of files are written too: of the pipeline's own source both are in
             `items`.
+        hold_out: which items are held out: they are listed, and not embedded; None: none of this source.
     """
 
     context: StageContext
@@ -173,6 +194,7 @@ class ShardEmbedder:
     source: Source
     prefix: str = ""
     with_keys: bool = False
+    hold_out: HoldOut | None = None
 
     def write(self, shard: Shard, result: ResultWriter) -> dict[str, Any]:
         """Write vectors, skipped items and content hashes; without files nothing is asked of the model.
@@ -184,7 +206,8 @@ class ShardEmbedder:
         Returns:
             What is counted, for the result's record.
         """
-        reader = ShardReader(self.context, shard, self.source.read)
+        read = self.source.read if self.hold_out is None else HoldOutReader(self.source, self.hold_out).read
+        reader = ShardReader(self.context, shard, read)
         records, model = _Contents(reader), _sharing(self.context, self.model)
         skipped, checksum = list[Skipped](), 0
         rows, vectors, keys = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], list[str]()
@@ -215,9 +238,10 @@ class ShardEmbedder:
             "items": items,
             **_embedded(model, items),
             "records": reader.rows,
-            "skipped": len(skipped),
+            "skipped": len(skipped) - records.held_out,
+            **({} if self.hold_out is None else {"held_out": records.held_out}),
             "expected_missing": records.expected_missing,
-            "skipped_examples": [[item.key, item.reason] for item in skipped[:_LISTED]],
+            "skipped_examples": list(islice(_reasons(skipped), _LISTED)),
             "cut_files": reader.cut_files,
             "shared_vectors": _shared(shard, np.concatenate(rows), np.concatenate(vectors), contents["hash"]),
             "dimension": writer.dimension,
@@ -244,6 +268,11 @@ class ShardEmbedder:
         with result.open(f"{self.prefix}{FILES}") as stream:
             paths, counts = ([file[at] for file in files] for at in (0, 1))
             write_table(stream, {"path": np.array(paths, dtype=object), "records": np.array(counts, dtype=np.int64)})
+
+
+def _reasons(skipped: Iterable[Skipped]) -> Iterator[list[str]]:
+    """Key and reason of the items that could not be embedded; held-out ones are none of these."""
+    return ([item.key, item.reason] for item in skipped if item.reason != HELD_OUT)
 
 
 def _embedded(model: Any, items: int) -> dict[str, Any]:
@@ -275,7 +304,9 @@ def model_settings(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _settings(context: StageContext) -> dict[str, Any]:
-    return {"source": context.pipeline.source.payload_settings(), **model_settings(context.pipeline)}
+    pipeline = context.pipeline
+    source = {"source": pipeline.source.payload_settings()}
+    return {**source, **model_settings(pipeline), **hold_out_settings(pipeline)}
 
 
 ID = Column("id", "uint64", "Identity: shard (32 bits) and row in the shard (32 bits).")
@@ -285,7 +316,7 @@ STAGE = Stage(
     name="embeddings",
     step="1-embed",
     description="One unit vector (n × d, float16) for each item of a shard, by a pre-trained model (SemDeDup, section "
-    "3). Items that cannot be embedded are listed with their reasons beside it.",
+    "3). Items that cannot be embedded, or are held out, are listed with their reasons beside it.",
     dimensions=("shard",),
     inputs=("shards",),
     settings=_settings,

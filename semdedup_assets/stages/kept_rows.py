@@ -25,28 +25,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptShard:
-    """Which records of a shard are kept, and what they stand for.
+class ChosenShard:
+    """Some records of a shard.
 
     Attributes:
         shard: the shard.
         items: record of its items.
         embeddings: record of its embeddings, which were made from the same state of the source.
-        kept: (records,) bool, by row.
-        removed: (records,) bool; what is neither kept nor removed was skipped.
-        groups: which kept item each item of all shards belongs to.
-        keys: of the kept items.
-        unlisted: how many items the masks hold, and keep, of a shard whose keys and columns could not be read.
+        kept: (records,) bool, by row, which they are.
     """
 
     shard: Shard
     items: ResultRecord
     embeddings: ResultRecord
     kept: np.ndarray
-    removed: np.ndarray
-    groups: ItemGroups
-    keys: KeptKeys
-    unlisted: tuple[int, int] = (0, 0)
 
     def of_files(self) -> Iterator[tuple[str, int, np.ndarray]]:
         """Path, row of its first record and (records,) bool of each file, in order."""
@@ -54,6 +46,23 @@ class KeptShard:
         for path, rows in self.items.details["files"]:
             yield str(path), first, self.kept[first : first + int(rows)]
             first += int(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptShard(ChosenShard):
+    """Which records of a shard are kept, and what they stand for.
+
+    Attributes:
+        removed: (records,) bool; what is neither kept nor removed was skipped, or is held out.
+        groups: which kept item each item of all shards belongs to.
+        keys: of the kept items.
+        unlisted: how many items the masks hold, and keep, of a shard whose keys and columns could not be read.
+    """
+
+    removed: np.ndarray
+    groups: ItemGroups
+    keys: KeptKeys
+    unlisted: tuple[int, int] = (0, 0)
 
     @property
     def paths(self) -> list[str]:
@@ -131,6 +140,11 @@ class ShardChunk:
     closed: bool
     copied: bool
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are all shards."""
+        return (self.start, self.stop) == (0, EVERY_SHARD.stop)
+
     def shards(self, context: StageContext) -> list[Shard]:
         """The shards of the chunk, in order."""
         return [shard for shard in context.shards if self.start <= shard.index < self.stop]
@@ -193,7 +207,7 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
         each.required_shard: record for each, record in context.index.require_each("embeddings", wanted).items()
     }
     for shard in shards:
-        _require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=chunk.copied)
+        require_one_state(context, shard, [items[shard.name], embeddings[shard.name]], copied=chunk.copied)
     records = {shard.index: int(items[shard.name].details["items"]) for shard in context.shards}
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
     budget = context.compute.budget // 2
@@ -239,7 +253,7 @@ def _mask_part(table: "pa.Table") -> _Part:
     return ids, is_kept, group, similarity.fill_null(float("nan")).to_numpy()
 
 
-def _require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:
+def require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:
     """See that a shard's items and vectors go back to the same files; and, where these are copied, to today's."""
     states = {record.inputs["shards"] for record in records} | ({shard.fingerprint} if copied else set())
     if len(states) > 1:

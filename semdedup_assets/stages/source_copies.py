@@ -1,4 +1,4 @@
-"""Read kept records of a source again, and see that they are the ones that were embedded."""
+"""Read chosen records of a source again, and see that they are the ones that were embedded."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -10,15 +10,15 @@ from semdedup_assets.execution.shard_reader import SourceChangedError, require_u
 from semdedup_assets.records import content_hash
 from semdedup_assets.sources.reading import TruncatedFile, printable
 from semdedup_assets.stages.embeddings import content_hashes
-from semdedup_assets.stages.kept_rows import KeptShard
+from semdedup_assets.stages.kept_rows import ChosenShard
 
 T = TypeVar("T")
 
 
 def kept_records(
-    kept: KeptShard, read: Callable[[str], Iterator[T]], contents: Callable[[T], Iterable[bytes | str]]
+    kept: ChosenShard, read: Callable[[str], Iterator[T]], contents: Callable[[T], Iterable[bytes | str]]
 ) -> Iterator[T]:
-    """The kept records of a shard, as the source has them; files of which nothing is kept are not opened.
+    """The chosen records of a shard, as the source has them; files of which none is chosen are not opened.
 
     Args:
         kept: which.

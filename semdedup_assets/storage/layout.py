@@ -52,6 +52,11 @@ class Layout:
         return join(self.folder, "reference_embeddings")
 
     @property
+    def held_out_sets(self) -> str:
+        """JSON lines: held-out texts in the sets that models are evaluated on."""
+        return join(self.folder, "held_out_sets")
+
+    @property
     def observed_references(self) -> str:
         """JSON: fingerprint of the files of each reference, as they were last listed."""
         return join(self.folder, "observed_references.json")
