@@ -68,8 +68,8 @@ def load_language_model(folder: Path, device: str) -> LanguageModel:
     place = Compute(device=device).torch_device
     try:
         with quiet_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         message = f"{folder}: no causal language model with a tokenizer can be loaded from it ({error})"
         raise ValueError(message) from error
@@ -80,7 +80,8 @@ def load_language_model(folder: Path, device: str) -> LanguageModel:
         )
         message = f"{folder}: its tokenizer {lacks}; texts cannot be scored with it"
         raise ValueError(message)
-    model.to(place).train(mode=False).requires_grad_(requires_grad=False)
+    module: torch.nn.Module = model
+    module.to(place).train(mode=False).requires_grad_(requires_grad=False)
     return LanguageModel(model, tokenizer, token_limit(model, tokenizer) or _CONTEXT, begin)
 
 

@@ -16,10 +16,9 @@ import numpy as np
 from dagster_pipes import open_dagster_pipes
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import content_hash, local_path
 from semdedup_assets.training.trainers.language_model_steps import Learner, TrainingPlan
 from semdedup_assets.training.trainers.manifest_texts import kept_texts
-from semdedup_assets.training.trainers.new_language_model import load_tokenizer, new_language_model
+from semdedup_assets.training.trainers.new_language_model import load_tokenizer, model_content, new_language_model
 from semdedup_assets.training.trainers.packed_tokens import packed_tokens
 from semdedup_assets.training.trainers.resumable_state import ResumableState
 from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
@@ -71,9 +70,7 @@ def train(spec: TrainerSpec, report: Report) -> None:
 
 def _identity(spec: TrainerSpec, settings: CausalLmTraining) -> dict[str, Any]:
     """What determines a training, as JSON values."""
-    folder = local_path(settings.model)
-    content = content_hash(folder) if folder is not None else None
-    return {"spec": spec.model_dump(mode="json", exclude={"out", "device"}), "model": content}
+    return {"spec": spec.model_dump(mode="json", exclude={"out", "device"}), "model": model_content(settings.model)}
 
 
 def _run(plan: TrainingPlan, learner: Learner, state: ResumableState, report: Report) -> None:

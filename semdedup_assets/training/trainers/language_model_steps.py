@@ -68,7 +68,8 @@ class TrainingPlan:
         """
         size, context = self.settings.batch_size, self.settings.context_tokens
         read = self.tokens.read(step * self.step_tokens, self.step_tokens + 1)
-        return read[np.arange(size)[:, None] * context + np.arange(context + 1)]
+        rows: np.ndarray = read[np.arange(size)[:, None] * context + np.arange(context + 1)]
+        return rows
 
     def learning_rate(self, step: int) -> float:
         """Of a step: it rises linearly to the greatest, then falls linearly, and would be 0 after the last step."""
@@ -101,7 +102,8 @@ class Learner:
         """Move a model to a device, to be trained there as the settings say."""
         import torch
 
-        model.to(device).train()
+        module: torch.nn.Module = model
+        module.to(device).train()
         weights = [each for each in model.parameters() if each.ndim > 1]
         others = [each for each in model.parameters() if each.ndim <= 1]
         groups = [
@@ -149,7 +151,9 @@ class Learner:
 
         while True:
             try:
-                return torch.stack([self._part(part, tokens) for part in tokens.split(self.sequences_at_once)]).sum()
+                return torch.stack(
+                    [self._part(part, tokens) for part in torch.split(tokens, self.sequences_at_once)]
+                ).sum()
             except torch.OutOfMemoryError as error:
                 if self.sequences_at_once == 1:
                     message = (

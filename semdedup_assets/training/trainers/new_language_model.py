@@ -1,8 +1,9 @@
 """A causal language model with random weights, and its tokenizer."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from semdedup_assets.encoders.checkpoints import local_model
+from semdedup_assets.encoders.checkpoints import content_hash, local_model
 from semdedup_assets.encoders.text import quiet_transformers
 from semdedup_assets.training_settings import CausalLmTraining
 
@@ -11,6 +12,16 @@ if TYPE_CHECKING:
 
 _MODEL, _CONTEXT = "training.causal_lm.model", "training.causal_lm.context_tokens"
 _REMEDY = "name a folder with a configuration and a tokenizer, or a hub id that can be reached"
+
+
+def model_content(name: str) -> str | None:
+    """What identifies a folder's configuration and tokenizer; None for a hub's model.
+
+    Raises:
+        ValueError: the name can only be a folder, and is not there; names the setting.
+    """
+    folder = _folder(name)
+    return None if folder is None else content_hash(folder)
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -49,11 +60,11 @@ def new_language_model(settings: CausalLmTraining, *, tokenizer_size: int, seed:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = _loaded(AutoConfig, settings.model)
+    config, kind = _loaded(AutoConfig, settings.model), cast("Any", AutoModelForCausalLM)
     _fit(config, settings, tokenizer_size)
     torch.manual_seed(seed)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
     except ValueError as error:
         message = (
             f"{_MODEL}: {settings.model} is no causal language model ({_first_line(error)}); name one, such as an OPT"
@@ -86,10 +97,9 @@ def _require_causal(model: "PreTrainedModel", name: str) -> None:
     """Raise where a later token changes what is predicted before it: such a model learns to copy what it is to predict."""
     import torch
 
-    training = model.training
+    model.train(mode=False)
     with torch.no_grad():
-        logits = model.eval()(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]]), use_cache=False).logits
-    model.train(training)
+        logits = model(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]]), use_cache=False).logits
     if not torch.allclose(logits[0, :3], logits[1, :3], atol=1e-4):
         message = (
             f"{_MODEL}: {name} sees the tokens that it is to predict; name a causal language model, such as an OPT"
@@ -97,9 +107,17 @@ def _require_causal(model: "PreTrainedModel", name: str) -> None:
         raise ValueError(message)
 
 
-def _loaded(kind: Any, name: str) -> Any:
+def _folder(name: str) -> Path | None:
     try:
-        folder = local_model(name)
+        return local_model(name)
+    except ValueError as error:
+        message = f"{_MODEL}: {error}"
+        raise ValueError(message) from error
+
+
+def _loaded(kind: Any, name: str) -> Any:
+    folder = _folder(name)
+    try:
         with quiet_transformers():
             return kind.from_pretrained(str(folder or name))
     except (OSError, ValueError, KeyError, ImportError) as error:

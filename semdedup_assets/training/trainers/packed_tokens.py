@@ -63,7 +63,7 @@ class PackedTokens:
         order, begins = self._pass(number)
         places = np.arange(offset, offset + count)
         rank = np.searchsorted(begins, places, side="right") - 1  # (count,) of the text in this pass
-        return self.ids[self.starts[order[rank]] + places - begins[rank]].astype(np.int64)
+        return np.asarray(self.ids[self.starts[order[rank]] + places - begins[rank]], np.int64)
 
     def _pass(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(n,) the texts in the order of a pass, and (n,) where each begins in it; passes are read one after the other."""
@@ -100,8 +100,8 @@ def packed_tokens(
         temporary = starts.with_suffix(".tmp.npy")
         np.save(temporary, np.cumsum(lengths, dtype=np.int64))
         temporary.replace(starts)
-    ids = np.memmap(tokens, dtype, "r") if tokens.stat().st_size else np.zeros(0, dtype)
-    return PackedTokens(ids, np.load(starts), seed)
+    written = np.memmap(tokens, dtype, "r") if tokens.stat().st_size else np.zeros(0, dtype)
+    return PackedTokens(written, np.load(starts), seed)
 
 
 def _tokenised(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _IDENTITY, _STATE = "identity.json", "state.pt"
 # Seconds between two states at least, and how many times longer than writing one takes: 2 % of a training go into them.
-_LEAST_SECONDS, _LEAST_RATIO = 1.0, 50
+_LEAST_SECONDS, _LEAST_RATIO = 0.25, 50
 
 
 @dataclass
