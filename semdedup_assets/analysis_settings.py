@@ -12,12 +12,19 @@ OnDemand = Literal[
     "caption_embeddings",
     "clustering_comparison",
     "cost",
+    "data_screen",
     "detection_efficiency",
     "epsilon_estimate_errors",
     "epsilon_estimates",
     "estimate",
+    "evaluation_curves",
+    "evaluations",
+    "everything_manifests",
+    "everything_masks",
+    "everything_trained_models",
     "exact_manifests",
     "exact_masks",
+    "exact_trained_models",
     "held_out_sets",
     "label_precision",
     "near_duplicate_manifests",
@@ -29,12 +36,20 @@ OnDemand = Literal[
     "pruned_pairs",
     "random_manifests",
     "random_masks",
+    "random_trained_models",
     "redundancy_by_size",
     "removed_items",
     "rule_comparison",
+    "sized_random_manifests",
+    "sized_random_masks",
+    "sized_random_trained_models",
     "text_signatures",
+    "trained_models",
 ]
 """The stages that refreshes and automation make only where `analyses.follow` names them."""
+
+SameSize = Literal["items", "words", "bytes"]
+"""What two choices of items have as much of."""
 
 
 def _size(value: float) -> float:
@@ -162,7 +177,7 @@ class Fingerprints(BaseModel, frozen=True, extra="forbid"):
 class RandomPruning(BaseModel, frozen=True, extra="forbid"):
     """The random choices that a kept set is held against."""
 
-    same: Literal["items", "words", "bytes"] = Field(
+    same: SameSize = Field(
         "items",
         description="What a random choice keeps as much of as the kept set does: `items`; `words` of texts, between "
         "white space; or `bytes` of encoded images or of texts in UTF-8.",

@@ -278,6 +278,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             *self._cluster_problems(),
             *self._held_out_problems(),
             *self._training_problems(),
+            *self._screen_problems(),
             *(self._reference_problem(name, reference) for name, reference in self.references.items()),
         )
         problems = [problem for problem in found if problem]
@@ -464,6 +465,17 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
                 f"held_out.groups.column: {groups.column!r} is not carried; declare it in source.columns "
                 f"({self._carried()})"
             )
+
+    def _screen_problems(self) -> Iterator[str]:
+        for index, column in enumerate(self.analyses.data_screen.columns):
+            kind = self.source.column_types.get(column)
+            if kind is None:
+                yield (
+                    f"analyses.data_screen.columns.{index}: {column!r} is not carried; declare it in source.columns "
+                    f"({self._carried()})"
+                )
+            elif kind == "float":
+                yield f"analyses.data_screen.columns.{index}: {column!r} is carried as float, whose values do not repeat; remove it"
 
     def _training_problems(self) -> Iterator[str]:
         training, evaluation, content = self.training, self.evaluation, self.source.content

@@ -5,6 +5,7 @@ from semdedup_assets.analyses import (
     caption_disagreement,
     clustering_comparison,
     cost,
+    data_screen,
     detection_efficiency,
     epsilon_estimate_errors,
     epsilon_estimates,
@@ -20,6 +21,8 @@ from semdedup_assets.analyses import (
     rule_comparison,
 )
 from semdedup_assets.baselines import (
+    everything_manifests,
+    everything_masks,
     exact_manifests,
     exact_masks,
     near_duplicate_manifests,
@@ -29,6 +32,8 @@ from semdedup_assets.baselines import (
     perceptual_masks,
     random_manifests,
     random_masks,
+    sized_random_manifests,
+    sized_random_masks,
     text_signatures,
 )
 from semdedup_assets.estimate import estimate
@@ -51,7 +56,16 @@ from semdedup_assets.stages import (
     repaired_scores,
     training_sample,
 )
-from semdedup_assets.training import held_out_sets
+from semdedup_assets.training import (
+    evaluation_curves,
+    evaluations,
+    everything_trained_models,
+    exact_trained_models,
+    held_out_sets,
+    random_trained_models,
+    sized_random_trained_models,
+    trained_models,
+)
 
 GRAPH = StageGraph(
     (
@@ -86,6 +100,8 @@ GRAPH = StageGraph(
         label_precision.STAGE,
         outliers.STAGE,
         caption_disagreement.STAGE,
+        everything_masks.STAGE,
+        everything_manifests.STAGE,
         exact_masks.STAGE,
         exact_manifests.STAGE,
         text_signatures.STAGE,
@@ -96,8 +112,18 @@ GRAPH = StageGraph(
         perceptual_manifests.STAGE,
         random_masks.STAGE,
         random_manifests.STAGE,
+        sized_random_masks.STAGE,
+        sized_random_manifests.STAGE,
         baseline_overlaps.STAGE,
         held_out_sets.STAGE,
+        everything_trained_models.STAGE,
+        exact_trained_models.STAGE,
+        trained_models.STAGE,
+        random_trained_models.STAGE,
+        sized_random_trained_models.STAGE,
+        evaluations.STAGE,
+        evaluation_curves.STAGE,
+        data_screen.STAGE,
     )
 )
 

@@ -17,7 +17,7 @@ Budget = Literal["epochs", "steps"]
 TRAINING_NAMES = ("manifest", "tars", "items", "kept", "seed", "out", "steps")
 """What a training command may name in braces."""
 
-EVALUATION_NAMES = ("checkpoint", "manifest", "seed", "out")
+EVALUATION_NAMES = ("checkpoint", "seed", "out")
 """What an evaluation command may name in braces."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -200,7 +200,7 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     command: Annotated[str, Field(min_length=1), AfterValidator(_evaluation_command)] | None = Field(
         None,
         description="A program that measures one model and writes `{out}/metrics.json`: numbers by name, or `{value: …, "
-        "higher_is_better: false}`. Filled in are `{checkpoint}`, `{manifest}`, `{seed}` and `{out}`.",
+        "higher_is_better: false}`. Filled in are `{checkpoint}`, the folder of the model, `{seed}` and `{out}`.",
     )
 
     @property

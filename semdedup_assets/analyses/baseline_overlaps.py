@@ -12,7 +12,7 @@ from semdedup_assets.algorithm.random_choice import random_choice
 from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.analyses.gallery_items import read_cards
 from semdedup_assets.baselines import exact_masks, near_duplicate_masks, perceptual_masks
-from semdedup_assets.baselines.random_masks import sized_mask, sizes_version, with_sizes
+from semdedup_assets.baselines.random_choices import RANDOM, sized_mask, sizes_of, sizes_version
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -120,7 +120,8 @@ def compare_baselines(context: StageContext, partition: Partition) -> ResultReco
 
 
 def _choices(context: StageContext, masks: ResultRecord) -> _Choices:
-    settings, sized = context.pipeline.analyses.random_pruning, sized_mask(context, masks)
+    settings = context.pipeline.analyses.random_pruning
+    sized = sized_mask(context, masks, same=settings.same)
     method, similarity = _choice(masks, sized.ids)
     names = grouped_baselines(context.pipeline, context.selection)
     records = {name: context.index.require_consistent(name)[Partition()] for name in names}
@@ -286,7 +287,7 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
 
 
 def _optional_inputs(pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:
-    return (*grouped_baselines(pipeline, selection), *with_sizes(pipeline, selection))
+    return (*grouped_baselines(pipeline, selection), *sizes_of(RANDOM)(pipeline, selection))
 
 
 def _input_version(context: StageContext, name: str, record: ResultRecord) -> str:

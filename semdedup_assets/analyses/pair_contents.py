@@ -99,7 +99,7 @@ class Contents:
         self.files_read = reader.files_read
 
     def _read_texts(self, context: StageContext, ids: np.ndarray, shown: set[int]) -> None:
-        for rows in _texts(context, ids):
+        for rows in embedded_texts(context, ids):
             signatures = text_minhash([text for _, _, text in rows], context.pipeline.analyses.fingerprints)
             for (item, key, text), signature in zip(rows, signatures, strict=True):
                 self.decoded[item], self.near[item] = decoded_hash(text), signature
@@ -127,7 +127,7 @@ class Contents:
         return "perceptual" if is_near else "semantic"
 
 
-def _texts(context: StageContext, ids: np.ndarray) -> Iterator[list[tuple[int, str, str]]]:
+def embedded_texts(context: StageContext, ids: np.ndarray) -> Iterator[list[tuple[int, str, str]]]:
     """Id, key and text of some items, a row group at a time; of those whose text is the one that was embedded."""
     for table in read_items(context, ids, ["id", "key", "text"]):
         rows = list(zip(*(table.column(name).to_pylist() for name in ("id", "key", "text")), strict=True))

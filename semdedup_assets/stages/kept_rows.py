@@ -140,6 +140,11 @@ class ShardChunk:
     closed: bool
     copied: bool
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are all shards."""
+        return (self.start, self.stop) == (0, EVERY_SHARD.stop)
+
     def shards(self, context: StageContext) -> list[Shard]:
         """The shards of the chunk, in order."""
         return [shard for shard in context.shards if self.start <= shard.index < self.stop]

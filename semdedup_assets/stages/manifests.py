@@ -14,6 +14,7 @@ from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
+from semdedup_assets.stages.item_groups import EVERY_SHARD
 from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
 from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
@@ -44,13 +45,11 @@ class _ManifestTask:
 
     Attributes:
         attempt: name of the manifest's folder, which all its tasks share.
-        alone: whether these are all shards.
     """
 
     partition: Partition
     chunk: ShardChunk
     attempt: str
-    alone: bool
     inputs: dict[str, str]
 
 
@@ -61,8 +60,8 @@ def _tasks(context: StageContext, stage: ManifestStage, partition: Partition) ->
     attempt = f"{fingerprint([inputs, context.code_version(stage.name)])[:16]}-{writer.attempt[:6]}"
     # Within clusters a group lies in one range of them, and each range has a file.
     closed = stage == MANIFESTS and context.selection.repair is None
-    chunks = shard_chunks(context, closed=closed, copied=bool(COPIES & set(context.pipeline.manifests)))
-    return [_ManifestTask(partition, chunk, attempt, len(chunks) == 1, inputs) for chunk in chunks]
+    chunks = shard_chunks(context, closed=closed, copied=_copies(context.pipeline))
+    return [_ManifestTask(partition, chunk, attempt, inputs) for chunk in chunks]
 
 
 class ManifestWorker:
@@ -80,27 +79,62 @@ class ManifestWorker:
         """Write what some shards give to all formats: of an object store, several shards at a time."""
         context = self._context
         context.index.require_inputs(self._stage.name, task.partition, task.inputs)
-        with usage.phase("gather"):
-            masks = context.index.require(self._stage.masks, task.partition)
-            chunk = kept_shards(context, masks, task.chunk)
+        masks = context.index.require(self._stage.masks, task.partition)
         location = context.location(self._stage.name, task.partition)
         with attempting(FolderWriter(location, task.attempt)) as writer:
-
-            def write(kept: KeptShard) -> dict[str, Any]:
-                found = _written(writer, lambda own: write_shard(context, kept, own))
-                return {**found, **_counts(kept)}
-
-            shards, total = list[dict[str, Any]](), len(chunk.shards)
-            with usage.phase("write"), Progress(self._stage.name, total=total, unit="shards") as progress:
-                for shard in overlapped(write, chunk, most=calls_at_once(location)):
-                    shards.append(shard)
-                    progress.advance()
-            if "csv" in context.pipeline.manifests:
-                name = CSV if task.alone else csv_part(task.chunk.start)
-                with usage.phase("write csv"):
-                    shards.append(_written(writer, lambda own: write_csv(chunk, own, name)))
+            shards = _write_chunk(context, masks, task.chunk, writer, title=self._stage.name)
         details = {"shards": shards, "attempt": task.attempt, "usage": used_for(None)}
         return PartOfResult(task.inputs, writer.files, details)
+
+
+def write_manifest(
+    context: StageContext, partition: Partition, masks: ResultRecord, folder: str, *, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write a manifest of masks that no stage has, into a folder of its own: with `manifest.json`, without a record.
+
+    Args:
+        context: of the pipeline and the selection.
+        partition: the kept set in whose place the masks are.
+        masks: record of them; its details have what a baseline's have.
+        folder: local, empty or missing.
+        inputs: versions of what the masks and the manifest go back to.
+
+    Returns:
+        What `manifest.json` says, without the inputs.
+
+    Raises:
+        MissingResultError: items or embeddings are missing, or the masks are of other items than the source has now.
+        SourceChangedError: items, vectors and the source's files are not of one state.
+    """
+    location, _, attempt = folder.rstrip("/").rpartition("/")
+    chunk = ShardChunk(0, EVERY_SHARD.stop, closed=False, copied=_copies(context.pipeline))
+    with attempting(FolderWriter(location, attempt)) as writer:
+        written = _write_chunk(context, masks, chunk, writer, title=f"manifest {attempt}")
+        details = _details(context, partition, masks.details, written, attempt=attempt)
+        _write_details(writer, details, inputs)
+    return details
+
+
+def _write_chunk(
+    context: StageContext, masks: ResultRecord, chunk: ShardChunk, writer: FolderWriter, *, title: str
+) -> list[dict[str, Any]]:
+    """Write what the shards of a chunk give to all formats; returns the counts of each shard, and of the CSV file."""
+    with usage.phase("gather"):
+        found = kept_shards(context, masks, chunk)
+
+    def write(kept: KeptShard) -> dict[str, Any]:
+        return {**_written(writer, lambda own: write_shard(context, kept, own)), **_counts(kept)}
+
+    counts = list[dict[str, Any]]()
+    with usage.phase("write"), Progress(title, total=len(found.shards), unit="shards") as progress:
+        for shard in overlapped(write, found, most=calls_at_once(writer.location)):
+            counts.append(shard)
+            progress.advance()
+    if "csv" in context.pipeline.manifests:
+        name = CSV if chunk.whole else csv_part(chunk.start)
+        with usage.phase("write csv"):
+            counts.append(_written(writer, lambda own: write_csv(found, own, name)))
+    return counts
 
 
 def _written(writer: FolderWriter, write: Callable[[ResultWriter], Counts]) -> dict[str, Any]:
@@ -132,12 +166,40 @@ def _finish(
     for part in parts:
         writer.files |= part.files
     written = [each for part in parts for each in part.details["shards"]]
+    details = _details(context, partition, masks, written, attempt=attempt)
+    writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
+    require_written(writer)
+    _join_csv(writer)
+    _write_details(writer, details, inputs)
+    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
+    pointer = {"folder": attempt, "version": attempt, **_dimensions(partition)}
+    write_bytes(current_manifest(writer.location), json.dumps(pointer, indent=1).encode())
+    return context.commit(stage.name, writer, inputs=inputs, keep_earlier=True)
+
+
+def _details(
+    context: StageContext,
+    partition: Partition,
+    masks: Mapping[str, Any],
+    written: Sequence[Mapping[str, Any]],
+    *,
+    attempt: str,
+) -> dict[str, Any]:
+    """What a manifest holds, counted, and what it was made with.
+
+    Args:
+        context: of the pipeline and the selection.
+        partition: which manifest.
+        masks: details of what decided which items are kept.
+        written: counts of its files.
+        attempt: name of its folder.
+    """
     shards = [each for each in written if "records" in each]
     records, kept, held_out = (sum(shard[name] for shard in shards) for name in ("records", "kept", "held_out"))
     unlisted, unlisted_kept = (sum(shard["unlisted"][index] for shard in shards) for index in range(2))
     unnameable = {path: items for shard in shards for path, items in shard["unnameable"].items()}
     items = int(masks["items"]) - unlisted
-    details = {
+    return {
         "manifest": attempt,
         "kept": kept,
         "removed": items - kept,
@@ -155,14 +217,10 @@ def _finish(
         **(_added(written, "group_counts") if "parquet" in context.pipeline.manifests else {}),
         "made_with": _made_with(context, partition, masks),
     }
-    writer.details = {**details, **usage.added(part.details["usage"] for part in parts)}
-    require_written(writer)
-    _join_csv(writer)
+
+
+def _write_details(writer: FolderWriter, details: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     write_bytes(writer.path(MANIFEST), json.dumps({**details, "inputs": inputs}, indent=1).encode())
-    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
-    pointer = {"folder": attempt, "version": attempt, **_dimensions(partition)}
-    write_bytes(current_manifest(writer.location), json.dumps(pointer, indent=1).encode())
-    return context.commit(stage.name, writer, inputs=inputs, keep_earlier=True)
 
 
 def _dimensions(partition: Partition) -> dict[str, str]:
@@ -233,9 +291,14 @@ def _clustered(context: StageContext, partition: Partition, masks: Mapping[str, 
     }
 
 
+def _copies(pipeline: Pipeline) -> bool:
+    """Whether a manifest copies the source's records, and so reads its files again."""
+    return not COPIES.isdisjoint(pipeline.manifests)
+
+
 def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
     """What copies the source's records changes with all that its files hold, also where items and masks do not."""
-    return ("shards",) if COPIES & set(pipeline.manifests) else ()
+    return ("shards",) if _copies(pipeline) else ()
 
 
 def _settings(context: StageContext) -> dict[str, Any]:

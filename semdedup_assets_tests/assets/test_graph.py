@@ -69,6 +69,20 @@ GRAPH = {
         ("epsilon", "k"),
         ("toy/precomputed/items", "toy/precomputed/keep_masks", "toy/shard_index"),
     ),
+    "toy/precomputed/everything_masks": ((), ("toy/precomputed/embeddings", "toy/shard_index")),
+    "toy/precomputed/everything_manifests": (
+        (),
+        ("toy/precomputed/everything_masks", "toy/precomputed/items", "toy/shard_index"),
+    ),
+    "toy/precomputed/data_screen": (
+        ("epsilon", "k"),
+        (
+            "toy/precomputed/duplicate_scores",
+            "toy/precomputed/items",
+            "toy/precomputed/keep_masks",
+            "toy/shard_index",
+        ),
+    ),
     "toy/precomputed/random_masks": (("epsilon", "k"), ("toy/precomputed/keep_masks",)),
     "toy/precomputed/random_manifests": (
         ("epsilon", "k"),
@@ -163,6 +177,7 @@ def test_selections_by_name_repeat_what_each_has_of_its_own(tmp_path: Path) -> N
         "random_masks",
         "random_manifests",
         "baseline_overlaps",
+        "data_screen",
     }
     shared = {key for key in GRAPH if key.rpartition("/")[2] not in own}
     assert keys == shared | {f"toy/precomputed/{name}/{stage}" for name in ("paper", "simple") for stage in own}

@@ -23,6 +23,7 @@ from semdedup_assets_tests.baselines.baseline_runs import (
     text_runs,
 )
 from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.toy_source import vectors_settings
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +159,6 @@ def test_each_baseline_writes_a_manifest_of_what_it_keeps(texts: StageRuns, pict
 
 
 def test_a_baseline_is_for_what_it_can_compare(texts: StageRuns, pictures: StageRuns) -> None:
-    def having(runs: StageRuns) -> set[str]:
-        selection = runs.context().selection
-        return {each.name for each in runs.graph.stages if each.applies(runs.pipeline, selection)}
-
     assert having(texts) & {"text_signatures", "near_duplicate_masks", "perceptual_masks", "exact_masks"} == {
         "text_signatures",
         "near_duplicate_masks",
@@ -214,6 +211,47 @@ def test_random_pruning_keeps_as_much_as_the_kept_set(texts: StageRuns, same: st
     assert manifest_ids(other, "random_manifests", "0.1|2") == set(
         masks(other, "random_masks", "0.1|2").filter("kept")["id"]
     )
+
+
+def having(runs: StageRuns) -> set[str]:
+    selection = runs.context().selection
+    return {each.name for each in runs.graph.stages if each.applies(runs.pipeline, selection)}
+
+
+def test_everything_is_every_item_that_has_a_vector(texts: StageRuns, pictures: StageRuns) -> None:
+    for runs in (texts, pictures):
+        runs.make("everything_masks")
+        runs.make("everything_manifests")
+        with_vector = set(items(runs))
+        assert masks(runs, "everything_masks")["kept"].all()
+        assert manifest_ids(runs, "everything_manifests") == with_vector
+        details = runs.record("everything_manifests").details
+        assert (details["removed"], details["kept"]) == (0, len(with_vector))
+        assert details["made_with"]["baseline"] == "everything"
+    assert texts.changed(epsilons=["0.3"]).stale("everything_masks") == []
+
+
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_sized_random_keeps_as_many_words_or_bytes(kind: str, request: pytest.FixtureRequest) -> None:
+    runs: StageRuns = request.getfixturevalue(kind)
+    runs.make("sized_random_masks")
+    runs.make("sized_random_manifests")
+    contents = items(runs)
+    sizes = {item: len(each.split()) if isinstance(each, str) else len(each) for item, each in contents.items()}
+    wanted = sum(sizes[item] for item in runs.masks("0.1|2").filter("kept")["id"])
+    kept = set(masks(runs, "sized_random_masks", "0.1|2").filter("kept")["id"])
+    assert abs(sum(sizes[item] for item in kept) - wanted) <= max(sizes.values()) / 2
+    assert manifest_ids(runs, "sized_random_manifests", "0.1|2") == kept
+    made_with = runs.record("sized_random_masks", "0.1|2").details["made_with"]
+    assert made_with["baseline"] == "sized_random"
+    assert made_with["same"] == {"texts": "words", "pictures": "bytes"}[kind]
+
+
+def test_sized_random_is_there_where_random_goes_by_items(texts: StageRuns, tmp_path: Path) -> None:
+    sized = {"sized_random_masks", "sized_random_manifests"}
+    assert sized <= having(texts)
+    assert not sized & having(texts.changed(analyses={"random_pruning": {"same": "words"}}))
+    assert not sized & having(StageRuns(vectors_settings(tmp_path), texts.graph))
 
 
 def test_what_has_no_words_is_not_pruned_by_words(tmp_path: Path) -> None:

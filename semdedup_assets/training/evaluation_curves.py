@@ -1,0 +1,252 @@
+"""Metrics against the share kept and against steps, and the compute that a kept set saves (SemDeDup, Figs 4, 5b, 7, 8, A18)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from semdedup_assets.algorithm.seed_spread import SeedSpread, compare_spreads
+from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
+from semdedup_assets.rendering.training_curves import MetricPanel, MetricPoint, metric_panels
+from semdedup_assets.storage.results import ResultRecord
+from semdedup_assets.storage.tables import read_table, write_table
+from semdedup_assets.training.evaluations import ROLES, TABLE
+
+MEANS = "means.parquet"
+_READ = (
+    "role", "budget", "metric", "set", "kept", "everything", "seed", "steps", "share", "value", "higher_is_better",
+)  # fmt: skip
+_PICTURES = {
+    "share": "Metrics by share kept",
+    "steps": "Metrics by steps of training",
+}
+_LEVELS = ("everything", "exact")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricMean:
+    """One metric of the models of one kept set and budget.
+
+    Attributes:
+        role: `semdedup`, or the baseline.
+        budget: `epochs` or `steps`.
+        metric: its name.
+        set: the data set.
+        share: kept of everything.
+        steps: mean over seeds; NaN where it is not known.
+        spread: over seeds.
+        higher_is_better: of the metric.
+    """
+
+    role: str
+    budget: str
+    metric: str
+    set: str
+    share: float
+    steps: float
+    spread: SeedSpread
+    higher_is_better: bool
+
+
+def _worker(context: StageContext) -> Worker:
+    return lambda partition: draw_curves(context, partition)
+
+
+def draw_curves(context: StageContext, partition: Partition) -> ResultRecord:
+    """Bring the evaluations of all kept sets of a clustering together.
+
+    Args:
+        context: of the pipeline and the selection.
+        partition: a clustering.
+
+    Raises:
+        MissingResultError: evaluations are missing; names what to materialise.
+    """
+    records = context.index.require_consistent("evaluations", partition)
+    means = metric_means(row for record in records.values() for row in _table_rows(record))
+    note = f"{context.pipeline.dataset}/{context.pipeline.model_name}, {partition.required_clustering.label}, "
+    note += f"{context.selection.label}; bands: one standard deviation over seeds"
+    with context.writing("evaluation_curves", partition) as result:
+        with result.open(MEANS) as stream:
+            write_table(stream, _columns(means))
+        for axis, title in _PICTURES.items():
+            with result.open(f"{axis}.png") as stream:
+                label = "share kept" if axis == "share" else "steps"
+                panels = list(_panels(means, axis))
+                stream.write(metric_panels(panels, x_label=label, title=title, note=note))
+        result.details = {
+            "kept_sets": len(records),
+            "saved": saved_compute(means),
+            "means": [_in_words(each) for each in means],
+        }
+    return result.committed
+
+
+def _table_rows(record: ResultRecord) -> Iterator[dict[str, Any]]:
+    columns = read_table(record.file(TABLE), _READ)
+    for values in zip(*(columns[name].tolist() for name in _READ), strict=True):
+        yield dict(zip(_READ, values, strict=True))
+
+
+def metric_means(rows: Iterator[Mapping[str, Any]]) -> list[MetricMean]:
+    """Each metric by kept set and budget, over seeds; what several kept sets are held against is counted once.
+
+    Args:
+        rows: of the tables of evaluations.
+    """
+    values: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("metric", "set", "budget", "role", "share", "higher_is_better"))
+        steps = np.nan if row["steps"] is None else float(row["steps"])
+        values.setdefault(key, {})[row["seed"]] = row["value"], steps
+    order = list(ROLES)
+    return [
+        MetricMean(
+            role=role,
+            budget=budget,
+            metric=metric,
+            set=name,
+            share=share,
+            steps=float(np.mean([steps for _, steps in found.values()])),
+            spread=SeedSpread.of([value for value, _ in found.values()]),
+            higher_is_better=higher,
+        )
+        for (metric, name, budget, role, share, higher), found in sorted(
+            values.items(), key=lambda each: (*each[0][:3], order.index(each[0][3]), -each[0][4])
+        )
+    ]
+
+
+def saved_compute(means: Sequence[MetricMean]) -> list[dict[str, Any]]:
+    """The fewest steps at which a kept set is not clearly worse than everything, by metric (SemDeDup, Fig. 8).
+
+    Args:
+        means: of a clustering's kept sets and their baselines.
+    """
+    found = []
+    whole = {(each.metric, each.set): each for each in means if each.role == "everything"}
+    for (metric, name), everything in whole.items():
+        for role in ("semdedup", "random"):
+            enough = [
+                each
+                for each in means
+                if (each.metric, each.set, each.role) == (metric, name, role)
+                and np.isfinite(each.steps)
+                and _keeps_up(each, everything)
+            ]
+            least = min(enough, key=lambda each: each.steps, default=None)
+            found.append(
+                {
+                    "set": name,
+                    "metric": metric,
+                    "trained on": ROLES[role],
+                    "everything": str(everything.spread),
+                    "reached by": "nothing" if least is None else f"{least.share:.0%}, equal {least.budget}",
+                    "its value": "–" if least is None else str(least.spread),
+                    "steps saved": "–" if least is None else f"{1 - least.steps / everything.steps:.0%}",
+                }
+            )
+    return found
+
+
+def _keeps_up(mean: MetricMean, everything: MetricMean) -> bool:
+    compared = compare_spreads(mean.spread, everything.spread, higher_is_better=mean.higher_is_better)
+    return compared.verdict in ("better", "within the spread")
+
+
+def _panels(means: Sequence[MetricMean], axis: str) -> Iterator[MetricPanel]:
+    """A panel for each metric; against shares, one budget each, against steps, both in one."""
+    budgets = list(dict.fromkeys(each.budget for each in means))
+    for metric, name in dict.fromkeys((each.metric, each.set) for each in means):
+        for budget in budgets if axis == "share" else [None]:
+            own = [
+                each for each in means if (each.metric, each.set) == (metric, name) and budget in (None, each.budget)
+            ]
+            title = f"{name} {metric.replace('_', ' ')}".strip()
+            title += f", equal {budget}" if len(budgets) > 1 and budget is not None else ""
+            lines: dict[str, list[MetricPoint]] = {}
+            for each in own:
+                x = each.share if axis == "share" else each.steps
+                if each.role not in _LEVELS and np.isfinite(x):
+                    lines.setdefault(ROLES[each.role], []).append(_point(each, x))
+            ordered = {role: sorted(points, key=lambda point: point.x) for role, points in lines.items()}
+            levels = {ROLES[each.role]: _point(each, each.share) for each in own if each.role in _LEVELS}
+            yield MetricPanel(title, own[0].higher_is_better, ordered, levels)
+
+
+def _point(mean: MetricMean, x: float) -> MetricPoint:
+    return MetricPoint(x, mean.spread.mean, mean.spread.deviation)
+
+
+def _in_words(mean: MetricMean) -> dict[str, Any]:
+    return {
+        "set": mean.set,
+        "metric": mean.metric,
+        "trained on": ROLES[mean.role],
+        "share": f"{mean.share:.0%}",
+        "budget": mean.budget,
+        "steps": None if np.isnan(mean.steps) else round(mean.steps),
+        "value": str(mean.spread),
+        "seeds": mean.spread.seeds,
+    }
+
+
+def _columns(means: Sequence[MetricMean]) -> dict[str, np.ndarray]:
+    texts = {name: np.array([getattr(each, name) for each in means], dtype=object)
+             for name in ("role", "budget", "metric", "set")}  # fmt: skip
+    deviation = np.array([each.spread.deviation for each in means], np.float64)
+    steps = np.array([each.steps for each in means], np.float64)
+    return {
+        **texts,
+        "share": np.array([each.share for each in means], np.float64),
+        "steps": np.ma.masked_invalid(steps),
+        "mean": np.array([each.spread.mean for each in means], np.float64),
+        "deviation": np.ma.masked_invalid(deviation),
+        "seeds": np.array([each.spread.seeds for each in means], np.int64),
+    }
+
+
+def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
+    pictures: dict[str, Shown] = {
+        title: Picture(record.file(f"{axis}.png").content(), title) for axis, title in _PICTURES.items()
+    }
+    return {**pictures, "saved": Rows(record.details["saved"]), "means": Rows(record.details["means"])}
+
+
+STAGE = Stage(
+    name="evaluation_curves",
+    step=ANALYSE,
+    description="Metrics of the trained models against the share kept (SemDeDup, Figs 4, 7, A18) and against steps (Fig. 5b), "
+    "beside random choices, exact deduplication and everything; and the fewest steps at which a kept set keeps up with "
+    "everything (Fig. 8).",
+    dimensions=("k",),
+    inputs=("evaluations",),
+    settings=lambda _: {},
+    location=lambda layout, partition, selection: layout.of_selection(
+        partition.required_clustering, selection, "evaluation_curves"
+    ),
+    worker=_worker,
+    kinds=frozenset({"matplotlib", "parquet"}),
+    columns=lambda _: (
+        Column("role", "string", "`semdedup`, or the baseline."),
+        Column("budget", "string", "`epochs`: equal passes; `steps`: equal steps."),
+        Column("metric", "string", "Its name."),
+        Column("set", "string", "Data set that it was measured on."),
+        Column("share", "float64", "Kept share of the items."),
+        Column("steps", "float64", "Of a training, mean over seeds; null where it is not known."),
+        Column("mean", "float64", "Of the metric, over seeds."),
+        Column("deviation", "float64", "Sample standard deviation over seeds; null of one seed."),
+        Column("seeds", "int64", "How many."),
+    ),
+    checks=(inputs_up_to_date("evaluation_curves"),),
+    shown=_shown,
+    selected=True,
+    on_demand=True,
+    applies=lambda pipeline, _: pipeline.training is not None,
+    pool=None,
+    unit="clusterings",
+)

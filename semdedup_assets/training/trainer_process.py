@@ -1,0 +1,337 @@
+"""Run a trainer as a process of its own, and follow it: by Dagster Pipes, and by what it prints.
+
+The process is told what to do as Dagster's own client for subprocesses would tell it, so that a program that calls
+`open_dagster_pipes()` works, wherever the stage runs. What it reports, and what it prints, lies in files of its folder: they
+outlive whoever follows it.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from semdedup_assets.execution import progress
+
+_LAUNCH = Path(__file__).with_name("launch.py")
+_POLL_SECONDS, _REPORT_SECONDS = 0.2, 15.0
+_TAIL_LINES = 15
+_LAST_WORDS = 4000
+# A scaler of losses may find one or two that are not finite on its way.
+_MOST_NOT_FINITE = 3
+_NUMBER = r"['\"]?(nan|[-+]?inf(?:inity)?|[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+_PRINTED = {
+    "loss": re.compile(rf"(?<![\w-])['\"]?loss['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
+    "learning_rate": re.compile(rf"(?<![\w-])['\"]?(?:lr|learning[_ ]rate)['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
+    "step": re.compile(r"(?<![\w-])['\"]?(?:step|iteration|iter)['\"]?\s*[:=]?\s*['\"]?(\d+)", re.IGNORECASE),
+}
+
+
+class TrainingFailedError(RuntimeError):
+    """A trainer ended with an error, or left nothing; says what it printed last, and what to do."""
+
+
+class DivergedError(TrainingFailedError):
+    """The loss of a training is not a finite number any more."""
+
+
+class KilledError(TrainingFailedError):
+    """A signal ended a trainer; what it had saved is there, and it can go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """What a trainer reported at a step; the learning rate is None where it did not say."""
+
+    step: int
+    loss: float
+    learning_rate: float | None = None
+
+
+@dataclass
+class Reported:
+    """What a trainer reported, over all its attempts.
+
+    Attributes:
+        curve: by step; what a later attempt says of a step counts.
+        totals: what it said of the whole: `steps`, `items`, `tokens`, and whatever else is no step of the curve.
+    """
+
+    curve: dict[int, CurvePoint] = field(default_factory=dict)
+    totals: dict[str, Any] = field(default_factory=dict)
+    not_finite: int = 0
+
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Take what it says of a step, or of the whole."""
+        if message.get("loss") is None:
+            self.totals.update(message)
+            return
+        loss, rate = float(message["loss"]), message.get("learning_rate")
+        step = int(message.get("step") or max(self.curve, default=0) + 1)
+        self.curve[step] = CurvePoint(step, loss, None if rate is None else float(rate))
+        self.not_finite = 0 if math.isfinite(loss) else self.not_finite + 1
+
+    @property
+    def last(self) -> CurvePoint | None:
+        """The point of the greatest step."""
+        return self.curve[max(self.curve)] if self.curve else None
+
+    def words(self, seconds: float) -> str:
+        """How far it is, for a log."""
+        last, total = self.last, self.totals.get("steps")
+        if last is None:
+            return f"running for {seconds:,.0f} s"
+        of = f" of {total:,}" if total else ""
+        rate = "" if last.learning_rate is None else f", learning rate {last.learning_rate:.3g}"
+        return f"step {last.step:,}{of}, loss {last.loss:.4g}{rate}, {seconds:,.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerProcess:
+    """A program to run in a folder.
+
+    Attributes:
+        title: of what it makes, for logs and errors.
+        command: program and arguments.
+        folder: where its log and what it reports are kept; one attempt at a time works in it.
+        extras: what the program can ask Pipes for.
+        threads: that it may keep busy.
+    """
+
+    title: str
+    command: Sequence[str]
+    folder: Path
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+    @property
+    def log(self) -> Path:
+        """What it printed, over all attempts."""
+        return self.folder / "trainer.log"
+
+    def run(self) -> Reported:
+        """Run it to its end.
+
+        Returns:
+            What it reported, in this attempt and the earlier ones of this folder.
+
+        Raises:
+            TrainingFailedError: it ended with an error, or an earlier attempt still runs.
+            DivergedError: its loss is not finite.
+            KilledError: a signal ended it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked() as lock:
+            reported, attempt = self._earlier()
+            messages = self.folder / f"messages-{attempt}.jsonl"
+            messages.touch()
+            log_start = self.log.stat().st_size if self.log.exists() else 0
+            with self.log.open("ab") as log:
+                process = self._start(log, messages, attempt, lock)
+            try:
+                self._follow(process, reported, _Tail(messages), _Tail(self.log, log_start))
+            finally:
+                _end(process)
+        self._require_success(process.returncode, reported)
+        return reported
+
+    def _earlier(self) -> tuple[Reported, int]:
+        """What earlier attempts reported, and the number of the next."""
+        reported, attempt = Reported(), 0
+        while (path := self.folder / f"messages-{attempt}.jsonl").exists():
+            for message in _custom_messages(path.read_text(errors="replace").splitlines()):
+                reported.take(message)
+            attempt += 1
+        reported.not_finite = 0
+        return reported, attempt
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Hold the folder; the program holds it too, and goes on doing so where this process is killed."""
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = (
+                    f"{self.title}: an earlier attempt still runs in {self.folder}; end its processes (`fuser "
+                    f"{lock.name}` names them), or wait for them, then run again"
+                )
+                raise TrainingFailedError(message) from None
+            yield lock.fileno()
+
+    def _start(self, log: IO[bytes], messages: Path, attempt: int, lock: int) -> "subprocess.Popen[bytes]":
+        from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
+
+        context = self.folder / "pipes-context.json"
+        context.write_text(json.dumps(self._context(attempt)))
+        threads = str(self.threads)
+        environment = {
+            **os.environ,
+            # `python`, `torchrun` and their like are those beside the interpreter that runs this.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"path": str(context)}),
+            DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(messages)}),
+        }
+        launcher = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid())]
+        return subprocess.Popen(
+            [*launcher, *self.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # So that all its children can be ended together.
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+
+    def _context(self, attempt: int) -> dict[str, Any]:
+        return {
+            "asset_keys": None,
+            "code_version_by_asset_key": None,
+            "provenance_by_asset_key": None,
+            "partition_key": None,
+            "partition_key_range": None,
+            "partition_time_window": None,
+            "run_id": self.folder.name,
+            "job_name": self.title,
+            "retry_number": attempt,
+            "extras": dict(self.extras),
+        }
+
+    def _follow(
+        self, process: "subprocess.Popen[bytes]", reported: Reported, messages: "_Tail", printed: "_Tail"
+    ) -> None:
+        """Take what it reports until it ends; of a program that reports nothing, what it prints."""
+        started = said = time.monotonic()
+        by_pipes = bool(reported.curve)
+        running = True
+        while running:
+            try:
+                process.wait(_POLL_SECONDS)
+                running = False
+            except subprocess.TimeoutExpired:
+                pass
+            lines = messages.lines()
+            for line in _logged(lines):
+                progress.log(f"{self.title}: {line}")
+            found = list(_custom_messages(lines))
+            by_pipes = by_pipes or any("loss" in each for each in found)
+            shown = list(_printed_messages(printed.lines()))
+            for message in found if by_pipes else [*found, *shown]:
+                reported.take(message)
+            if reported.not_finite >= _MOST_NOT_FINITE:
+                _end(process)
+                raise self._diverged(reported)
+            if running and time.monotonic() - said >= _REPORT_SECONDS:
+                said = time.monotonic()
+                progress.log(f"{self.title}: {reported.words(said - started)}")
+
+    def _require_success(self, code: int, reported: Reported) -> None:
+        last = reported.last
+        if last is not None and not math.isfinite(last.loss):
+            raise self._diverged(reported)
+        if code == 0:
+            return
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; out of memory?" if -code == signal.SIGKILL else ""
+            message = (
+                f"{self.title}: the trainer was ended by {name}{hint}; run again, and it goes on where it saved last"
+            )
+            raise KilledError(message)
+        message = f"{self.title}: the trainer ended with exit code {code}; {self.last_words()}"
+        raise TrainingFailedError(message)
+
+    def _diverged(self, reported: Reported) -> DivergedError:
+        last = reported.last
+        step, rate = (0, None) if last is None else (last.step, last.learning_rate)
+        at = "" if rate is None else f" at learning rate {rate:.3g}"
+        message = (
+            f"{self.title}: the loss is not finite since step {step:,}{at}: the training diverged; lower the learning rate, or "
+            f"look at {self.log}"
+        )
+        return DivergedError(message)
+
+    def last_words(self) -> str:
+        """The last lines that it printed, and where all of them lie."""
+        with self.log.open("rb") as stream:
+            stream.seek(max(0, self.log.stat().st_size - _LAST_WORDS))
+            lines = stream.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        return f"all it printed is in {self.log}, the end of it:\n" + "\n".join(lines)
+
+
+class _Tail:
+    """The lines that a file gains."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path, self._at = path, start
+
+    def lines(self) -> list[str]:
+        """Those that were completed since the last call."""
+        with self._path.open("rb") as stream:
+            stream.seek(self._at)
+            content = stream.read()
+        end = content.rfind(b"\n") + 1
+        self._at += end
+        return content[:end].decode(errors="replace").splitlines()
+
+
+def _parsed(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """The messages in some lines; what a killed process left of a line is none."""
+    for line in lines:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(message, dict) and isinstance(message.get("params"), dict):
+            yield message
+
+
+def _custom_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """What a program reported by `report_custom_message`, or as metadata of a materialisation."""
+    for message in _parsed(lines):
+        params = message["params"]
+        if message.get("method") == "report_custom_message" and isinstance(params.get("payload"), dict):
+            yield params["payload"]
+        elif message.get("method") == "report_asset_materialization":
+            metadata = params.get("metadata") or {}
+            yield {name: value.get("raw_value") for name, value in metadata.items() if isinstance(value, dict)}
+
+
+def _logged(lines: Sequence[str]) -> Iterator[str]:
+    """What a program logged by Pipes."""
+    for message in _parsed(lines):
+        if message.get("method") == "log":
+            yield str(message["params"].get("message"))
+
+
+def _printed_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """What printed lines say of loss, learning rate and step, in the words that trainers use."""
+    for line in lines:
+        found = {name: pattern.search(line) for name, pattern in _PRINTED.items()}
+        loss, rate, step = found["loss"], found["learning_rate"], found["step"]
+        if loss is not None:
+            yield {
+                "loss": float(loss[1]),
+                "learning_rate": None if rate is None else float(rate[1]),
+                "step": None if step is None else int(step[1]),
+            }
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a program with all its children, where it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

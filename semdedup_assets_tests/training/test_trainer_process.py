@@ -1,0 +1,169 @@
+"""A trainer as a process of its own: what it is told, what is heard of it, and how it may end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from semdedup_assets.execution.progress import reporting_to
+from semdedup_assets.training.trainer_process import (
+    CurvePoint,
+    DivergedError,
+    KilledError,
+    TrainerProcess,
+    TrainingFailedError,
+)
+
+
+def process(folder: Path, program: str, **options: object) -> TrainerProcess:
+    return TrainerProcess("a model", [sys.executable, "-c", textwrap.dedent(program)], folder, **options)
+
+
+def test_a_program_hears_and_reports_through_dagster_pipes(tmp_path: Path) -> None:
+    program = """
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            pipes.log.info(f"seed {pipes.get_extra('seed')}")
+            pipes.report_custom_message({"steps": 2, "items": 20})
+            print("loss: 77")
+            pipes.report_custom_message({"step": 1, "loss": 3.5, "learning_rate": 0.1})
+            pipes.report_custom_message({"step": 2, "loss": 2.5})
+    """
+    lines: list[str] = []
+    with reporting_to(lines.append):
+        reported = process(tmp_path, program, extras={"seed": 7}).run()
+    # What is printed counts only where nothing is reported.
+    assert [reported.curve[step] for step in (1, 2)] == [CurvePoint(1, 3.5, 0.1), CurvePoint(2, 2.5)]
+    assert reported.totals == {"steps": 2, "items": 20}
+    assert "a model: seed 7" in lines
+
+
+@pytest.mark.parametrize(
+    ("line", "point"),
+    [
+        (
+            "2026-11-26 | INFO | Train Epoch: 0 [ 64/1364 (5%)] Data (t): 0.1 Batch (t): 0.2, 300/s LR: 0.000500 Logit Scale: "
+            "14.286 Contrastive_loss: 4.1 (4.1) Loss: 4.25 (4.3)",
+            CurvePoint(1, 4.25, 0.0005),
+        ),
+        ("{'loss': 2.31, 'grad_norm': 1.7, 'learning_rate': 5e-05, 'epoch': 0.1}", CurvePoint(1, 2.31, 5e-05)),
+        ("{'loss': '2.31', 'learning_rate': '1e-4', 'epoch': '0.1'}", CurvePoint(1, 2.31, 1e-4)),
+        ("step: 40, loss=1.5, lr=0.01", CurvePoint(40, 1.5, 0.01)),
+        ("iter 7: loss 1, train loss: .5", CurvePoint(7, 0.5, None)),
+    ],
+)
+def test_what_trainers_print_is_understood(tmp_path: Path, line: str, point: CurvePoint) -> None:
+    reported = process(tmp_path, f"print({line!r}); print('eval_loss: 9, val-loss: 8')").run()
+    assert list(reported.curve.values()) == [point]
+
+
+def test_an_error_of_the_program_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailedError, match=r"exit code 3; all it printed is in .*trainer\.log") as error:
+        process(tmp_path, "import sys; print('no such column'); sys.exit(3)").run()
+    assert "no such column" in str(error.value)
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailedError, match="no-such-trainer: cannot be run"):
+        TrainerProcess("a model", ["no-such-trainer", "--fast"], tmp_path).run()
+
+
+def test_a_killed_program_is_told_apart_from_a_failed_one(tmp_path: Path) -> None:
+    with pytest.raises(KilledError, match="SIGKILL; out of memory"):
+        process(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").run()
+
+
+@pytest.mark.parametrize("after", ["raise SystemExit", "import time; time.sleep(600)"])
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, after: str) -> None:
+    program = f"""
+        for step in range(1, 5):
+            print(f"step {{step}} loss: nan lr: 0.5")
+        {after}
+    """
+    with pytest.raises(DivergedError, match=r"learning rate 0\.5: the training diverged"):
+        process(tmp_path, program).run()
+
+
+def test_a_single_loss_that_is_not_finite_on_the_way_ends_nothing(tmp_path: Path) -> None:
+    reported = process(tmp_path, "print('loss: inf'); print('loss: 2.0')").run()
+    assert reported.last == CurvePoint(2, 2.0)
+
+
+def test_the_curve_goes_over_all_attempts(tmp_path: Path) -> None:
+    program = """
+        import os, pathlib, signal
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            start = 3 if pipes.retry_number else 1
+            for step in range(start, start + 3):
+                pipes.report_custom_message({"step": step, "loss": 10.0 * (pipes.retry_number + 1) + step})
+            if not pipes.retry_number:
+                os.kill(os.getpid(), signal.SIGKILL)
+    """
+    trainer = process(tmp_path, program)
+    with pytest.raises(KilledError):
+        trainer.run()
+    reported = trainer.run()
+    # What a later attempt says of a step counts.
+    assert {step: point.loss for step, point in reported.curve.items()} == {1: 11, 2: 12, 3: 23, 4: 24, 5: 25}
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "messages-0.jsonl").write_text('{"method": "report_custom_message", "params": {"pay')
+    assert process(tmp_path, "print('loss: 1')").run().last == CurvePoint(1, 1.0)
+
+
+def test_two_attempts_never_work_in_one_folder(tmp_path: Path) -> None:
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    program = f"open({str(fifo)!r}, 'w').write('here'); open({str(fifo)!r}).read()"
+    follower = f"""
+        from pathlib import Path
+        from semdedup_assets.training.trainer_process import TrainerProcess
+        TrainerProcess("a model", {[sys.executable, "-c", program]!r}, Path({str(tmp_path)!r})).run()
+    """
+    first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(follower)], stderr=subprocess.PIPE)
+    assert fifo.read_text() == "here"
+    with pytest.raises(TrainingFailedError, match="an earlier attempt still runs"):
+        process(tmp_path, "print('loss: 1')").run()
+    fifo.write_text("go on")
+    assert first.wait() == 0, first.stderr.read() if first.stderr else ""
+    if first.stderr:
+        first.stderr.close()
+    assert process(tmp_path, "print('loss: 1')").run().last == CurvePoint(1, 1.0)
+
+
+def test_a_program_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    fifo, note = tmp_path / "gate", tmp_path / "pid"
+    os.mkfifo(fifo)
+    program = f"import os; open({str(note)!r}, 'w').write(str(os.getpid())); open({str(fifo)!r}, 'w').write('x'); os.read(0, 1)"
+    program += "; import signal; signal.pause()"
+    follower = f"""
+        from pathlib import Path
+        from semdedup_assets.training.trainer_process import TrainerProcess
+        TrainerProcess("a model", {[sys.executable, "-c", program]!r}, Path({str(tmp_path / "run")!r})).run()
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(follower)])
+    assert fifo.read_text() == "x"
+    trainer = os.pidfd_open(int(note.read_text()))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    # The descriptor becomes readable when the program is gone.
+    import select
+
+    assert select.select([trainer], [], [], 60)[0]
+    os.close(trainer)
+
+
+def test_threads_are_those_that_it_was_given(tmp_path: Path) -> None:
+    program = (
+        "import json, os; print(json.dumps([os.environ[name] for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')]))"
+    )
+    trainer = process(tmp_path, program, threads=3)
+    trainer.run()
+    assert json.loads(trainer.log.read_text()) == ["3", "3"]
