@@ -28,9 +28,6 @@ from semdedup_assets.training_settings import HeldOut
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETS = ("random", "dedup", "novel", "unseen")
-"""The sets that can be in a record; `unseen` only where groups are held out, the others where a share of the items is."""
-
 PICTURE = "similarity.png"
 
 _TITLE = "Held-out texts, by similarity to the nearest training item"
@@ -42,12 +39,12 @@ _TIE = np.float32(1e-6)
 
 
 def set_files(record: ResultRecord) -> dict[str, StoredFile]:
-    """The JSON lines of each set that there is, by its name; each line has `key`, `text`, `similarity` and `nearest`.
+    """The JSON lines of each set that has an item, by its name; each line has `key`, `text`, `similarity` and `nearest`.
 
     Args:
         record: of the held-out sets.
     """
-    return {name: record.file(_file(name)) for name in SETS if _file(name) in record.files}
+    return {row["set"]: record.file(_file(row["set"])) for row in record.details["sets"] if row["items"]}
 
 
 def _file(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from semdedup_assets.checks.embeddings import items_and_vectors_agree, skipped_share
 from semdedup_assets.checks.manifests import counts_are_conserved
@@ -185,6 +186,12 @@ def test_only_what_decides_who_is_held_out_makes_the_embeddings_again(tmp_path: 
     assert len({version(each) for each in [held, *others]}) == 1 + len(others)
     # Without it, keys and columns are none of what the vectors depend on.
     assert version(runs) == version(runs.changed(source={**source, "key": None, "columns": {}}))
+
+
+def test_a_setting_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
+    runs = text_runs(tmp_path, docstrings(20), held_out={"share": 0})
+    with pytest.raises(ValidationError, match=r"held_out\n.*share: 0 of the items and no `groups` are held out"):
+        runs.context()
 
 
 def test_references_are_embedded_whole(tmp_path: Path) -> None:
