@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from semdedup_assets.checks.manifests import MANIFESTS, ManifestStage, manifest_checks
@@ -106,11 +107,11 @@ def write_manifest(
         MissingResultError: items or embeddings are missing, or the masks are of other items than the source has now.
         SourceChangedError: items, vectors and the source's files are not of one state.
     """
-    location, _, attempt = folder.rstrip("/").rpartition("/")
+    path = Path(folder).absolute()
     chunk = ShardChunk(0, EVERY_SHARD.stop, closed=False, copied=_copies(context.pipeline))
-    with attempting(FolderWriter(location, attempt)) as writer:
-        written = _write_chunk(context, masks, chunk, writer, title=f"manifest {attempt}")
-        details = _details(context, partition, masks.details, written, attempt=attempt)
+    with attempting(FolderWriter(str(path.parent), path.name)) as writer:
+        written = _write_chunk(context, masks, chunk, writer, title=f"manifest {path.name}")
+        details = _details(context, partition, masks.details, written, attempt=path.name)
         _write_details(writer, details, inputs)
     return details
 

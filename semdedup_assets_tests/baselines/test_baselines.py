@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from semdedup_assets.assets.comparison import find_manifest
+from semdedup_assets.comparison_settings import ComparedManifest
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import MissingResultError
 from semdedup_assets_tests.baselines.baseline_runs import (
@@ -245,6 +247,15 @@ def test_sized_random_keeps_as_many_words_or_bytes(kind: str, request: pytest.Fi
     made_with = runs.record("sized_random_masks", "0.1|2").details["made_with"]
     assert made_with["baseline"] == "sized_random"
     assert made_with["same"] == {"texts": "words", "pictures": "bytes"}[kind]
+
+
+def test_a_comparison_finds_the_manifests_of_every_baseline_by_name(texts: StageRuns) -> None:
+    for name, partition in (("everything", ""), ("sized_random", "0.1|2")):
+        texts.make(f"{name}_masks")
+        record = texts.make(f"{name}_manifests")[0]
+        found = find_manifest(ComparedManifest(dataset="toy", baseline=name), [texts.pipeline])
+        assert (found.path, found.partition) == (record.location, partition)
+        assert found.parts["baseline"] == name
 
 
 def test_sized_random_is_there_where_random_goes_by_items(texts: StageRuns, tmp_path: Path) -> None:

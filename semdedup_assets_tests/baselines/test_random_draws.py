@@ -62,10 +62,13 @@ def test_a_draw_is_what_the_stage_writes_by_that_seed(
     assert without_name(drawn[5])[0] != expected
 
 
-def test_draws_need_no_stage_of_their_own_but_the_masks(tmp_path: Path) -> None:
+def test_draws_need_no_stage_of_their_own_but_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = text_runs(tmp_path, list(docstrings(12)), shards=2)
     folder = tmp_path / "draw"
-    assert write_random_manifest(runs.context(), KEPT_SET, stage="random_manifests", seed=1, folder=str(folder)) > 0
+    monkeypatch.chdir(tmp_path)
+    for name in (str(folder), "relative", "with a slash/"):
+        count = write_random_manifest(runs.context(), KEPT_SET, stage="random_manifests", seed=1, folder=name)
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["kept"] == count > 0
     other = Partition.parse("0.2|2", ("epsilon", "k"))
     with pytest.raises(MissingResultError, match=r"materialise .*keep_masks.*0\.2\|2"):
         write_random_manifest(
