@@ -16,6 +16,7 @@ import numpy as np
 from dagster_pipes import open_dagster_pipes
 
 from semdedup_assets.compute import Compute
+from semdedup_assets.encoders.text import quiet_transformers
 from semdedup_assets.training.trainers.language_model_steps import Learner, TrainingPlan
 from semdedup_assets.training.trainers.manifest_texts import kept_texts
 from semdedup_assets.training.trainers.new_language_model import load_tokenizer, model_content, new_language_model
@@ -114,8 +115,9 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: P
     tokenizer.model_max_length = context
     temporary = out / f"{MODEL}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    with quiet_transformers():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     shutil.rmtree(out / MODEL, ignore_errors=True)
     temporary.rename(out / MODEL)
 
