@@ -233,3 +233,10 @@ class HeldOut(BaseModel, frozen=True, extra="forbid"):
     )
     evaluated: int = Field(2000, ge=1, description="Held-out items of each kind that are evaluated at most.")
     seed: int = Field(0, ge=0, description="Of the choice.")
+
+    @model_validator(mode="after")
+    def _holds_something_out(self) -> "HeldOut":
+        if self.share == 0 and self.groups is None:
+            message = "share: 0 of the items and no `groups` are held out; raise it, name groups, or remove `held_out`"
+            raise ValueError(message)
+        return self

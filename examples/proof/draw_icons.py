@@ -35,15 +35,15 @@ class Figure:
     caption: str
 
 
-def demo_figures(shards: Path = SHARDS) -> list[Figure]:
-    """The figures of the demo's drawings that have no skin tones, by their code points."""
+def demo_figures(shards: Path = SHARDS, *, toned: bool = False) -> list[Figure]:
+    """The figures of the demo's drawings by their code points, those that have skin tones only where asked for."""
     captions, with_tones = dict[str, str](), set[str]()
     for record, caption in _samples(shards):
         if record["skin"] == "none":
             captions[record["base"]] = caption
         else:
             with_tones.add(record["base"])
-    return [Figure(code, captions[code]) for code in sorted(captions.keys() - with_tones)]
+    return [Figure(code, captions[code]) for code in sorted(captions) if toned or code not in with_tones]
 
 
 def read_icons(package: Path) -> dict[str, str]:
@@ -121,11 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="folder with the .tgz file of `npm pack`")
     parser.add_argument("--out", type=Path, default=FOLDER / "fluent.tar")
+    parser.add_argument("--toned", action="store_true", help="also figures that have skin tones, in the icons' yellow")
     options = parser.parse_args()
-    icons, figures = read_icons(options.packages / PACKAGE), demo_figures()
+    icons, figures = read_icons(options.packages / PACKAGE), demo_figures(toned=options.toned)
     drawn = {figure: icons[code] for figure in figures if (code := _without_variation(figure.code)) in icons}
     write_tar(options.out, drawn)
-    print(f"{len(drawn)} of {len(figures)} figures without skin tones, {options.out.stat().st_size:,} bytes")
+    print(f"{len(drawn)} of {len(figures)} figures, {options.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
     python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
 
-The folder must hold the format `csv`. In training the same is
-`--dataset-type csv --train-data <folder>/open_clip.csv --csv-img-key filepath --csv-caption-key title`,
-with a tab between columns: these are OpenCLIP's defaults.
+The folder must hold the format `csv`, whose columns and separator are OpenCLIP's defaults. To train on it:
+
+    python -m open_clip_train.main --model ViT-B-16 --dataset-type csv --train-data '<folder>/open_clip.csv' --workers 4
+
+An epoch is a pass over the table without its last partial batch; OpenCLIP ignores `--train-num-samples` here.
 """
 
 import argparse

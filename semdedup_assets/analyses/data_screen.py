@@ -8,7 +8,7 @@ import numpy as np
 
 from semdedup_assets.algorithm.coverage import coverage
 from semdedup_assets.analyses.screened_items import ScreenedItems
-from semdedup_assets.analyses.screened_texts import Bits, Fit, TextSample, by_validation_set, fit_models
+from semdedup_assets.analyses.screened_texts import NOVEL, RANDOM, Bits, Fit, TextSample, by_validation_set, fit_models
 from semdedup_assets.analyses.training_outlook import CLUSTERS, GROUPS, Covered, outlook
 from semdedup_assets.baselines.random_choices import sizes_version
 from semdedup_assets.checks.counting import current_records, inputs_up_to_date
@@ -40,6 +40,7 @@ COVERAGE, NGRAM, COVERAGE_PICTURE, NGRAM_PICTURE = "coverage.parquet", "ngram.pa
 
 _COVERAGE_TITLE = "Values that the kept items cover"
 _NGRAM_TITLE = "What a count-based language model learns"
+_SETS = {RANDOM: "a random tenth", NOVEL: "of it, without a duplicate"}
 _TYPES = ("string", "int", "uint", "bool")
 
 
@@ -50,7 +51,7 @@ def _worker(context: StageContext) -> Worker:
 def screen(context: StageContext, partition: Partition) -> ResultRecord:
     """Screen one kept set; nothing is trained but counts (after SemDeDup, sections 4 and 5, which train models).
 
-    Memory holds about 50 bytes an item.
+    Memory holds about 80 bytes an item.
 
     Args:
         context: of the pipeline and the selection.
@@ -204,7 +205,7 @@ def _bits_picture(bits: list[Bits], note: str) -> bytes:
     numbers = {
         name: np.array([getattr(each, name) for each in bits]) for name in ("everything", "kept", "random", "random_sd")
     }
-    bars = training_plots.BitsBars(sets=[each.validation for each in bits], **numbers)
+    bars = training_plots.BitsBars(sets=[_SETS[each.validation] for each in bits], **numbers)
     return training_plots.bits_per_byte(bars, title=_NGRAM_TITLE, note=note)
 
 

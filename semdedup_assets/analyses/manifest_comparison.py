@@ -115,7 +115,8 @@ class ComparedManifests:
         by: how items are identified: `id`, of one dataset; or `key`, of different ones, or where rows have moved.
         counts: items by what becomes of them in the first and in the second: `kept`, `removed` or `absent`.
         reasons: of the items that only one of them keeps, by why the other does not: `removed`, mostly as a duplicate;
-            `excluded` with its shard; `skipped`, which could not be embedded; `absent`, not in its source or skipped.
+            `excluded` with its shard; `skipped`, which could not be embedded or is held out; `absent`, not in its source
+            or skipped.
         examples: the first of these items, each with key, reason and, of a removed one, the kept item and the
             similarity for which it was removed.
     """

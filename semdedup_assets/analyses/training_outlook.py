@@ -15,6 +15,7 @@ Verdict = Literal["room for a gain", "no gain to expect", "cannot tell"]
 
 ROOM: Verdict = "room for a gain"
 NO_GAIN: Verdict = "no gain to expect"
+UNKNOWN: Verdict = "cannot tell"
 
 FEW_REMOVED = 0.05
 """Where less is removed, random misses too little for a model to notice."""
@@ -95,7 +96,7 @@ def outlook(covered: Sequence[Covered], bits: Sequence[Bits], *, cut: float) -> 
        random items, beyond two standard deviations: room; otherwise no gain.
     4. Columns that can tell, but that most removed items do not share with their kept one, and no other column that rarely
        agrees by chance is shared either: no gain, the encoder is too weak.
-    5. Nothing independent of the encoder can tell.
+    5. Otherwise it cannot be told.
 
     Args:
         covered: by subject; the first is of all items.
@@ -115,17 +116,17 @@ def outlook(covered: Sequence[Covered], bits: Sequence[Bits], *, cut: float) -> 
         return Outlook(NO_GAIN, [reason, *facts], "train on everything; a larger epsilon may remove distinct items")
     found = _of_texts({each.validation: each for each in bits}) if bits else _of_columns(columns)
     if found is None:
-        return Outlook("cannot tell", [_unknown(covered), *facts])
+        return Outlook(UNKNOWN, [_unknown(covered), *facts])
     decisive = found.reasons[0]
     return replace(found, reasons=[decisive, *(fact for fact in facts if fact not in decisive)])
 
 
-def _of_texts(bits: dict[str, Bits]) -> Outlook | None:
+def _of_texts(bits: dict[str, Bits]) -> Outlook:
     decisive = bits.get(NOVEL) or bits[RANDOM]
     if decisive.clear and decisive.change < 0:
         return Outlook(ROOM, [_bits(decisive)])
     if NOVEL not in bits:
-        return None
+        return Outlook(UNKNOWN, ["too few held-out texts are without a duplicate to tell by"])
     reason = f"kept texts teach no more than random ones: {_bits(decisive)}"
     return Outlook(NO_GAIN, [reason], "a smaller epsilon, if distinct texts were removed; or train on everything")
 
@@ -139,8 +140,13 @@ def _of_columns(columns: Sequence[Covered]) -> Outlook | None:
             return Outlook(ROOM, [_values(better)])
         reason = f"kept items cover no more values than random ones: {_values(better)}"
         return Outlook(NO_GAIN, [reason], "another epsilon; or train on everything")
-    if not telling or any(not each.is_weak and each.chance <= RARE for each in columns):
+    if not telling:
         return None
+    shared = [each for each in columns if not each.is_weak and each.chance <= RARE]
+    if shared:
+        finest = min(shared, key=lambda each: each.chance)
+        reason = f"random items miss too few values of {finest.subject!r}, which {finest.same:.0%} of the removed items share with their kept one"
+        return Outlook(UNKNOWN, [reason])
     nearest = max(telling, key=lambda each: each.same)
     reason = (
         f"the encoder is too weak at this epsilon: most removed items ({1 - nearest.same:.0%}) do not show their kept item's "

@@ -117,8 +117,8 @@ def bits_per_byte(bars: BitsBars, *, title: str, note: str) -> bytes:
     positions, width = np.arange(len(bars.sets)), 0.24
     parts = (
         (-1, bars.everything, None, _ORANGE, "everything"),
-        (0, bars.random, bars.random_sd, _LIGHT, "random, as many bytes"),
-        (1, bars.kept, None, _BLUE, "kept"),
+        (0, bars.kept, None, _BLUE, "kept"),
+        (1, bars.random, bars.random_sd, _LIGHT, "random, as many bytes"),
     )
     for shift, bits, deviation, colour, name in parts:
         at = positions + shift * width

@@ -18,7 +18,7 @@ from semdedup_assets.training.evaluations import ROLES, TABLE
 
 MEANS = "means.parquet"
 _READ = (
-    "role", "budget", "metric", "set", "kept", "everything", "seed", "steps", "share", "value", "higher_is_better",
+    "role", "budget", "metric", "set", "seed", "steps", "share", "value", "higher_is_better",
 )  # fmt: skip
 _PICTURES = {
     "share": "Metrics by share kept",
@@ -67,7 +67,9 @@ def draw_curves(context: StageContext, partition: Partition) -> ResultRecord:
         MissingResultError: evaluations are missing; names what to materialise.
     """
     records = context.index.require_consistent("evaluations", partition)
-    means = metric_means(row for record in records.values() for row in _table_rows(record))
+    means = metric_means(
+        {**row, "target": str(each.target)} for each, record in records.items() for row in _table_rows(record)
+    )
     note = f"{context.pipeline.dataset}/{context.pipeline.model_name}, {partition.required_clustering.label}, "
     note += f"{context.selection.label}; bands: one standard deviation over seeds"
     with context.writing("evaluation_curves", partition) as result:
@@ -98,27 +100,31 @@ def metric_means(rows: Iterator[Mapping[str, Any]]) -> list[MetricMean]:
     Args:
         rows: of the tables of evaluations.
     """
-    values: dict[tuple[Any, ...], dict[int, tuple[float, float]]] = {}
+    found: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("metric", "set", "budget", "role", "share", "higher_is_better"))
-        steps = np.nan if row["steps"] is None else float(row["steps"])
-        values.setdefault(key, {})[row["seed"]] = row["value"], steps
+        # Everything and exact deduplication are the same beside each kept set.
+        target = "" if row["role"] in _LEVELS else row["target"]
+        key = (row["metric"], row["set"], row["budget"], row["role"], target)
+        found.setdefault(key, {})[row["seed"]] = row
     order = list(ROLES)
-    return [
-        MetricMean(
-            role=role,
-            budget=budget,
-            metric=metric,
-            set=name,
-            share=share,
-            steps=float(np.mean([steps for _, steps in found.values()])),
-            spread=SeedSpread.of([value for value, _ in found.values()]),
-            higher_is_better=higher,
-        )
-        for (metric, name, budget, role, share, higher), found in sorted(
-            values.items(), key=lambda each: (*each[0][:3], order.index(each[0][3]), -each[0][4])
-        )
-    ]
+    means = [_mean(list(seeds.values())) for seeds in found.values()]
+    return sorted(means, key=lambda each: (each.metric, each.set, each.budget, order.index(each.role), -each.share))
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> MetricMean:
+    """Of a metric's rows that differ in their seed alone; random choices of equal size differ in their items a little."""
+    steps = [np.nan if row["steps"] is None else float(row["steps"]) for row in rows]
+    first = rows[0]
+    return MetricMean(
+        role=first["role"],
+        budget=first["budget"],
+        metric=first["metric"],
+        set=first["set"],
+        share=float(np.mean([row["share"] for row in rows])),
+        steps=float(np.mean(steps)),
+        spread=SeedSpread.of([row["value"] for row in rows]),
+        higher_is_better=first["higher_is_better"],
+    )
 
 
 def saved_compute(means: Sequence[MetricMean]) -> list[dict[str, Any]]:

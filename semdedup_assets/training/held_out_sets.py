@@ -28,9 +28,6 @@ from semdedup_assets.training_settings import HeldOut
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETS = ("random", "dedup", "novel", "unseen")
-"""The sets that can be in a record; `unseen` only where groups are held out, the others where a share of the items is."""
-
 PICTURE = "similarity.png"
 
 _TITLE = "Held-out texts, by similarity to the nearest training item"
@@ -42,12 +39,12 @@ _TIE = np.float32(1e-6)
 
 
 def set_files(record: ResultRecord) -> dict[str, StoredFile]:
-    """The JSON lines of each set that there is, by its name; each line has `key`, `text`, `similarity` and `nearest`.
+    """The JSON lines of each set that has an item, by its name; each line has `key`, `text`, `similarity` and `nearest`.
 
     Args:
         record: of the held-out sets.
     """
-    return {name: record.file(_file(name)) for name in SETS if _file(name) in record.files}
+    return {row["set"]: record.file(_file(row["set"])) for row in record.details["sets"] if row["items"]}
 
 
 def _file(name: str) -> str:
@@ -74,9 +71,8 @@ def write_sets(context: StageContext, partition: Partition, *, model: Any) -> Re
         MissingResultError: items or embeddings are missing, or of other settings; names what to materialise.
         SourceChangedError: a file, or what it holds, is not what was there when the shards were read.
     """
-    settings = _settings_of(context.pipeline)
     with context.writing("held_out_sets", partition) as result:
-        choice = HeldOutChoice(context, _required(context.pipeline), settings.evaluated)
+        choice = HeldOutChoice(context, _hold_out(context.pipeline))
         with usage.phase("read"):
             texts = list(choice.texts())
         with usage.phase("embed"):
@@ -131,6 +127,7 @@ class _Compared:
         texts: n, by id.
         similarity: (n,) float32, the greatest to a training item; -inf where there is none.
         nearest: (n,) uint64, id of that training item, the first of equals.
+        is_random: (n,) bool, which are of the random split; the others are of held-out groups.
         distinct: (n,) bool, of the random split: no earlier text of the split that is distinct itself is within epsilon.
         training_items: that they were compared with.
         epsilon: of the settings.
@@ -139,6 +136,7 @@ class _Compared:
     texts: list[HeldOutText]
     similarity: np.ndarray
     nearest: np.ndarray
+    is_random: np.ndarray
     distinct: np.ndarray
     training_items: int
     epsilon: float
@@ -148,18 +146,13 @@ class _Compared:
         """Compare held-out texts with all training items, and with each other."""
         from semdedup_assets.algorithm.unit_rows import as_tensor
 
-        epsilon = _settings_of(context.pipeline).epsilon
+        epsilon = _hold_out(context.pipeline).settings.epsilon
         queries = as_tensor(embedded.vectors).to(context.compute.torch_device)
         similarity, nearest, items = _nearest_training_items(context, queries)
         is_random = np.array([text.split == "random" for text in embedded.texts], dtype=bool)
         distinct = np.zeros(len(embedded.texts), dtype=bool)
         distinct[is_random] = _distinct(context, queries[as_tensor(is_random).to(queries.device)], epsilon)
-        return cls(embedded.texts, similarity, nearest, distinct, items, epsilon)
-
-    @property
-    def is_random(self) -> np.ndarray:
-        """(n,) bool, which of them are of the random split."""
-        return np.array([text.split == "random" for text in self.texts], dtype=bool)
+        return cls(embedded.texts, similarity, nearest, is_random, distinct, items, epsilon)
 
     def sets(self, settings: HeldOut) -> dict[str, np.ndarray]:
         """(m,) int64 positions of the texts of each set that the settings ask for."""
@@ -207,7 +200,7 @@ def _distinct(context: StageContext, vectors: "Tensor", epsilon: float) -> np.nd
 
 def _write(context: StageContext, result: ResultWriter, found: _Compared) -> dict[str, Any]:
     """Write the sets and the picture; returns the sets' table for the details."""
-    sets = found.sets(_settings_of(context.pipeline))
+    sets = found.sets(_hold_out(context.pipeline).settings)
     has_any = np.isfinite(found.similarity)
     keys = item_keys(context, np.unique(found.nearest[has_any]).tolist())
     for name, chosen in sets.items():
@@ -250,11 +243,7 @@ def _picture(context: StageContext, found: _Compared) -> bytes:
     return similarity_to_training(splits, epsilon=found.epsilon, title=_TITLE, note=note)
 
 
-def _settings_of(pipeline: Pipeline) -> HeldOut:
-    return _required(pipeline).settings
-
-
-def _required(pipeline: Pipeline) -> HoldOut:
+def _hold_out(pipeline: Pipeline) -> HoldOut:
     found = hold_out(pipeline)
     if found is None:
         message = "held_out: nothing is held out, so there are no sets; set it, such as `held_out: {share: 0.05}`"
@@ -270,7 +259,7 @@ def sets_are_large_enough(context: StageContext) -> CheckResult:
             measured[row["set"]] = row["items"]
             if row["items"] < _FEWEST:
                 problems.append(Problem(row["set"], f"{row['items']:,} items", _more(row["set"])))
-    return CheckResult(f"sets have less than {_FEWEST} items", problems, measured, certain=False)
+    return CheckResult(f"sets have fewer than {_FEWEST} items", problems, measured, certain=False)
 
 
 def _more(name: str) -> str:
@@ -282,16 +271,11 @@ def _more(name: str) -> str:
 
 def groups_are_held_out(context: StageContext) -> CheckResult:
     """Where whole groups are to be held out, at least one is, and some stay."""
-    problems, measured, groups = list[Problem](), {}, _settings_of(context.pipeline).groups
-    for record in current_records(context, "held_out_sets").values() if groups else ():
+    measured, wanted = dict[str, int](), _hold_out(context.pipeline).column is not None
+    for record in current_records(context, "held_out_sets").values() if wanted else ():
         measured = {name: record.details[name] for name in ("held_out_groups", "training_items")}
-        missing = [name for name, items in measured.items() if items == 0]
-        remedy = (
-            f"another `held_out.seed`, another share than {groups.share:g}, or a column of more values"
-            if groups
-            else ""
-        )
-        problems += [Problem("unseen", f"{name}: 0 items", remedy) for name in missing]
+    remedy = "set another `held_out.seed` or `held_out.groups.share`, or a column of more values"
+    problems = [Problem("unseen", f"{name}: 0 items", remedy) for name, items in measured.items() if items == 0]
     return CheckResult("columns hold out no group, or all of them", problems, measured, certain=False)
 
 
@@ -301,13 +285,14 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
 
 
 def _settings(context: StageContext) -> dict[str, Any]:
-    return {"held_out": _settings_of(context.pipeline).model_dump(mode="json"), **model_settings(context.pipeline)}
+    held_out = _hold_out(context.pipeline).settings.model_dump(mode="json")
+    return {"held_out": held_out, **model_settings(context.pipeline)}
 
 
 def _input_version(context: StageContext, name: str, record: ResultRecord) -> str:
     """Of items the keys and the groups; of embeddings the vectors, and the contents, also those of held-out items."""
     if name == "items":
-        column = _required(context.pipeline).column
+        column = _hold_out(context.pipeline).column
         return columns_version(record, ("key", column) if column else ("key",))
     return fingerprint([record.version, record.files[CONTENTS].checksum])
 

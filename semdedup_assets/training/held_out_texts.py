@@ -43,15 +43,13 @@ class HeldOutChoice:
 
     Attributes:
         context: of the pipeline.
-        hold_out: what is held out.
-        most: items of each split.
+        hold_out: what is held out, and how many of each split are evaluated at most.
         counts: of all held-out items, by split.
         unreadable: held-out items of shards whose columns, or places in their files, are not known.
     """
 
     context: StageContext
     hold_out: HoldOut
-    most: int
     counts: dict[Split, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     unreadable: int = 0
 
@@ -92,7 +90,7 @@ class HeldOutChoice:
                     ranked[split].append((self.hold_out.rank(held[item]), item))
             for split, found in ranked.items():
                 self.counts[split] += len(found)
-                best[split] = heapq.nsmallest(self.most, best[split] + found)
+                best[split] = heapq.nsmallest(self.hold_out.settings.evaluated, best[split] + found)
         return {item: split for split, found in best.items() for _, item in found}
 
     def _values(self, held: dict[int, str]) -> Iterator[tuple[int, ColumnValue]]:

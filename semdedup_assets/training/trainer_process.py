@@ -5,16 +5,18 @@ The process is told what to do as Dagster's own client for subprocesses would te
 outlive whoever follows it.
 """
 
+import contextlib
 import fcntl
 import json
 import math
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,30 +147,36 @@ class TrainerProcess:
         return reported
 
     def _earlier(self) -> tuple[Reported, int]:
-        """What earlier attempts reported, and the number of the next."""
+        """What earlier attempts reported, or printed, and the number of the next."""
         reported, attempt = Reported(), 0
         while (path := self.folder / f"messages-{attempt}.jsonl").exists():
             for message in _custom_messages(path.read_text(errors="replace").splitlines()):
                 reported.take(message)
             attempt += 1
+        if self.log.exists() and not reported.curve:
+            with self.log.open(errors="replace") as printed:
+                for message in _printed_messages(printed):
+                    reported.take(message)
         reported.not_finite = 0
         return reported, attempt
 
     @contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _locked(self) -> Iterator[IO[str]]:
         """Hold the folder; the program holds it too, and goes on doing so where this process is killed."""
-        with (self.folder / "lock").open("w") as lock:
+        with (self.folder / "lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                message = (
-                    f"{self.title}: an earlier attempt still runs in {self.folder}; end its processes (`fuser "
-                    f"{lock.name}` names them), or wait for them, then run again"
-                )
-                raise TrainingFailedError(message) from None
-            yield lock.fileno()
+                if not _end_orphans(lock):
+                    message = (
+                        f"{self.title}: an earlier attempt still runs in {self.folder}; end it (`fuser {lock.name}` names its "
+                        "processes), or wait for it, then run again"
+                    )
+                    raise TrainingFailedError(message) from None
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock
 
-    def _start(self, log: IO[bytes], messages: Path, attempt: int, lock: int) -> "subprocess.Popen[bytes]":
+    def _start(self, log: IO[bytes], messages: Path, attempt: int, lock: IO[str]) -> "subprocess.Popen[bytes]":
         from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
         context = self.folder / "pipes-context.json"
@@ -185,7 +193,7 @@ class TrainerProcess:
             DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(messages)}),
         }
         launcher = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid())]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*launcher, *self.command],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -193,8 +201,12 @@ class TrainerProcess:
             env=environment,
             # So that all its children can be ended together.
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=(lock.fileno(),),
         )
+        lock.truncate(0)
+        lock.write(json.dumps({"machine": platform.node(), "follower": os.getpid(), "group": process.pid}))
+        lock.flush()
+        return process
 
     def _context(self, attempt: int) -> dict[str, Any]:
         return {
@@ -215,7 +227,7 @@ class TrainerProcess:
     ) -> None:
         """Take what it reports until it ends; of a program that reports nothing, what it prints."""
         started = said = time.monotonic()
-        by_pipes = bool(reported.curve)
+        by_pipes = False
         running = True
         while running:
             try:
@@ -317,7 +329,7 @@ def _logged(lines: Sequence[str]) -> Iterator[str]:
             yield str(message["params"].get("message"))
 
 
-def _printed_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _printed_messages(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     """What printed lines say of loss, learning rate and step, in the words that trainers use."""
     for line in lines:
         found = {name: pattern.search(line) for name, pattern in _PRINTED.items()}
@@ -328,6 +340,27 @@ def _printed_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
                 "learning_rate": None if rate is None else float(rate[1]),
                 "step": None if step is None else int(step[1]),
             }
+
+
+def _end_orphans(lock: IO[str]) -> bool:
+    """End what a trainer left running whose follower was killed on this machine; False where that is not seen to be so.
+
+    Args:
+        lock: of the folder, which one of them holds.
+    """
+    lock.seek(0)
+    try:
+        holder = json.loads(lock.read())
+        if holder["machine"] != platform.node():
+            return False
+        os.kill(holder["follower"], 0)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(holder["group"], signal.SIGKILL)
+        return True
+    except (ValueError, KeyError, TypeError, PermissionError):
+        return False
+    return False
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -471,7 +471,9 @@ def test_rows_that_a_format_lacks_are_reported(runs: StageRuns) -> None:
 def test_a_manifest_that_does_not_add_up_is_reported(runs: StageRuns) -> None:
     record = runs.record("manifests", "0.05|40")
     change_details(record, skipped=1)
-    assert found(runs, manifests.counts_are_conserved) == {"0.05|40": "kept, removed and skipped are 181, records 180"}
+    assert found(runs, manifests.counts_are_conserved) == {
+        "0.05|40": "kept, removed, held out and skipped are 181, records 180"
+    }
 
 
 def test_groups_that_do_not_hold_each_item_once_are_reported(runs: StageRuns) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from semdedup_assets.rendering import plots
+from semdedup_assets.rendering.held_out_plots import SplitSimilarity, similarity_to_training
 from semdedup_assets.rendering.plots import EpsilonLabel
 
 GRID = np.concatenate([[0.0], np.geomspace(1e-6, 2, 500)])
@@ -21,6 +22,10 @@ ODD = [EpsilonLabel("0", 0.0, 1.0), EpsilonLabel("keep=50%", 1e-9, 0.5), Epsilon
 NO_ITEMS = np.full(len(GRID), np.nan)
 LARGE = np.concatenate([np.random.default_rng(0).lognormal(9, 1, 20_000).astype(np.int64) + 1, [3_070_000], [0, 0]])
 BELL = (1e8 * np.exp(-(((EDGES[1:] - 0.5) / 0.2) ** 2))).astype(np.int64)
+HELD_OUT = [
+    SplitSimilarity(f"{name}: 2,000 texts", np.random.default_rng(0).beta(b, 2, 2000))
+    for name, b in (("random split", 9), ("unseen groups", 4))
+]
 NO_PAIRS = np.zeros(200, dtype=np.int64)
 
 PLOTS: dict[str, Callable[[], bytes]] = {
@@ -44,6 +49,11 @@ PLOTS: dict[str, Callable[[], bytes]] = {
     "removed, no items": lambda: plots.removed_by_cluster_size(
         np.zeros(3, dtype=np.int64), np.zeros((1, 3), dtype=np.int64), labels=MANY[:1], note=NOTE
     ),
+    "held out": lambda: similarity_to_training(HELD_OUT, epsilon=0.1, title="Held-out items", note=NOTE),
+    "held out, equal": lambda: similarity_to_training(
+        [SplitSimilarity("all equal", np.ones(9))], epsilon=0, title="Held-out items", note=NOTE
+    ),
+    "held out, none": lambda: similarity_to_training([], epsilon=2, title="Held-out items", note=NOTE),
     "sizes": lambda: plots.cluster_sizes(LARGE, note=NOTE),
     "sizes, one cluster": lambda: plots.cluster_sizes(np.array([31]), note=NOTE),
     "sizes, no items": lambda: plots.cluster_sizes(np.zeros(3, dtype=np.int64), note=NOTE),

@@ -1,11 +1,12 @@
 """Images and captions of a manifest as OpenCLIP trains on them: in even passes, each in an order that the seed decides."""
 
 import csv
+import hashlib
 import io
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
-from semdedup_assets.sources.reading import InvalidValue, opened, whole_content
+from semdedup_assets.sources.reading import IMAGE_SUFFIXES, InvalidValue, opened, whole_content
 from semdedup_assets.sources.tar_members import Tar
 from semdedup_assets.storage.files import exists, is_local, join, list_below
 
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch.utils.data import DataLoader
 
-# What OpenCLIP's WebDataset loader takes for an image.
-_IMAGES = ("jpg", "png", "jpeg", "webp")
 _HEADER = 512  # bytes before a member's content
-_KEPT_BYTES = 512 << 20
+_HELD_BYTES = 512 << 20
 _MAX_IMAGE_MIB = 256
 _COPY_BUFFER = 16 << 20
 
@@ -102,7 +101,7 @@ def _spans(path: str) -> Iterator[tuple[int, int, int, int]]:
                 if image and text:
                     yield (*image, *text)
                 key, image, text = f"{folder}{slash}{stem}", None, None
-            if suffix.lower() in _IMAGES:
+            if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                 image = image or (member.offset, member.size)
             elif suffix.lower() == "txt" and member.size:
                 text = (member.offset, member.size)
@@ -173,7 +172,7 @@ def manifest_samples(manifest: str, cache: Path) -> Samples:
 def _copied(url: str, cache: Path) -> str:
     """A local copy; it is whole from the moment it is there."""
     cache.mkdir(parents=True, exist_ok=True)
-    copy = cache / url.rpartition("/")[2]
+    copy = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
     if not copy.exists():
         partial = copy.with_suffix(".partial")
         with opened(url) as stream, partial.open("wb") as file:
@@ -227,6 +226,42 @@ class Batches:
             yield batch.tolist()
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """OpenCLIP's transform for training, in two parts with the same result as one image after the other.
+
+    Attributes:
+        each: an image to what is stacked, such as a random crop of it.
+        normalize: (b, 3, side, side) pixels in [0, 1] to the model's input; None where `each` gives that.
+    """
+
+    each: "Callable[[Image.Image], Image.Image | torch.Tensor]"
+    normalize: "Callable[[torch.Tensor], torch.Tensor] | None"
+
+    @classmethod
+    def of(cls, transform: Any) -> "Preparation":
+        """Take a transform apart: to make tensors of 64 crops of 32 pixels, and to scale them, takes a fifth together.
+
+        Args:
+            transform: of OpenCLIP.
+        """
+        from torchvision.transforms import Compose, Normalize, ToTensor
+
+        *first, last, normalize = getattr(transform, "transforms", [None, None])
+        if isinstance(last, ToTensor) and isinstance(normalize, Normalize):
+            return cls(Compose(first), normalize)
+        return cls(transform, None)
+
+    def stacked(self, images: "list[Image.Image | torch.Tensor]") -> "torch.Tensor":
+        """(b, 3, side, side) float32, the model's input of what `each` gave."""
+        import torch
+
+        if self.normalize is None:
+            return torch.stack(images)  # type: ignore[arg-type]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (b, side, side, 3) uint8
+        return self.normalize(pixels.permute(0, 3, 1, 2).float().div_(255))
+
+
 @dataclass
 class ImageText:
     """Images and captions prepared for a model: a map-style dataset of torch.
@@ -236,13 +271,13 @@ class ImageText:
 
     Attributes:
         samples: what is read.
-        transform: OpenCLIP's for training: an image to a (3, side, side) tensor.
+        preparation: of images.
         tokenize: texts to their tokens.
         unreadable: by name of an image, why it was passed over.
     """
 
     samples: Samples
-    transform: Any
+    preparation: Preparation
     tokenize: Any
     unreadable: dict[str, str] = field(default_factory=dict)
     _held: "dict[int, tuple[Image.Image, torch.Tensor]]" = field(default_factory=dict)
@@ -251,7 +286,7 @@ class ImageText:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> "tuple[torch.Tensor, torch.Tensor] | None":
+    def __getitem__(self, index: int) -> "tuple[Image.Image | torch.Tensor, torch.Tensor] | None":
         try:
             image, tokens = self._held.get(index) or self._read(index)
         except (UndecodableImageError, InvalidValue) as error:
@@ -260,37 +295,35 @@ class ImageText:
                 self.unreadable[name] = str(error)
                 logging.warning("passed over: %s: %s", name, error)
             return None
-        return self.transform(image), tokens
+        return self.preparation.each(image), tokens
 
     def _read(self, index: int) -> "tuple[Image.Image, torch.Tensor]":
         encoded, caption = self.samples[index]
         found = rgb_image(encoded, shortest_side=None), self.tokenize([caption])[0]
         size = found[0].width * found[0].height * 4
-        if self._held_bytes + size <= _KEPT_BYTES:
+        if self._held_bytes + size <= _HELD_BYTES:
             self._held[index] = found
             self._held_bytes += size
         return found
 
+    def batch(
+        self, found: "list[tuple[Image.Image | torch.Tensor, torch.Tensor] | None]"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The images (b, 3, side, side) and tokens (b, context) of those samples that could be read.
 
-def collated(samples: "list[tuple[torch.Tensor, torch.Tensor] | None]") -> "tuple[torch.Tensor, torch.Tensor]":
-    """A batch of those samples that could be read.
+        Args:
+            found: prepared image and tokens, or None.
 
-    Args:
-        samples: image (3, side, side) and tokens (context,), or None.
+        Raises:
+            ValueError: there are fewer than two, of which nothing can be learnt.
+        """
+        import torch
 
-    Returns:
-        Images (b, 3, side, side) and tokens (b, context).
-
-    Raises:
-        ValueError: there are fewer than two, of which nothing can be learnt.
-    """
-    import torch
-
-    read = [sample for sample in samples if sample is not None]
-    if len(read) < 2:
-        message = f"only {len(read)} of the {len(samples)} images of a batch can be decoded; the log names the others"
-        raise ValueError(message)
-    return torch.stack([image for image, _ in read]), torch.stack([tokens for _, tokens in read])
+        read = [sample for sample in found if sample is not None]
+        if len(read) < 2:
+            message = f"only {len(read)} of the {len(found)} images of a batch can be decoded; the log names the others"
+            raise ValueError(message)
+        return self.preparation.stacked([image for image, _ in read]), torch.stack([tokens for _, tokens in read])
 
 
 @dataclass
@@ -320,7 +353,7 @@ class TrainingData:
             dataset,  # type: ignore[arg-type]  # torch asks for its own class, and uses length and items
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=collated,
+            collate_fn=dataset.batch,
         )
         loader.num_batches, loader.num_samples = batches.count, batches.count * batches.size
         return cls(loader, batches)

@@ -2,7 +2,7 @@
 
     python -m semdedup_assets.training.trainers.openclip
 
-OpenCLIP's program makes the model, the optimizer, the schedule, the loop and the checkpoints. Four of its functions are
+OpenCLIP's program makes the model, the optimizer, the schedule, the loop and the checkpoints. Three of its functions are
 replaced, in this process alone: the model starts at random; the data come in even passes, in an order that the seed
 decides, where OpenCLIP's own loaders draw from the clock (WebDataset) or know no number of samples (CSV); and the loop
 reports its loss, and stops where that is not finite.
@@ -24,6 +24,7 @@ from semdedup_assets.training.trainers.image_text import (
     Batches,
     ImageText,
     Passes,
+    Preparation,
     Samples,
     TrainingData,
     manifest_samples,
@@ -82,7 +83,7 @@ class _Progress:
 
         def finite(**outputs: Any) -> dict[str, Any]:
             losses = loss(**outputs)
-            total = float(sum(losses.values()))
+            total = sum(each.item() for each in losses.values())
             if not math.isfinite(total):
                 message = (
                     f"the training diverged: the loss of step {self.step} is {total}, at the learning rate "
@@ -223,7 +224,7 @@ class _Training:
             for_validation = read(
                 type(args)(**{**vars(args), "train_data": None}), transforms, epoch=epoch, tokenizer=tokenizer
             )
-            dataset = ImageText(self.samples, transforms[0], tokenizer)
+            dataset = ImageText(self.samples, Preparation.of(transforms[0]), tokenizer)
             return {**for_validation, "train": TrainingData.of(dataset, batches, workers=args.workers)}
 
         def epoch_of(model: Any, data: Any, loss: Any, *rest: Any, tb_writer: Any = None) -> None:
@@ -322,6 +323,17 @@ def _training_program() -> Any:
     return program
 
 
+def _cautions(training: _Training, steps: int) -> Iterator[str]:
+    """What whoever reads the log should know. Damaged checkpoints are removed."""
+    settings, kept, found = training.settings, training.spec.kept, len(training.samples)
+    if settings.warmup_steps >= steps:
+        yield f"{_SETTINGS}.warmup_steps: {settings.warmup_steps:,} of {steps:,} steps: the learning rate only rises"
+    if kept > found:
+        yield f"{kept - found:,} of {kept:,} kept items have no caption: they are passed over"
+    for name in remove_damaged(training.state / "checkpoints"):
+        yield f"{training.state}: {name} was cut off while it was written; the one before it, if any, is resumed from"
+
+
 def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> None:
     """Train a model, or go on with what an ended attempt left, and leave it in the folder `model`.
 
@@ -346,12 +358,8 @@ def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> Non
     report({"steps": steps, "items": batches.count * batches.size * settings.epochs, "tokens": None})
     if (training.folder / _CONFIG).exists() and training.state.exists():
         return
-    if settings.warmup_steps >= steps:
-        warn(f"{_SETTINGS}.warmup_steps: {settings.warmup_steps:,} of {steps:,} steps: the learning rate only rises")
-    if spec.kept > len(training.samples):
-        warn(f"{spec.kept - len(training.samples):,} of {spec.kept:,} kept items have no caption: they are passed over")
-    for name in remove_damaged(training.state / "checkpoints"):
-        warn(f"{training.state}: {name} was cut off while it was written; the one before it is resumed from")
+    for sentence in _cautions(training, steps):
+        warn(sentence)
     shutil.rmtree(training.folder, ignore_errors=True)
     with training.followed(program, batches):
         ended = program.main([*arguments, "--delete-previous-checkpoint"])
