@@ -71,7 +71,9 @@ def train(spec: TrainerSpec, report: Report) -> None:
 
 def _identity(spec: TrainerSpec, settings: CausalLmTraining) -> dict[str, Any]:
     """What determines a training, as JSON values."""
-    return {"spec": spec.model_dump(mode="json", exclude={"out", "device"}), "model": model_content(settings.model)}
+    # Texts come from the manifest, whatever the source is now.
+    determining = spec.model_dump(mode="json", include={"manifest", "kept", "steps", "seed", "settings"})
+    return {**determining, "model": model_content(settings.model)}
 
 
 def _run(plan: TrainingPlan, learner: Learner, state: ResumableState, report: Report) -> None:

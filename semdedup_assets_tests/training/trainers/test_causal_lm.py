@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -208,7 +209,10 @@ def refused(corpus: Corpus, out: Path, match: str, **settings: Any) -> None:
     assert not (out / "model").exists()
 
 
-def test_models_that_cannot_be_trained_are_named(corpus: Corpus, tmp_path: Path, language_model: Path) -> None:
+def test_models_that_cannot_be_trained_are_named(
+    corpus: Corpus, tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     named = r"training\.causal_lm\.model: .*"
     refused(corpus, tmp_path / "out", named + "no such file or folder", model="./nowhere")
     refused(corpus, tmp_path / "out", named + "cannot be loaded .*name a folder", model="facebook/nowhere")
