@@ -121,7 +121,7 @@ def planned_runs(
     everything = int(manifest.details["kept"]) + int(manifest.details["removed"])
     kept = int(manifest.details["kept"])
     draws = context.pipeline.analyses.random_pruning.seeds
-    trainer, runs = trainer_identity(training), []
+    trainer, runs = [context.graph[stage.name].version, trainer_identity(training)], []
     for budget in budgets_of(stage, training):
         items, own_steps = (kept, None) if budget == "epochs" else (everything, steps)
         for index, seed in enumerate(training.seeds):
