@@ -242,10 +242,10 @@ class TrainerProcess:
             for line in _logged(lines):
                 progress.log(f"{self.title}: {line}")
             found = list(_custom_messages(lines))
-            by_pipes = by_pipes or any("loss" in each for each in found)
+            by_pipes = by_pipes or any("loss" in heard for heard in found)
             shown = list(_printed_messages(printed.lines()))
-            for message in found if by_pipes else [*found, *shown]:
-                reported.take(message)
+            for heard in found if by_pipes else [*found, *shown]:
+                reported.take(heard)
             if reported.not_finite >= _MOST_NOT_FINITE:
                 raise self._diverged(reported)
             if self.stop.is_set():

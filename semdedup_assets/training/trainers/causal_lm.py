@@ -8,7 +8,6 @@ that was not.
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +21,13 @@ from semdedup_assets.training.trainers.manifest_texts import kept_texts
 from semdedup_assets.training.trainers.new_language_model import load_tokenizer, model_content, new_language_model
 from semdedup_assets.training.trainers.packed_tokens import packed_tokens
 from semdedup_assets.training.trainers.resumable_state import ResumableState
-from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
+from semdedup_assets.training.trainers.spec import MODEL, STATE, DivergedError, Report, TrainerSpec
 from semdedup_assets.training_settings import CausalLmTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REPORT_SECONDS = 0.5
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes a message to whoever started the training."""
-
-
-class DivergedError(Exception):
-    """The loss, or its gradient, is no finite number; the message names step, learning rate and remedy."""
 
 
 def main() -> None:

@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from semdedup_assets.training.metrics.bits_per_byte import bits_per_byte, load_language_model
-from semdedup_assets.training.trainers.causal_lm import DivergedError, train
+from semdedup_assets.training.trainers.causal_lm import train
 from semdedup_assets.training.trainers.language_model_steps import Learner
 from semdedup_assets.training.trainers.manifest_texts import kept_texts
+from semdedup_assets.training.trainers.spec import DivergedError
 from semdedup_assets.training_settings import CausalLmTraining
 from semdedup_assets_tests.stage_runs import small_pipeline
 from semdedup_assets_tests.training.language_models import Corpus, docstrings, manifest_of, messages, start, write_lines
