@@ -143,7 +143,7 @@ def other_texts(path: Path, *, count: int = 150) -> Path:
     if not path.exists():
         chosen = read_texts(DOCSTRINGS)[:: 1500 // count][:count]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps({"key": each["key"], "text": each["text"]}) + "\n" for each in chosen))
+        path.write_text("".join(json.dumps({"text": each["text"]}) + "\n" for each in chosen))
     return path
 
 
