@@ -15,7 +15,7 @@ from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target,
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat, protocol_of
-from semdedup_assets.training_settings import Evaluation, HeldOut, Training, placeholders
+from semdedup_assets.training_settings import HELD_OUT_SETS, Evaluation, HeldOut, Training, placeholders
 
 MOST_PARTITIONS = 10_000
 """Partitions of an asset beyond which Dagster's pages and ticks become slow."""
@@ -491,7 +491,19 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             yield "training.openclip: trains on images with captions, and the source holds texts; use `causal_lm`"
         if training.causal_lm is not None and content == "image":
             yield "training.causal_lm: trains on texts, and the source holds images; use `openclip`"
+        if "sized_random" in training.against and self.analyses.random_pruning.same != "items":
+            yield (
+                f"training.against: `random` keeps as many {self.analyses.random_pruning.same} already "
+                "(`analyses.random_pruning.same`); remove `sized_random`"
+            )
         yield from self._training_format_problems(training)
+        yield from self._evaluation_problems(training)
+
+    def _evaluation_problems(self, training: Training) -> Iterator[str]:
+        evaluation = self.evaluation
+        taken = sorted(set(evaluation.bits_per_byte) & set(HELD_OUT_SETS)) if self.held_out is not None else []
+        if taken:
+            yield f"evaluation.bits_per_byte: {', '.join(taken)} is the name of a set that `held_out` gives; rename yours"
         if training.openclip is not None and evaluation.bits_per_byte:
             yield "evaluation.bits_per_byte: a CLIP has none; use `retrieval` or `zero_shot`"
         if training.causal_lm is not None and (evaluation.retrieval or evaluation.zero_shot):

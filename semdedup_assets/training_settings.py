@@ -1,6 +1,7 @@
 """The settings of training and evaluation: what is trained on each kept set, for how long, and what it is measured by."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,14 @@ Baseline = Literal["everything", "exact", "random", "sized_random"]
 Budget = Literal["epochs", "steps"]
 """How long each model is trained: as many passes as the others, or as many steps as those on everything."""
 
-TRAINING_NAMES = ("manifest", "tars", "items", "kept", "seed", "out", "steps")
+TRAINING_NAMES = ("manifest", "tars", "items", "kept", "seed", "out")
 """What a training command may name in braces."""
 
-EVALUATION_NAMES = ("checkpoint", "seed", "out")
+EVALUATION_NAMES = ("checkpoint", "held_out", "seed", "out")
 """What an evaluation command may name in braces."""
+
+HELD_OUT_SETS = ("random", "dedup", "novel", "unseen")
+"""The evaluation sets that are derived from held-out items; `unseen` of whole groups, the others of a share of the items."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _SET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -47,6 +51,14 @@ def filled(part: str, values: dict[str, Any]) -> str:
 
 
 def _unknown_names(command: str, known: tuple[str, ...]) -> str:
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        message = f"{command!r} cannot be divided into program and arguments ({error}); check its quotes"
+        raise ValueError(message) from error
+    if not parts:
+        message = "names no program; give one, or remove the command"
+        raise ValueError(message)
     unknown = sorted(set(placeholders(command)) - set(known))
     if unknown:
         names = ", ".join(f"{{{name}}}" for name in known)
@@ -122,8 +134,8 @@ class Training(BaseModel, frozen=True, extra="forbid"):
     command: Annotated[str, Field(min_length=1), AfterValidator(_training_command)] | None = Field(
         None,
         description="A program that trains one model, without a shell. Filled in are `{manifest}`, the folder of a version; "
-        "`{tars}`, its WebDataset; `{items}`, samples of a pass; `{kept}`, items of the manifest; `{steps}` of everything; "
-        "`{seed}`; and `{out}`, where it writes, and finds what an ended attempt wrote.",
+        "`{tars}`, its WebDataset; `{items}`, samples of a pass; `{kept}`, items of the manifest; `{seed}`; and `{out}`, where it "
+        "writes, and finds what an ended attempt wrote.",
     )
     openclip: OpenClipTraining | None = Field(None, description="CLIP by OpenCLIP, in place of a command.")
     causal_lm: CausalLmTraining | None = Field(
@@ -149,7 +161,7 @@ class Training(BaseModel, frozen=True, extra="forbid"):
         description="What each kept set is held against: `everything`, `random` at equal count, `sized_random` at equal words "
         "or bytes, `exact` deduplication.",
     )
-    at_once: int = Field(1, ge=1, description="Models that are trained side by side; changes no result.")
+    at_once: int = Field(1, ge=1, description="Models that are trained side by side, each with its share of the cores.")
     work_folder: str | None = Field(
         None,
         description="Local folder in which trainings run, and are resumed; empty: below the store, or below "
@@ -162,6 +174,19 @@ class Training(BaseModel, frozen=True, extra="forbid"):
         if len(given) != 1:
             found = f"{' and '.join(given)} are given" if given else "none is given"
             message = f"give one of `command`, `openclip` (such as `openclip: {{}}`) and `causal_lm`; {found}"
+            raise ValueError(message)
+        named = None if self.command is None else set(placeholders(self.command))
+        if named is not None and len(self.seeds) > 1 and "seed" not in named:
+            message = (
+                f"command: {{seed}} is not in it, and {len(self.seeds)} seeds are to be trained: their models would be equal; "
+                "name it, or set `seeds: 1`"
+            )
+            raise ValueError(message)
+        if named is not None and "steps" in self.budget and "items" not in named:
+            message = (
+                "command: {items} is not in it, so that equal steps and equal passes would be the same training; name it, or "
+                "set `budget: epochs`"
+            )
             raise ValueError(message)
         return self
 
@@ -180,7 +205,9 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
 
     path: str = Field(description="Tars, as of a WebDataset: each sample has an image and a `cls` or `txt`.")
     classes: tuple[str, ...] = Field(
-        (), description="Names of the classes, in the order of `cls`; empty: `txt` holds each image's class by name."
+        (),
+        description="Names of the classes; `cls` holds one of them, or its place in this list, from 0. Empty: `txt` holds each image's "
+        "class by name.",
     )
     template: str = Field("a photo of {}", description="What is said of a class.")
 
@@ -200,7 +227,8 @@ class Evaluation(BaseModel, frozen=True, extra="forbid"):
     command: Annotated[str, Field(min_length=1), AfterValidator(_evaluation_command)] | None = Field(
         None,
         description="A program that measures one model and writes `{out}/metrics.json`: numbers by name, or `{value: …, "
-        "higher_is_better: false}`. Filled in are `{checkpoint}`, the folder of the model, `{seed}` and `{out}`.",
+        "higher_is_better: false}`. Filled in are `{checkpoint}`, the folder of the model, `{held_out}`, that of the held-out "
+        "sets, `{seed}` and `{out}`.",
     )
 
     @property

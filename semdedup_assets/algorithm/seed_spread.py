@@ -10,9 +10,12 @@ import numpy as np
 CLEAR_DEVIATIONS = 2.0
 """Pooled standard deviations beyond which a difference counts as clear."""
 
-Verdict = Literal["better", "worse", "within the spread", "too few seeds"]
+Verdict = Literal["better", "worse", "within the spread", "no spread", "too few seeds"]
 
-_FEWEST = 2
+FEWEST_SEEDS = 3
+"""Of fewer models a spread says nothing."""
+
+_OF_A_DEVIATION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class SeedSpread:
         """
         found = np.asarray(values, np.float64)
         mean = float(found.mean()) if len(found) else math.nan
-        deviation = float(found.std(ddof=1)) if len(found) >= _FEWEST else math.nan
+        deviation = float(found.std(ddof=1)) if len(found) >= _OF_A_DEVIATION else math.nan
         return cls(mean, deviation, len(found))
 
     def __str__(self) -> str:
@@ -52,7 +55,8 @@ class SeedComparison:
     Attributes:
         difference: of the means, first minus second.
         pooled_deviation: standard deviation of a single model, from both; NaN where neither has two seeds.
-        verdict: on the first: a difference within two pooled standard deviations is none.
+        verdict: on the first: a difference within two pooled standard deviations is none; of equal values of all seeds no
+            spread is known.
     """
 
     difference: float
@@ -72,18 +76,19 @@ def compare_spreads(first: SeedSpread, second: SeedSpread, *, higher_is_better: 
         The difference, and whether it is beyond two pooled standard deviations, each spread counting by its degrees of
         freedom.
     """
-    spreads = [each for each in (first, second) if each.seeds >= _FEWEST]
+    spreads = [each for each in (first, second) if each.seeds >= _OF_A_DEVIATION]
     freedom = sum(each.seeds - 1 for each in spreads)
     pooled = math.sqrt(sum((each.seeds - 1) * each.deviation**2 for each in spreads) / freedom) if freedom else math.nan
     difference = first.mean - second.mean
-    return SeedComparison(
-        difference, pooled, _verdict(difference, pooled, spreads=len(spreads), higher=higher_is_better)
-    )
+    seeds = min(first.seeds, second.seeds)
+    return SeedComparison(difference, pooled, _verdict(difference, pooled, seeds=seeds, higher=higher_is_better))
 
 
-def _verdict(difference: float, pooled: float, *, spreads: int, higher: bool) -> Verdict:
-    if spreads < 2 or math.isnan(difference):
+def _verdict(difference: float, pooled: float, *, seeds: int, higher: bool) -> Verdict:
+    if seeds < FEWEST_SEEDS:
         return "too few seeds"
+    if pooled == 0 and difference != 0:
+        return "no spread"
     if abs(difference) <= CLEAR_DEVIATIONS * pooled:
         return "within the spread"
     return "better" if (difference > 0) == higher else "worse"

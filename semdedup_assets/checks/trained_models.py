@@ -1,11 +1,9 @@
 """What must hold of trained models, so that they can be held against each other."""
 
+from semdedup_assets.algorithm.seed_spread import FEWEST_SEEDS
 from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
-
-FEWEST_SEEDS = 3
-"""Of fewer there is no spread that says anything."""
 
 
 def training_checks(stage: str) -> tuple[Check, ...]:
@@ -26,20 +24,20 @@ def training_checks(stage: str) -> tuple[Check, ...]:
         return CheckResult("kept sets have too few trained models", problems, {}, certain=False)
 
     def equal_budgets(context: StageContext) -> CheckResult:
-        """The models of one budget took the same number of steps and tokens, and both are known."""
-        problems = []
+        """The steps of each model are known, and those of equal steps are everything's."""
+        problems, everything = [], _steps_of_everything(context)
         for partition, record in current_records(context, stage).items():
             for budget in sorted({run["budget"] for run in record.details["runs"]}):
                 runs = [run for run in record.details["runs"] if run["budget"] == budget]
                 steps = {run["steps"] for run in runs}
-                # Random choices of equal count differ in tokens, so in steps, by design.
                 if None in steps:
                     measured = f"{budget}: the trainer did not say how many steps it took"
                     remedy = "report `{'steps': …}` by Dagster Pipes, or print `step: …, loss: …`"
                     problems.append(Problem(str(partition), measured, remedy))
-                elif budget == "steps" and len(steps) > 1:
-                    measured = f"{budget}: {', '.join(map(str, sorted(steps)))} steps where one number should be"
-                    problems.append(Problem(str(partition), measured, context.remedy(stage, partition)))
+                elif budget == "steps" and steps != (everything or steps):
+                    measured = f"{_listed(steps)} steps where everything took {_listed(everything)}"
+                    remedy = "let the trainer take `{items}` for the samples of a pass, and train again"
+                    problems.append(Problem(str(partition), measured, remedy))
         return CheckResult("kept sets have models of unknown or unequal budgets", problems, {}, certain=False)
 
     return (
@@ -48,3 +46,15 @@ def training_checks(stage: str) -> tuple[Check, ...]:
             equal_budgets, "The steps of each model are known, and equal where the budget is `steps`.", blocking=False
         ),
     )
+
+
+def _steps_of_everything(context: StageContext) -> set[int | None]:
+    """The steps of the models that were trained on everything; none where there are no such models."""
+    stage = "everything_trained_models"
+    if stage not in context.graph or not context.graph[stage].applies(context.pipeline, context.selection):
+        return set()
+    return {run["steps"] for record in current_records(context, stage).values() for run in record.details["runs"]}
+
+
+def _listed(steps: set[int | None]) -> str:
+    return ", ".join(sorted(map(str, steps)))

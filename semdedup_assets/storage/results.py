@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import xxhash
 
@@ -185,7 +185,7 @@ class StoredFile:
             raise damaged_file(self, "holds other bytes than were written")
 
 
-def copy_verified(file: StoredFile, to: "HashingStream") -> None:
+def copy_verified(file: StoredFile, to: "TakesBytes") -> None:
     """Copy a file, whatever its size, and hold what was copied against the record.
 
     Raises:
@@ -232,6 +232,13 @@ def damaged(location: str, reason: str) -> DamagedResultError:
 
 def _checksum(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(content)
+
+
+class TakesBytes(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take some."""
 
 
 class HashingStream(io.RawIOBase):

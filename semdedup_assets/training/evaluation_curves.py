@@ -13,7 +13,7 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.rendering.training_curves import MetricPanel, MetricPoint, metric_panels
 from semdedup_assets.storage.results import ResultRecord
-from semdedup_assets.storage.tables import read_table, write_table
+from semdedup_assets.storage.tables import read_arrow, write_table
 from semdedup_assets.training.evaluations import ROLES, TABLE
 
 MEANS = "means.parquet"
@@ -89,9 +89,8 @@ def draw_curves(context: StageContext, partition: Partition) -> ResultRecord:
 
 
 def _table_rows(record: ResultRecord) -> Iterator[dict[str, Any]]:
-    columns = read_table(record.file(TABLE), _READ)
-    for values in zip(*(columns[name].tolist() for name in _READ), strict=True):
-        yield dict(zip(_READ, values, strict=True))
+    for table in read_arrow(record.file(TABLE), _READ):
+        yield from table.to_pylist()
 
 
 def metric_means(rows: Iterator[Mapping[str, Any]]) -> list[MetricMean]:
@@ -151,12 +150,24 @@ def saved_compute(means: Sequence[MetricMean]) -> list[dict[str, Any]]:
                     "metric": metric,
                     "trained on": ROLES[role],
                     "everything": str(everything.spread),
-                    "reached by": "nothing" if least is None else f"{least.share:.0%}, equal {least.budget}",
+                    "reached by": _reached(least, everything),
                     "its value": "–" if least is None else str(least.spread),
-                    "steps saved": "–" if least is None else f"{1 - least.steps / everything.steps:.0%}",
+                    "steps saved": _saved(least, everything),
                 }
             )
     return found
+
+
+def _reached(least: MetricMean | None, everything: MetricMean) -> str:
+    if not np.isfinite(everything.steps):
+        return "steps are not known"
+    return "nothing" if least is None else f"{least.share:.0%}, equal {least.budget}"
+
+
+def _saved(least: MetricMean | None, everything: MetricMean) -> str:
+    if least is None or not np.isfinite(everything.steps):
+        return "–"
+    return f"{1 - least.steps / everything.steps:.0%}"
 
 
 def _keeps_up(mean: MetricMean, everything: MetricMean) -> bool:

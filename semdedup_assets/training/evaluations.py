@@ -99,7 +99,8 @@ def evaluate(context: StageContext, partition: Partition) -> ResultRecord:
         summary = summarised(rows)
         _write(result, rows, summary, note=partition.kept_set(context.selection).label)
         result.details = {
-            "models": len({(row.role, row.budget, row.seed) for row in rows}),
+            # A model of everything counts for both budgets, and is one.
+            "models": len({(row.role, "" if row.role == "everything" else row.budget, row.seed) for row in rows}),
             "metrics": len({(row.score.metric, row.score.set) for row in rows}),
             "clearly better than random": _clear(summary, "random", "better"),
             "clearly worse than random": _clear(summary, "random", "worse"),
@@ -160,17 +161,17 @@ def summarised(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
         rows: of one kept set and its baselines.
     """
     values: dict[tuple[str, str, str, str], list[float]] = {}
-    higher: dict[str, bool] = {}
+    higher: dict[tuple[str, str], bool] = {}
     for row in rows:
         values.setdefault((row.budget, row.score.metric, row.score.set, row.role), []).append(row.score.value)
-        higher[row.score.metric] = row.score.higher_is_better
+        higher[row.score.metric, row.score.set] = row.score.higher_is_better
     found = []
     for (budget, metric, name, role), own in values.items():
         if role != "semdedup":
             continue
         for other in (each for each in ROLES if each != "semdedup" and (budget, metric, name, each) in values):
             first, second = SeedSpread.of(own), SeedSpread.of(values[budget, metric, name, other])
-            compared = compare_spreads(first, second, higher_is_better=higher[metric])
+            compared = compare_spreads(first, second, higher_is_better=higher[metric, name])
             found.append(
                 {
                     "budget": budget,

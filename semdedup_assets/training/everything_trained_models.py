@@ -1,16 +1,16 @@
 """Models of the baseline `everything`."""
 
-from semdedup_assets.baselines.everything_manifests import MANIFESTS
+from semdedup_assets.baselines import everything_manifests
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Worker
 from semdedup_assets.training.trained_models import training_stage, training_worker
 from semdedup_assets.training.training_runs import TrainingStage
 
-TRAINED_MODELS = TrainingStage("everything_trained_models", MANIFESTS, "everything")
+TRAINED_MODELS = TrainingStage("everything_trained_models", everything_manifests.MANIFESTS, "everything")
 
 
 def _worker(context: StageContext) -> Worker:
     return training_worker(context, TRAINED_MODELS)
 
 
-STAGE = training_stage(TRAINED_MODELS, _worker, dimensions=())
+STAGE = training_stage(TRAINED_MODELS, _worker, everything_manifests.STAGE)

@@ -15,9 +15,9 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 def main() -> None:
     """Ask the system for the signal, then become the program."""
     parent, *command = sys.argv[1:]
-    # Elsewhere than on Linux a trainer outlives the run that was killed, and its folder stays locked until it ends.
+    # A signal that launchers of several processes pass on. Elsewhere than on Linux a trainer outlives the run that was killed, and its folder stays locked until it ends.
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
         if os.getppid() != int(parent):
             sys.exit(f"the process {parent} that started this one is gone")
     try:

@@ -15,18 +15,16 @@ import xxhash
 
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.storage.files import is_local, join, open_file, read_many, write_bytes
-from semdedup_assets.storage.results import ResultRecord, StoredFile, damaged_file, fingerprint
+from semdedup_assets.storage.files import is_local, join, read_many, write_bytes
+from semdedup_assets.storage.results import ResultRecord, StoredFile, copy_verified, fingerprint
 from semdedup_assets.training.evaluation_data import EvaluationSets
 from semdedup_assets.training.held_out_sets import set_files
 from semdedup_assets.training.metrics.measured import Measured
-from semdedup_assets.training.trained_models import run_name
 from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError
-from semdedup_assets.training.training_runs import CHECKPOINT
-from semdedup_assets.training_settings import filled
+from semdedup_assets.training.training_runs import CHECKPOINT, named_files, required_training, run_name
+from semdedup_assets.training_settings import filled, placeholders
 
 METRICS_FILE = "metrics.json"
-_BLOCK = 8 << 20
 _FORMAT = 1
 _CONFIGURATIONS = {"image": "open_clip_config.json", "text": "config.json"}
 
@@ -71,7 +69,7 @@ class StoredModel:
     @cached_property
     def files(self) -> dict[str, StoredFile]:
         """Its checkpoint, by the files' own names."""
-        prefix = f"{run_name(self.result)}/{CHECKPOINT}/"
+        prefix = f"{run_name(self.result['budget'], self.result['seed'])}/{CHECKPOINT}/"
         names = [name for name in self.record.files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.record.file(name) for name in names}
 
@@ -83,7 +81,7 @@ class StoredModel:
     @property
     def title(self) -> str:
         """For logs and errors."""
-        return f"{self.record.location}, {run_name(self.result)}"
+        return f"{self.record.location}, {run_name(self.result['budget'], self.result['seed'])}"
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -96,7 +94,7 @@ class StoredModel:
         root = file.path.removesuffix(f"/{name}")
         if is_local(root):
             for each in self.files.values():
-                _pass_on(each)
+                copy_verified(each, to=_Nowhere())
             yield Path(root)
             return
         with tempfile.TemporaryDirectory(prefix="semdedup-model-") as scratch:
@@ -104,23 +102,16 @@ class StoredModel:
                 path = Path(scratch, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as copy:
-                    _pass_on(each, copy.write)
+                    copy_verified(each, to=copy)
             yield Path(scratch)
 
 
-def _pass_on(file: StoredFile, take: Callable[[bytes], Any] = len) -> None:
-    """Read a file, whatever its size, and hold it against the record."""
-    whole, size = xxhash.xxh3_128(), 0
-    try:
-        with open_file(file.path) as stream:
-            while block := stream.read(_BLOCK):
-                whole.update(block)
-                size += len(block)
-                take(block)
-    except FileNotFoundError:
-        raise damaged_file(file, "is missing") from None
-    if (size, whole.hexdigest()) != (file.entry.size, file.entry.checksum):
-        raise damaged_file(file, "holds other bytes than were written")
+class _Nowhere:
+    """Takes bytes that are only looked at."""
+
+    def write(self, data: bytes) -> int:
+        """Take some."""
+        return len(data)
 
 
 Loaded = dict[str, Any]
@@ -154,6 +145,7 @@ class ModelScores:
 
     def __init__(self, context: StageContext, held_out: ResultRecord | None) -> None:
         self._context, self._held_out = context, held_out
+        self._training = required_training(context)
         self._settings = context.pipeline.evaluation
         self._sets = EvaluationSets(self._settings)
 
@@ -210,8 +202,10 @@ class ModelScores:
             name: (path, self._sets.version(f"evaluation.bits_per_byte.{name}"))
             for name, path in self._settings.bits_per_byte.items()
         }
-        for name, file in set_files(self._held_out).items() if self._held_out is not None else ():
-            named.setdefault(name, (file.path, file.entry.checksum))
+        # A command's model may have any form: what it is measured by is its own metric's business.
+        derived = self._held_out if self._training.causal_lm is not None else None
+        for name, file in set_files(derived).items() if derived is not None else ():
+            named[name] = (file.path, file.entry.checksum)
         for name, (path, version) in named.items():
 
             def measure(
@@ -252,7 +246,14 @@ class ModelScores:
     def _command_metrics(self) -> Iterator[Metric]:
         command = self._settings.command
         if command is not None:
-            yield Metric("", "command", command, lambda model, folder, _: _by_command(command, model, folder))
+            held_out = (
+                set_files(self._held_out) if self._held_out is not None and "held_out" in placeholders(command) else {}
+            )
+            contents = {name: file.entry.checksum for name, file in held_out.items()}
+            identity = fingerprint([command, named_files(command), contents])
+            yield Metric(
+                "", "command", identity, lambda model, folder, _: _by_command(command, model, folder, held_out)
+            )
 
     @property
     def _device(self) -> str:
@@ -276,9 +277,13 @@ class ModelScores:
         return found[0]
 
 
-def _by_command(command: str, model: StoredModel, folder: Path) -> list[Score]:
+def _by_command(command: str, model: StoredModel, folder: Path, held_out: Mapping[str, StoredFile]) -> list[Score]:
     with tempfile.TemporaryDirectory(prefix="semdedup-evaluation-") as scratch:
-        values = {"checkpoint": folder, "out": scratch, "seed": model.result["seed"]}
+        sets = Path(scratch, ".held-out")
+        sets.mkdir()
+        for name, file in held_out.items():
+            (sets / f"{name}.jsonl").write_bytes(file.content())
+        values = {"checkpoint": folder, "out": scratch, "seed": model.result["seed"], "held_out": sets}
         parts = [filled(part, values) for part in shlex.split(command)]
         process = TrainerProcess("evaluation.command", parts, Path(scratch, ".process"))
         try:

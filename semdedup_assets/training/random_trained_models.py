@@ -1,5 +1,6 @@
 """Models of the baseline `random`."""
 
+from semdedup_assets.baselines import random_manifests
 from semdedup_assets.baselines.random_choices import RANDOM
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Worker
@@ -13,4 +14,4 @@ def _worker(context: StageContext) -> Worker:
     return training_worker(context, TRAINED_MODELS)
 
 
-STAGE = training_stage(TRAINED_MODELS, _worker)
+STAGE = training_stage(TRAINED_MODELS, _worker, random_manifests.STAGE)

@@ -1,5 +1,6 @@
 """Models of the baseline `sized_random`."""
 
+from semdedup_assets.baselines import sized_random_manifests
 from semdedup_assets.baselines.random_choices import SIZED_RANDOM
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Worker
@@ -13,4 +14,4 @@ def _worker(context: StageContext) -> Worker:
     return training_worker(context, TRAINED_MODELS)
 
 
-STAGE = training_stage(TRAINED_MODELS, _worker)
+STAGE = training_stage(TRAINED_MODELS, _worker, sized_random_manifests.STAGE)

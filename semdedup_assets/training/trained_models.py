@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from semdedup_assets.checks.manifests import MANIFESTS
 from semdedup_assets.checks.trained_models import training_checks
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
-from semdedup_assets.execution.partitions import Dimension, Partition
+from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.rendering.training_curves import TrainingCurve, training_curves
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.stages import manifests
 from semdedup_assets.storage.results import FolderWriter, ResultRecord, ResultWriter, attempting, require_written
 from semdedup_assets.training.evaluation_data import require_evaluation_data
 from semdedup_assets.training.training_runs import (
@@ -30,11 +31,11 @@ from semdedup_assets.training.training_runs import (
     budgets_of,
     planned_runs,
     required_training,
+    run_folder,
+    run_name,
     trained,
     trainer_identity,
-    work_folder,
 )
-from semdedup_assets.training_settings import placeholders
 
 TRAINED_MODELS = TrainingStage("trained_models", MANIFESTS, "semdedup")
 EVERYTHING = "everything_trained_models"
@@ -57,16 +58,17 @@ class _TrainingTask:
     inputs: dict[str, str]
 
 
-def trains(role: str) -> Callable[[Pipeline, Selection], bool]:
+def trains(role: str, manifests: Callable[[Pipeline, Selection], bool]) -> Callable[[Pipeline, Selection], bool]:
     """Which pipelines train models of a role.
 
     Args:
         role: of the kept sets: `semdedup`, or a baseline.
+        manifests: which pipelines have the manifests.
     """
 
-    def applies(pipeline: Pipeline, _: Selection) -> bool:
+    def applies(pipeline: Pipeline, selection: Selection) -> bool:
         training = pipeline.training
-        if training is None:
+        if training is None or not manifests(pipeline, selection):
             return False
         return role in ("semdedup", *training.against) or (role == "everything" and goes_by_steps(pipeline))
 
@@ -74,11 +76,9 @@ def trains(role: str) -> Callable[[Pipeline, Selection], bool]:
 
 
 def goes_by_steps(pipeline: Pipeline) -> bool:
-    """Whether the trainer must be told how many steps everything takes; OpenCLIP goes by samples, which are known."""
+    """Whether the trainer must be told how many steps everything takes; others go by samples, which are known."""
     training = pipeline.training
-    if training is None or "steps" not in training.budget:
-        return False
-    return training.causal_lm is not None or "steps" in placeholders(training.command or "")
+    return training is not None and "steps" in training.budget and training.causal_lm is not None
 
 
 def _tasks(context: StageContext, stage: TrainingStage, partition: Partition) -> Sequence[_TrainingTask]:
@@ -102,7 +102,7 @@ def _reusable(context: StageContext, stage: TrainingStage, partition: Partition)
     record = context.index.record(stage.name, partition)
     if record is None or context.index.is_current(stage.name, partition):
         return {}
-    return {run_name(result): result for result in record.details["runs"]}
+    return {run_name(result["budget"], result["seed"]): result for result in record.details["runs"]}
 
 
 def _steps(context: StageContext, stage: TrainingStage) -> int | None:
@@ -159,15 +159,18 @@ def _finish(
 ) -> ResultRecord:
     attempt = parts[0].details["attempt"] if parts else FolderWriter("").attempt
     writer = FolderWriter(context.location(stage.name, partition), attempt)
-    fresh = {run_name(result): (result, part) for part in parts for result in part.details["runs"]}
+    fresh = {
+        run_name(result["budget"], result["seed"]): (result, part) for part in parts for result in part.details["runs"]
+    }
     results = []
-    for run in planned_runs(context, stage, partition, steps=_steps(context, stage)):
+    planned = planned_runs(context, stage, partition, steps=_steps(context, stage))
+    for run in planned:
         if run.name in fresh:
             result, part = fresh[run.name]
             files = part.files
         else:
             record = context.index.require(stage.name, partition)
-            result, files = next(each for each in record.details["runs"] if run_name(each) == run.name), record.files
+            result, files = _result_of(record, run), record.files
         results.append(result)
         writer.files |= {name: entry for name, entry in files.items() if name.startswith(f"{run.name}/")}
     writer.unversioned = {name for name in writer.files if name.count("/") == 1}
@@ -185,20 +188,23 @@ def _finish(
     require_written(writer)
     inputs = parts[0].inputs if parts else context.index.input_versions(stage.name, partition)
     record = context.commit(stage.name, writer, inputs=inputs)
-    # Nothing is to be gone on with any more, of these settings or of earlier ones.
-    shutil.rmtree(work_folder(context, stage, partition), ignore_errors=True)
+    for run in planned:
+        # What other settings left may be gone on with, and what another run trains is its own.
+        shutil.rmtree(run_folder(context, stage, run), ignore_errors=True)
     return record
 
 
-def run_name(result: Mapping[str, Any]) -> str:
-    """Folder of a run's files below the result's, by what the record says of it."""
-    return f"{result['budget']}-seed{result['seed']}"
+def _result_of(record: ResultRecord, run: TrainingRun) -> dict[str, Any]:
+    """What a record says of a run."""
+    results: list[dict[str, Any]] = record.details["runs"]
+    return next(each for each in results if run_name(each["budget"], each["seed"]) == run.name)
 
 
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     curves = []
     for run in record.details["runs"]:
-        points = json.loads(record.file(f"{run_name(run)}/{CURVE}").content())
+        name = run_name(run["budget"], run["seed"])
+        points = json.loads(record.file(f"{name}/{CURVE}").content())
         curves.append(TrainingCurve.of(run["budget"], run["seed"], points))
     shown: dict[str, Shown] = {}
     if any(len(curve.steps) for curve in curves):
@@ -219,17 +225,16 @@ def _note(record: ResultRecord) -> str:
 def training_stage(
     stage: TrainingStage,
     worker: Callable[[StageContext], Worker],
-    *,
-    dimensions: tuple[Dimension, ...] = ("epsilon", "k"),
+    manifests: Stage,
 ) -> Stage:
     """A stage that trains models on the manifests of another stage.
 
     Args:
         stage: its name, and whose manifests it reads.
         worker: calls `training_worker`; a function of the module whose `STAGE` this becomes.
-        dimensions: those of the manifests.
+        manifests: the stage that writes them, whose dimensions it shares.
     """
-    clustered = bool(dimensions)
+    clustered = bool(manifests.dimensions)
     baseline = "" if stage.role == "semdedup" else f"Of the baseline `{stage.role}`. "
     return Stage(
         name=stage.name,
@@ -237,7 +242,7 @@ def training_stage(
         description=f"{baseline}Models that were trained on the manifest, one for each budget and seed: checkpoint, log, and "
         "what it took (SemDeDup, sections 4.4 and 5). The trainer is a process of its own; one that was ended goes on "
         "where it saved last.",
-        dimensions=dimensions,
+        dimensions=manifests.dimensions,
         inputs=(stage.manifests.name,),
         optional_inputs=lambda pipeline, _: (
             (EVERYTHING,) if goes_by_steps(pipeline) and stage.name != EVERYTHING else ()
@@ -257,7 +262,7 @@ def training_stage(
         shown=_shown,
         selected=clustered,
         on_demand=True,
-        applies=trains(stage.role),
+        applies=trains(stage.role, manifests.applies),
         unit="kept sets",
     )
 
@@ -275,4 +280,4 @@ def _worker(context: StageContext) -> Worker:
     return training_worker(context, TRAINED_MODELS)
 
 
-STAGE = training_stage(TRAINED_MODELS, _worker)
+STAGE = training_stage(TRAINED_MODELS, _worker, manifests.STAGE)

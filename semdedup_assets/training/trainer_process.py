@@ -26,7 +26,7 @@ from typing import IO, Any
 from semdedup_assets.execution import progress
 
 _LAUNCH = Path(__file__).with_name("launch.py")
-_POLL_SECONDS, _REPORT_SECONDS = 0.2, 15.0
+_POLL_SECONDS, _REPORT_SECONDS, _GRACE_SECONDS = 0.2, 15.0, 30.0
 _TAIL_LINES = 15
 _LAST_WORDS = 4000
 # A scaler of losses may find one or two that are not finite on its way.
@@ -67,10 +67,12 @@ class Reported:
     Attributes:
         curve: by step; what a later attempt says of a step counts.
         totals: what it said of the whole: `steps`, `items`, `tokens`, and whatever else is no step of the curve.
+        numbered: whether it said at which steps; else the curve counts what it reported.
     """
 
     curve: dict[int, CurvePoint] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
+    numbered: bool = True
     not_finite: int = 0
 
     def take(self, message: Mapping[str, Any]) -> None:
@@ -79,6 +81,7 @@ class Reported:
             self.totals.update(message)
             return
         loss, rate = float(message["loss"]), message.get("learning_rate")
+        self.numbered = self.numbered and bool(message.get("step"))
         step = int(message.get("step") or max(self.curve, default=0) + 1)
         self.curve[step] = CurvePoint(step, loss, None if rate is None else float(rate))
         self.not_finite = 0 if math.isfinite(loss) else self.not_finite + 1
@@ -95,7 +98,8 @@ class Reported:
             return f"running for {seconds:,.0f} s"
         of = f" of {total:,}" if total else ""
         rate = "" if last.learning_rate is None else f", learning rate {last.learning_rate:.3g}"
-        return f"step {last.step:,}{of}, loss {last.loss:.4g}{rate}, {seconds:,.0f} s"
+        at = f"step {last.step:,}{of}" if self.numbered else f"report {last.step:,}"
+        return f"{at}, loss {last.loss:.4g}{rate}, {seconds:,.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class TrainerProcess:
         command: program and arguments.
         folder: where its log and what it reports are kept; one attempt at a time works in it.
         extras: what the program can ask Pipes for.
-        threads: that it may keep busy.
+        threads: that it may keep busy; None: as many as the environment says.
         stop: ends it when it is set.
     """
 
@@ -115,7 +119,7 @@ class TrainerProcess:
     command: Sequence[str]
     folder: Path
     extras: Mapping[str, Any] = field(default_factory=dict)
-    threads: int = 1
+    threads: int | None = None
     stop: Event = field(default_factory=Event)
 
     @property
@@ -123,8 +127,11 @@ class TrainerProcess:
         """What it printed, over all attempts."""
         return self.folder / "trainer.log"
 
-    def run(self) -> Reported:
+    def run(self, lock: IO[str] | None = None) -> Reported:
         """Run it to its end.
+
+        Args:
+            lock: of the folder, where the caller holds it already.
 
         Returns:
             What it reported, in this attempt and the earlier ones of this folder.
@@ -134,18 +141,19 @@ class TrainerProcess:
             DivergedError: its loss is not finite.
             KilledError: a signal ended it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked() as lock:
-            reported, attempt = self._earlier()
-            messages = self.folder / f"messages-{attempt}.jsonl"
-            messages.touch()
-            log_start = self.log.stat().st_size if self.log.exists() else 0
-            with self.log.open("ab") as log:
-                process = self._start(log, messages, attempt, lock)
-            try:
-                self._follow(process, reported, _Tail(messages), _Tail(self.log, log_start))
-            finally:
-                _end(process)
+        if lock is None:
+            with held_folder(self.folder, self.title, self.stop) as own:
+                return self.run(own)
+        reported, attempt = self._earlier()
+        messages = self.folder / f"messages-{attempt}.jsonl"
+        messages.touch()
+        log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            process = self._start(log, messages, attempt, lock)
+        try:
+            self._follow(process, reported, _Tail(messages), _Tail(self.log, log_start))
+        finally:
+            _end(process)
         self._require_success(process.returncode, reported)
         return reported
 
@@ -163,35 +171,17 @@ class TrainerProcess:
         reported.not_finite = 0
         return reported, attempt
 
-    @contextmanager
-    def _locked(self) -> Iterator[IO[str]]:
-        """Hold the folder; the program holds it too, and goes on doing so where this process is killed."""
-        with (self.folder / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not _end_orphans(lock):
-                    message = (
-                        f"{self.title}: an earlier attempt still runs in {self.folder}; end it (`fuser {lock.name}` names its "
-                        "processes), or wait for it, then run again"
-                    )
-                    raise TrainingFailedError(message) from None
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock
-
     def _start(self, log: IO[bytes], messages: Path, attempt: int, lock: IO[str]) -> "subprocess.Popen[bytes]":
         from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param
 
         context = self.folder / "pipes-context.json"
         context.write_text(json.dumps(self._context(attempt)))
-        threads = str(self.threads)
         environment = {
             **os.environ,
             # `python`, `torchrun` and their like are those beside the interpreter that runs this.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
+            **self._thread_limits(),
             DAGSTER_PIPES_CONTEXT_ENV_VAR: encode_param({"path": str(context)}),
             DAGSTER_PIPES_MESSAGES_ENV_VAR: encode_param({"path": str(messages)}),
         }
@@ -207,9 +197,14 @@ class TrainerProcess:
             pass_fds=(lock.fileno(),),
         )
         lock.truncate(0)
-        lock.write(json.dumps({"machine": platform.node(), "follower": os.getpid(), "group": process.pid}))
+        lock.write(json.dumps({"machine": _machine(), "follower": _identity(os.getpid()), "group": process.pid}))
         lock.flush()
         return process
+
+    def _thread_limits(self) -> dict[str, str]:
+        """What somebody set already, holds."""
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        return {} if self.threads is None else {name: os.environ.get(name, str(self.threads)) for name in names}
 
     def _context(self, attempt: int) -> dict[str, Any]:
         return {
@@ -347,6 +342,44 @@ def _printed_messages(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
             }
 
 
+@contextmanager
+def held_folder(folder: Path, title: str, stop: Event) -> Iterator[IO[str]]:
+    """Hold a folder for one attempt; its program holds it too, and goes on doing so where this process is killed.
+
+    Args:
+        folder: in which trainers work; it is made.
+        title: of what is made in it, for errors.
+        stop: ends the wait for a folder.
+
+    Yields:
+        The lock.
+
+    Raises:
+        TrainingFailedError: an earlier attempt still works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        # What a killed run left is ended, and needs a moment to go.
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while not _take(lock):
+            if not _end_orphans(lock) or stop.is_set() or time.monotonic() > deadline:
+                message = (
+                    f"{title}: an earlier attempt still runs in {folder}; end it (`fuser {lock.name}` names its processes), or "
+                    "wait for it, then run again"
+                )
+                raise TrainingFailedError(message)
+            time.sleep(_POLL_SECONDS)
+        yield lock
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _end_orphans(lock: IO[str]) -> bool:
     """End what a trainer left running whose follower was killed on this machine; False where that is not seen to be so.
 
@@ -356,20 +389,44 @@ def _end_orphans(lock: IO[str]) -> bool:
     lock.seek(0)
     try:
         holder = json.loads(lock.read())
-        if holder["machine"] != platform.node():
+        number = int(holder["follower"].partition(" ")[0])
+        if holder["machine"] != _machine() or _identity(number) == holder["follower"]:
             return False
-        os.kill(holder["follower"], 0)
-    except ProcessLookupError:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(holder["group"], signal.SIGKILL)
-        return True
-    except (ValueError, KeyError, TypeError, PermissionError):
+    except (ValueError, KeyError, TypeError, AttributeError, PermissionError):
         return False
-    return False
+    return True
+
+
+def _machine() -> str:
+    """Which machine this is, since when: process numbers mean nothing on another."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}"
+
+
+def _identity(process: int) -> str:
+    """Number and start of a process; empty where there is none. Of numbers alone a later process may have the same."""
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        if stat.parent.parent.exists():
+            return f"{process} {stat.read_text().rpartition(')')[2].split()[19]}"
+        os.kill(process, 0)
+    except (OSError, IndexError):
+        return ""
+    return str(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program with all its children, where it still runs."""
-    if process.poll() is None:
+    """End a program with all its children, where it still runs.
+
+    A launcher such as torchrun has workers in sessions of their own: it is asked first, so that it ends them.
+    """
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -12,7 +12,7 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from semdedup_assets.baselines.random_draws import RandomManifests, write_random_manifest
 from semdedup_assets.checks.manifests import ManifestStage
@@ -22,7 +22,13 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.storage.files import is_local, join, list_folder
 from semdedup_assets.storage.results import fingerprint
-from semdedup_assets.training.trainer_process import KilledError, Reported, TrainerProcess, TrainingFailedError
+from semdedup_assets.training.trainer_process import (
+    KilledError,
+    Reported,
+    TrainerProcess,
+    TrainingFailedError,
+    held_folder,
+)
 from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
 from semdedup_assets.training_settings import Budget, Training, filled, placeholders
 
@@ -86,7 +92,12 @@ class TrainingRun:
     @property
     def name(self) -> str:
         """Folder of its files below the result's."""
-        return f"{self.budget}-seed{self.seed}"
+        return run_name(self.budget, self.seed)
+
+
+def run_name(budget: str, seed: int) -> str:
+    """Folder of a run's files below the result's."""
+    return f"{budget}-seed{seed}"
 
 
 def required_training(context: StageContext) -> Training:
@@ -126,7 +137,9 @@ def planned_runs(
         items, own_steps = (kept, None) if budget == "epochs" else (everything, steps)
         for index, seed in enumerate(training.seeds):
             draw = draws[index % len(draws)] if random else None
-            version = manifest.version if draw in (None, draws[0]) else f"{manifest.version}-draw{draw}"
+            # Another draw holds items that the manifest lacks: it changes with all that the manifest is made from.
+            other = draw not in (None, draws[0])
+            version = fingerprint([manifest.inputs, draw]) if other else manifest.version
             runs.append(
                 TrainingRun(
                     partition=partition,
@@ -153,8 +166,20 @@ def trainer_identity(training: Training) -> dict[str, Any]:
     """What determines a model beside its data, budget and seed; of a preset's local folder what it holds."""
     model = "" if training.preset is None else training.preset.model.removeprefix("local-dir:")
     folder = Path(model).expanduser()
-    held = {"model_files": content_hash(folder)} if model and folder.is_dir() else {}
+    held: dict[str, Any] = {"model_files": content_hash(folder)} if model and folder.is_dir() else {}
+    if training.command is not None:
+        held["command_files"] = named_files(training.command)
     return {**training.identity(), **held}
+
+
+def named_files(command: str) -> dict[str, str]:
+    """Hashes of the files that a command names, such as its script: another content is another command.
+
+    Args:
+        command: as it stands in the settings.
+    """
+    paths = [Path(part).expanduser() for part in shlex.split(command)]
+    return {str(path): content_hash(path) for path in paths if path.is_file()}
 
 
 def trained(context: StageContext, stage: TrainingStage, runs: Sequence[TrainingRun]) -> list["FinishedRun"]:
@@ -164,9 +189,9 @@ def trained(context: StageContext, stage: TrainingStage, runs: Sequence[Training
         TrainingFailedError: one of them failed; the others are trained to their end, and are not trained again.
         ValueError: the device that was asked for is not there.
     """
-    device = str(context.compute.torch_device)
+    device = _device(context)
     at_once = min(len(runs), required_training(context).at_once)
-    threads, stop = max(1, (os.cpu_count() or 1) // at_once), Event()
+    threads, stop = None if at_once == 1 else max(1, (os.cpu_count() or 1) // at_once), Event()
     with ThreadPoolExecutor(at_once) as pool:
         trainings = [_Training(context, stage, run, device, threads, stop) for run in runs]
         # Whoever listens to this thread hears those too.
@@ -181,6 +206,22 @@ def trained(context: StageContext, stage: TrainingStage, runs: Sequence[Training
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [each.result() for each in running]
+
+
+def _device(context: StageContext) -> str:
+    """The device to train on.
+
+    Raises:
+        ValueError: a GPU is asked for, and the machine has none.
+    """
+    device = str(context.compute.torch_device)
+    # A worker of a cluster takes what it was given: a GPU, where the settings ask for one.
+    if context.pipeline.compute.device.startswith("cuda") and context.compute.device == "auto" and device == "cpu":
+        message = (
+            "compute.device: a GPU is asked for, and this worker has none; set `compute.workers.<stage>.num_gpus: 1`"
+        )
+        raise ValueError(message)
+    return device
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +245,16 @@ def work_folder(context: StageContext, stage: TrainingStage, partition: Partitio
     """Where the models of a partition are trained: local, and the same for each attempt."""
     training, layout = required_training(context), context.layout
     root = training.work_folder or ("" if is_local(layout.root) else ".semdedup-training")
-    base = Path(root, layout.dataset, layout.model) if root else Path(layout.folder, "training")
+    # Two stores may share a work folder.
+    store = fingerprint(layout.root)[:8]
+    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.folder, "training")
     location = context.location(stage.name, partition).removeprefix(layout.folder).strip("/")
     return (base / location).absolute()
+
+
+def run_folder(context: StageContext, stage: TrainingStage, run: TrainingRun) -> Path:
+    """Where a model is trained; its name has all that can change it: what other settings left is never gone on with."""
+    return work_folder(context, stage, run.partition) / f"{run.name}-{run.identity}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +265,7 @@ class _Training:
     stage: TrainingStage
     run: TrainingRun
     device: str
-    threads: int
+    threads: int | None
     stop: Event
 
     @property
@@ -226,22 +274,21 @@ class _Training:
 
     @property
     def _folder(self) -> Path:
-        """Its name has all that can change the model: what other settings left is never gone on with."""
-        name = f"{self.run.name}-{self.run.identity}"
-        return work_folder(self.context, self.stage, self.run.partition) / name
+        return run_folder(self.context, self.stage, self.run)
 
     def finished(self) -> FinishedRun:
         """The trained model."""
         done = self._folder / "done.json"
-        if done.exists():
-            progress.log(f"{self._title}: was trained by an earlier attempt")
-        else:
-            self._train(done)
+        with held_folder(self._folder, self._title, self.stop) as lock:
+            if done.exists():
+                progress.log(f"{self._title}: was trained by an earlier attempt")
+            else:
+                self._train(done, lock)
         known = json.loads(done.read_text())
         files = self._checkpoint_files()
         return FinishedRun(self._folder, files, known["result"], known["curve"])
 
-    def _train(self, done: Path) -> None:
+    def _train(self, done: Path, lock: IO[str]) -> None:
         out = self._folder / "out"
         out.mkdir(parents=True, exist_ok=True)
         manifest, kept = self._manifest()
@@ -250,7 +297,7 @@ class _Training:
             self._title, self._command(spec), self._folder, spec.model_dump(), self.threads, self.stop
         )
         started = time.monotonic()
-        reported = self._run(process)
+        reported = self._run(process, lock)
         seconds = self._spent(time.monotonic() - started)
         if not self._checkpoint_files():
             message = (
@@ -263,13 +310,13 @@ class _Training:
         partial.replace(done)
         progress.log(f"{self._title}: trained in {seconds:,.0f} s")
 
-    def _run(self, process: TrainerProcess) -> Reported:
+    def _run(self, process: TrainerProcess, lock: IO[str]) -> Reported:
         """Run the trainer; one that a signal ended goes on where it saved last, as often as a shard is tried."""
         attempts = self.context.pipeline.refresh.attempts
         for attempt in range(1, attempts + 1):
             started = time.monotonic()
             try:
-                return process.run()
+                return process.run(lock)
             except KilledError as error:
                 self._spent(time.monotonic() - started, keep=True)
                 if attempt == attempts:
@@ -306,16 +353,11 @@ class _Training:
             seed=run.seed,
             out=str(out),
             device=self.device,
-            source=self.context.pipeline.source.model_dump(mode="json"),
             settings={} if training.preset is None else training.preset.model_dump(mode="json"),
         )
 
     def _command(self, spec: TrainerSpec) -> list[str]:
-        """Program and arguments.
-
-        Raises:
-            ValueError: the command names the steps of everything, which are not known.
-        """
+        """Program and arguments."""
         training = required_training(self.context)
         if training.command is None:
             module = next(module for name, module in _PRESETS.items() if getattr(training, name) is not None)
@@ -324,12 +366,6 @@ class _Training:
         values: dict[str, Any] = {name: getattr(spec, name) for name in named - {"tars"}}
         if "tars" in named:
             values["tars"] = "::".join(manifest_tars(spec.manifest))
-        if values.get("steps", 0) is None:
-            message = (
-                "training.command: {steps} is what training on everything took, for `budget: steps`; use {items} for equal "
-                "passes, or let that trainer report its steps by Dagster Pipes (`report_custom_message({'steps': …})`)"
-            )
-            raise ValueError(message)
         return [filled(part, values) for part in shlex.split(training.command)]
 
     def _checkpoint_files(self) -> dict[str, Path]:
@@ -347,7 +383,7 @@ class _Training:
             "draw": self.run.draw,
             "identity": self.run.identity,
             "manifest": self.run.version,
-            "steps": totals.pop("steps", None) or (last.step if last is not None else None),
+            "steps": totals.pop("steps", None) or (last.step if last is not None and reported.numbered else None),
             "items": totals.pop("items", None),
             "tokens": totals.pop("tokens", None),
             "loss": None if last is None else last.loss,

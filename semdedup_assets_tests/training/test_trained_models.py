@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from semdedup_assets.storage.results import MissingResultError
 from semdedup_assets.training.trained_models import TRAINED_MODELS
 from semdedup_assets.training.trainer_process import DivergedError, KilledError, TrainingFailedError
 from semdedup_assets.training.training_runs import work_folder
-from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.stage_runs import StageRuns, record_path
 from semdedup_assets_tests.training.training_pipelines import (
     TRAINER,
     copied,
@@ -151,7 +152,7 @@ def test_a_killed_run_loses_no_finished_model(runs: StageRuns, tmp_path: Path) -
     stopped = runs.changed(training=training(command=waiting))
     program = f"""
 import json
-from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.stage_runs import StageRuns, record_path
 from semdedup_assets_tests.training.training_pipelines import TRAINER, copied, training, training_command, with_manifests
 from semdedup_assets.stage_graph import GRAPH
 StageRuns(json.loads({json.dumps(json.dumps(stopped.settings))}), GRAPH).make("trained_models")
@@ -167,7 +168,7 @@ StageRuns(json.loads({json.dumps(json.dumps(stopped.settings))}), GRAPH).make("t
     assert record.details["models"] == 2
     # The seed that was finished was not begun again.
     assert record.file("epochs-seed0/trainer.log").content().count(b"step 1 ") == 1
-    assert not work.exists()
+    assert not list(work.iterdir())
 
 
 def test_a_diverging_trainer_is_named(runs: StageRuns) -> None:
@@ -205,17 +206,47 @@ def test_a_manifest_that_changed_makes_models_stale_and_is_required(runs: StageR
     assert changed.stale("trained_models") == [KEY]
 
 
-def test_steps_of_everything_are_those_it_took(runs: StageRuns) -> None:
-    by_steps = training(command=training_command(more="--steps {steps}"), budget="steps")
-    runs = runs.changed(training=by_steps)
-    with pytest.raises(MissingResultError, match="everything_trained_models"):
-        runs.make("trained_models")
+def test_another_script_is_another_command(runs: StageRuns, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAINER.read_text())
+    own = runs.changed(training=training(command=training_command().replace(str(TRAINER), str(script))))
+    own.make("trained_models")
+    assert not own.stale("trained_models")
+    script.write_text(script.read_text() + "\n# mended\n")
+    assert own.stale("trained_models") == [KEY]
 
 
-def test_steps_that_are_not_known_are_asked_for(runs: StageRuns) -> None:
-    by_epochs = runs.changed(training=training(command=training_command(more="--steps {steps}")))
-    with pytest.raises(ValueError, match=r"\{steps\} is what training on everything took"):
-        by_epochs.make("trained_models")
+def test_what_another_setting_left_is_not_removed(runs: StageRuns) -> None:
+    """A long training that was stopped can be gone on with after a short one was tried."""
+    work = work_folder(runs.context(), TRAINED_MODELS, Partition.parse(KEY, ("epsilon", "k")))
+    (work / "epochs-seed0-0123456789abcdef").mkdir(parents=True)
+    runs.make("trained_models")
+    assert [path.name for path in work.iterdir()] == ["epochs-seed0-0123456789abcdef"]
+
+
+def test_the_check_holds_equal_steps_against_everything(runs: StageRuns) -> None:
+    both = runs.changed(training=training(budget="steps"))
+    both.make("everything_trained_models")
+    both.make("trained_models")
+
+    def problems(of: StageRuns) -> list[str]:
+        context = of.context()
+        checks = {check.name: check for check in context.graph["trained_models"].checks}
+        return [each.measured for each in checks["equal_budgets"].evaluate(context).problems]
+
+    assert problems(both) == []
+    # The toy takes as many steps as it is told.
+    other = both.changed(training=training(budget="steps", command=training_command(more="--steps 4")))
+    other.make("trained_models")
+    everything = other.record("everything_trained_models")
+    changed = other.changed(training=training(budget="steps", command=training_command(more="--steps 4")))
+    changed.make("everything_trained_models")
+    assert problems(changed) == []
+    record = record_path(changed.record("everything_trained_models"))
+    record.write_bytes(
+        replace(everything, code_version=changed.record("everything_trained_models").code_version).to_json()
+    )
+    assert problems(changed) == ["4 steps where everything took 6"]
 
 
 def test_checks_ask_for_three_seeds_and_known_steps(runs: StageRuns) -> None:
@@ -242,7 +273,7 @@ def test_ending_the_run_ends_its_trainers(runs: StageRuns, tmp_path: Path) -> No
     program = f"""
 import json, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets_tests.stage_runs import StageRuns, record_path
 from semdedup_assets.stage_graph import GRAPH
 StageRuns(json.loads({json.dumps(json.dumps(waiting.settings))}), GRAPH).make("trained_models")
 """

@@ -1,7 +1,7 @@
 """A trainer as a process of its own: what it is told, what is heard of it, and how it may end."""
 
-import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -154,16 +154,46 @@ def test_a_program_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     # The descriptor becomes readable when the program is gone.
-    import select
-
     assert select.select([trainer], [], [], 60)[0]
     os.close(trainer)
 
 
-def test_threads_are_those_that_it_was_given(tmp_path: Path) -> None:
-    program = (
-        "import json, os; print(json.dumps([os.environ[name] for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')]))"
-    )
-    trainer = process(tmp_path, program, threads=3)
+@pytest.mark.parametrize(("set_before", "threads", "found"), [(None, 3, "3"), ("5", 3, "5"), (None, None, "")])
+def test_threads_are_those_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_before: str | None, threads: int | None, found: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_before)
+    trainer = process(tmp_path, "import os; print(os.environ.get('OMP_NUM_THREADS', ''))", threads=threads)
     trainer.run()
-    assert json.loads(trainer.log.read_text()) == ["3", "3"]
+    assert trainer.log.read_text() == f"{found}\n"
+
+
+def test_losses_without_a_step_are_counted_and_are_no_steps(tmp_path: Path) -> None:
+    reported = process(tmp_path, "print('Loss: 3.0 LR: 0.1'); print('Loss: 2.0 LR: 0.1')").run()
+    assert [point.loss for point in reported.curve.values()] == [3.0, 2.0]
+    assert not reported.numbered
+
+
+def test_a_launcher_is_asked_to_end_its_workers(tmp_path: Path) -> None:
+    """One that has a worker in a session of its own, as torchrun has, passes the signal on."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = f"""
+        import signal, subprocess, sys
+        worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        signal.signal(signal.SIGTERM, lambda *_: (worker.kill(), sys.exit(1)))
+        open({str(gate)!r}, "w").write(str(worker.pid))
+        for _ in range(3):
+            print("loss: nan", flush=True)
+        worker.wait()
+    """
+    found: list[int] = []
+    reader = threading.Thread(target=lambda: found.append(os.pidfd_open(int(gate.read_text()))))
+    reader.start()
+    with pytest.raises(DivergedError):
+        process(tmp_path / "run", program).run()
+    reader.join()
+    assert select.select([found[0]], [], [], 60)[0]
+    os.close(found[0])

@@ -24,7 +24,7 @@ def main() -> None:
     state.mkdir(exist_ok=True)
     saved = state / "step"
     start = int(saved.read_text()) if saved.exists() else 0
-    for step in range(start + 1, STEPS + 1):
+    for step in range(start + 1, int(told.steps or STEPS) + 1):
         loss = float("nan") if told.mode == "diverge" else 5.0 / step
         sys.stdout.write(f"step {step} loss: {loss} lr: {0.1 * (1 - step / STEPS)}\n")
         sys.stdout.flush()

@@ -85,7 +85,7 @@ def class_name(sample: Sample, settings: ZeroShot) -> str:
             )
             raise ValueError(message)
         return sample.caption
-    if sample.label.isdecimal() and int(sample.label) < len(classes):
+    if found not in classes and sample.label.isdecimal() and int(sample.label) < len(classes):
         return classes[int(sample.label)]
     if found and found not in classes:
         message = (

@@ -34,5 +34,4 @@ class TrainerSpec(BaseModel, frozen=True):
     seed: int = Field(description="Of the weights and the order.")
     out: str = Field(description="Local folder to write to; an attempt that ended may have left its state there.")
     device: str = Field(description="Such as `cpu` or `cuda`.")
-    source: dict[str, Any] = Field(description="The pipeline's source, as in the settings.")
     settings: dict[str, Any] = Field(description="Of the preset.")
