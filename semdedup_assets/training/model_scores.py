@@ -18,7 +18,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.storage.files import is_local, join, open_file, read_many, write_bytes
 from semdedup_assets.storage.results import ResultRecord, StoredFile, damaged_file, fingerprint
 from semdedup_assets.training.evaluation_data import EvaluationSets
-from semdedup_assets.training.held_out_sets import set_files
+from semdedup_assets.training.held_out_sets import set_files, texts_version
 from semdedup_assets.training.metrics.measured import Measured
 from semdedup_assets.training.trained_models import run_name
 from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError
@@ -143,6 +143,11 @@ class Metric:
     identity: str
     measure: Callable[[StoredModel, Path, Loaded], list[Score]]
 
+    @property
+    def version(self) -> str:
+        """What all models must be measured by to be held against each other."""
+        return fingerprint([self.kind, self.identity])
+
 
 class ModelScores:
     """Measures models by all metrics of a pipeline.
@@ -174,8 +179,8 @@ class ModelScores:
             raise EvaluationFailedError(message)
         return found
 
-    def of(self, model: StoredModel) -> list[Score]:
-        """All scores of a model; those of the same content are read.
+    def of(self, model: StoredModel) -> list[tuple[Metric, list[Score]]]:
+        """All scores of a model by what measured them; those of the same content are read.
 
         Raises:
             EvaluationFailedError: it cannot be measured.
@@ -189,7 +194,7 @@ class ModelScores:
                     if known[index] is None:
                         known[index] = self._measured(model, metric, folder, loaded)
                         write_bytes(places[index], _written(known[index] or []))
-        return [score for scores in known for score in scores or []]
+        return [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
 
     def _place(self, model: StoredModel, metric: Metric) -> str:
         name = fingerprint([model.version, metric.kind, metric.name, metric.identity])
@@ -211,7 +216,7 @@ class ModelScores:
             for name, path in self._settings.bits_per_byte.items()
         }
         for name, file in set_files(self._held_out).items() if self._held_out is not None else ():
-            named.setdefault(name, (file.path, file.entry.checksum))
+            named.setdefault(name, (file.path, texts_version(file)))
         for name, (path, version) in named.items():
 
             def measure(
