@@ -139,7 +139,8 @@ class MetricPanel:
 
 
 _ROLE_COLOURS = {"SemDeDup": _BLUE, "random": _ORANGE, "random, equal size": "#9c6b30", "everything": _INK}
-_MOST_PANELS = 6
+MOST_PANELS = 6
+"""Of a picture; what more there is stands in the tables."""
 
 
 def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, note: str) -> bytes:
@@ -155,7 +156,7 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
         PNG.
     """
     figure, axes = _new_figure(title, note)
-    shown = list(panels)[:_MOST_PANELS]
+    shown = list(panels)[:MOST_PANELS]
     if not shown:
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
@@ -166,14 +167,20 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
     return _png(figure)
 
 
-def _panel_axes(figure: "Figure", axes: "Axes", count: int) -> "list[Axes]":
-    """Axes for several panels below the title and the note of a figure, in two columns."""
+_PANEL_HEIGHT, _MOST_BARS, _BAR_HEIGHT = 2.1, 7, 0.22
+"""Inches of a panel, the bars that fit into it, and inches of each further bar."""
+
+
+def _panel_axes(figure: "Figure", axes: "Axes", count: int, *, bars: int = 0) -> "list[Axes]":
+    """Axes for several panels below the title and the note of a figure, in two columns; higher where bars need it."""
+    more = max(0, bars - _MOST_BARS) * _BAR_HEIGHT
     if count == 1:
+        figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + more)
         return [axes]
     heading, columns = axes.get_title(loc="left"), 2
     figure.delaxes(axes)
     rows = -(-count // columns)
-    figure.set_size_inches(figure.get_figwidth(), 1.0 + 2.1 * rows)
+    figure.set_size_inches(figure.get_figwidth(), 1.0 + (_PANEL_HEIGHT + more) * rows)
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.36 / height, heading, fontsize=_FONT_SIZE - 0.5, color=_GREY, va="top", parse_math=False)
     # Room for the note, which stands in no axes.
@@ -233,11 +240,12 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
         PNG.
     """
     figure, axes = _new_figure(title, note)
-    shown = list(panels)[:_MOST_PANELS]
+    shown = list(panels)[:MOST_PANELS]
     if not shown:
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
-    for panel, own in zip(shown, _panel_axes(figure, axes, len(shown)), strict=True):
+    bars = max(len(panel.values) for panel in shown)
+    for panel, own in zip(shown, _panel_axes(figure, axes, len(shown), bars=bars), strict=True):
         _prepare_panel(own, panel.title, higher_is_better=panel.higher_is_better)
         names = list(panel.values)
         for place, name in enumerate(names):
