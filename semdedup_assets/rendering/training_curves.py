@@ -167,8 +167,8 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
     return _png(figure)
 
 
+# Inches of a panel, the bars that fit into it, and inches of each further bar.
 _PANEL_HEIGHT, _MOST_BARS, _BAR_HEIGHT = 2.1, 7, 0.22
-"""Inches of a panel, the bars that fit into it, and inches of each further bar."""
 
 
 def _panel_axes(figure: "Figure", axes: "Axes", count: int, *, bars: int = 0) -> "list[Axes]":

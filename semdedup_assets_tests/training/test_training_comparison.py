@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semdedup_assets.rendering.training_curves import MOST_PANELS
 from semdedup_assets.storage.results import ResultRecord, ResultWriter, commit
 from semdedup_assets.storage.tables import write_table
+from semdedup_assets.training.evaluation_curves import metric_means, saved_compute
 from semdedup_assets.training.evaluations import TABLE
 from semdedup_assets.training.training_comparison import (
     ComparedKeptSet,
@@ -149,6 +150,19 @@ def test_unequal_steps_are_told_beside_the_verdict_and_unknown_ones_are_null(tmp
     assert [row["steps"] for row in record.details["kept_sets"]] == ["60", "–"]
 
 
+def test_steps_that_no_trainer_reported_save_nothing(tmp_path: Path) -> None:
+    known, silent = (
+        kept_set(tmp_path, Measured(steps=steps), Measured(role="everything", share=1.0, steps=90))
+        for steps in (60, None)
+    )
+    reached = []
+    for each in (known, silent):
+        means = metric_means({**row, "target": ""} for row in each.rows)
+        (row,) = (row for row in saved_compute(means) if row["trained on"] == "SemDeDup")
+        reached.append((row["reached by"], row["steps saved"]))
+    assert reached == [("60%, equal epochs", "33%"), ("nothing", "–")]
+
+
 def test_each_kept_set_stands_beside_the_baselines_that_it_has(tmp_path: Path) -> None:
     random = Measured((0.3, 0.4), role="random")
     both = kept_set(tmp_path, Measured(), random, dataset="toy", model="clip", selection="hard", epsilon="0.1", k="9")
@@ -178,6 +192,7 @@ def test_long_comparisons_are_whole_in_their_files(tmp_path: Path) -> None:
 SEEDS = st.lists(st.floats(0, 1, allow_nan=False), min_size=1, max_size=4).map(tuple)
 
 
+@settings(max_examples=25, deadline=None)
 @given(one=SEEDS, other=SEEDS, higher=st.booleans())
 def test_verdicts_do_not_depend_on_which_is_first(
     tmp_path_factory: pytest.TempPathFactory, one: tuple[float, ...], other: tuple[float, ...], higher: bool
