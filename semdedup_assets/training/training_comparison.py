@@ -349,8 +349,8 @@ def _picture(kept_sets: Mapping[str, ComparedKeptSet]) -> bytes:
         for like, named in alike.items():
             higher = next(iter(named.values())).own[measure].higher_is_better
             panels[measure, like] = SeedPanel(title, higher, dict(_bars(measure, named)))
-    note = "Points are models, bars mean and one standard deviation; a panel holds what can be compared"
-    note += f"; {MOST_PANELS} of {len(panels)} panels" if len(panels) > MOST_PANELS else ""
+    note = "mean ± one standard deviation; in one panel what can be compared"
+    note += f"; {MOST_PANELS} of {len(panels)}" if len(panels) > MOST_PANELS else ""
     return seed_panels(list(panels.values()), title=_TITLE, note=note)
 
 
