@@ -5,14 +5,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semdedup_assets.algorithm.deduplication import Deduplication, semdedup
     from semdedup_assets.analyses.manifest_comparison import compare_manifests
-    from semdedup_assets.component import ManifestComparison, SemDedupPipeline
+    from semdedup_assets.component import ManifestComparison, SemDedupPipeline, TrainingComparison
 
-__all__ = ["Deduplication", "ManifestComparison", "SemDedupPipeline", "compare_manifests", "semdedup"]
+__all__ = [
+    "Deduplication",
+    "ManifestComparison",
+    "SemDedupPipeline",
+    "TrainingComparison",
+    "compare_manifests",
+    "semdedup",
+]
 
 _HOMES = {
     "Deduplication": "semdedup_assets.algorithm.deduplication",
     "ManifestComparison": "semdedup_assets.component",
     "SemDedupPipeline": "semdedup_assets.component",
+    "TrainingComparison": "semdedup_assets.component",
     "compare_manifests": "semdedup_assets.analyses.manifest_comparison",
     "semdedup": "semdedup_assets.algorithm.deduplication",
 }
@@ -31,4 +39,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     # Dagster looks at all that this names to find the components: the algorithm would bring PyTorch with it, a second
     # and a half at each start of a code location.
-    return [*globals(), "ManifestComparison", "SemDedupPipeline"]
+    return [*globals(), "ManifestComparison", "SemDedupPipeline", "TrainingComparison"]

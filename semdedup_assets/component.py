@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 from dagster.components.resolved.errors import ResolutionException
@@ -13,21 +13,23 @@ from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.builder import AssetBuilder, dagster_name
 from semdedup_assets.assets.comparison import (
-    FoundManifest,
-    UnknownManifestError,
     comparison_definitions,
+    find_evaluations,
     find_manifest,
-    labelled,
+    training_comparison_definitions,
 )
+from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, UnknownKeptSetError, labelled
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
-from semdedup_assets.comparison_settings import Comparison
+from semdedup_assets.comparison_settings import Comparison, ModelComparison, NamedKeptSet
 from semdedup_assets.defs_yaml.problems import Problem, near_names, schema_problems, setting_problems
-from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder
+from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
 from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
+
+_Named = TypeVar("_Named", bound=NamedKeptSet)
 
 # Every process that Dagster starts for a pipeline comes by here, and has not imported PyTorch yet.
 let_threads_sleep()
@@ -129,29 +131,100 @@ class ManifestComparison(dg.Component):
             DagsterInvalidDefinitionError: no pipeline of the project has one of them; names every one with file and
                 line, and what there is.
         """
-        # Their settings say where the manifests lie, in whatever order the components are loaded.
-        pipelines = [each.pipeline for each in context.component_tree.get_all_components(SemDedupPipeline)]
-        found, problems = self._manifests(pipelines)
-        if problems:
-            # The context of loading knows the lines of the file.
-            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, self._written_in or context)))
+        # The context of loading knows the lines of the file.
+        of_file = self._written_in or context
+        found = _found("manifests", self.comparison.manifests, find_manifest, _pipelines(context), of_file)
         return comparison_definitions(self.comparison, found)
 
-    def _manifests(self, pipelines: Sequence[Pipeline]) -> tuple[list[FoundManifest], list[Problem]]:
-        """The manifests that the settings name, and what is wrong with those that are not there."""
-        found, problems = list[FoundManifest](), list[Problem]()
-        for index, wanted in enumerate(self.comparison.manifests):
-            try:
-                found.append(find_manifest(wanted, pipelines))
-            except UnknownManifestError as error:
-                problems.append(Problem(("manifests", index, error.setting), error.message))
-        found = labelled(found)
-        labels = Counter(each.label for each in found)
-        for index, each in enumerate(found if not problems else []):
-            if labels[each.label] > 1:
-                message = f"{each.label!r} is also the name of another; name them apart, or remove one"
-                problems.append(Problem(("manifests", index, "name"), message))
-        return found, problems
+
+class TrainingComparisonAttributes(RootModel[dict[str, Any]]):
+    """`attributes` of a comparison of trained models as they are written, with the schema of `ModelComparison`."""
+
+    @classmethod
+    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
+        """The schema that `dg check yaml` and editors go by."""
+        return ModelComparison.model_json_schema(schema_generator=WrittenSchema)
+
+
+@dg.scaffold_with(TrainingComparisonScaffolder)
+class TrainingComparison(dg.Component):
+    """Models trained on kept sets of the project's pipelines, beside each other: strategies, k, epsilons, models."""
+
+    def __init__(self, comparison: ModelComparison, written_in: dg.ComponentLoadContext | None = None) -> None:
+        self.comparison = comparison
+        self._written_in = written_in
+
+    @classmethod
+    def get_model_cls(cls) -> type[TrainingComparisonAttributes]:
+        """The schema of `attributes`."""
+        return TrainingComparisonAttributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "TrainingComparison":
+        """The comparison that `attributes` describe, with `{{ env.NAME }}` filled in.
+
+        Raises:
+            DagsterInvalidDefinitionError: something is wrong with them; names every problem with file and line.
+        """
+        settings = _settings(
+            attributes,
+            context,
+            needed="name and kept_sets",
+            problems=lambda filled: schema_problems(filled, ModelComparison),
+        )
+        return cls(ModelComparison.model_validate(settings), context)
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The asset that compares the trained models.
+
+        Raises:
+            DagsterInvalidDefinitionError: no pipeline of the project has one of the kept sets, or it trains nothing;
+                names every one with file and line, and what there is.
+        """
+        of_file = self._written_in or context
+        found = _found("kept_sets", self.comparison.kept_sets, find_evaluations, _pipelines(context), of_file)
+        return training_comparison_definitions(self.comparison, found)
+
+
+def _pipelines(context: dg.ComponentLoadContext) -> list[Pipeline]:
+    """Of the project, in whatever order the components are loaded: their settings say where results lie."""
+    return [each.pipeline for each in context.component_tree.get_all_components(SemDedupPipeline)]
+
+
+def _found(
+    section: str,
+    named: Sequence[_Named],
+    find: Callable[[_Named, Sequence[Pipeline]], FoundKeptSet],
+    pipelines: Sequence[Pipeline],
+    context: dg.ComponentLoadContext,
+) -> list[FoundKeptSet]:
+    """The kept sets that a comparison names, each with a label of its own.
+
+    Args:
+        section: of the settings, in which they are named.
+        named: what the settings say of each.
+        find: finds one among the pipelines.
+        pipelines: of the project.
+        context: in which the file was read.
+
+    Raises:
+        DagsterInvalidDefinitionError: some are not there, or cannot be told apart; names every one with file and line.
+    """
+    found, problems = list[FoundKeptSet](), list[Problem]()
+    for index, wanted in enumerate(named):
+        try:
+            found.append(find(wanted, pipelines))
+        except UnknownKeptSetError as error:
+            problems.append(Problem((section, index, error.setting), error.message))
+    found = labelled(found)
+    labels = Counter(each.label for each in found)
+    for index, each in enumerate(found if not problems else []):
+        if labels[each.label] > 1:
+            message = f"{each.label!r} is also the name of another; name them apart, or remove one"
+            problems.append(Problem((section, index, "name"), message))
+    if problems:
+        raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
+    return found
 
 
 def _settings(

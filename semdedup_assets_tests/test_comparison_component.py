@@ -12,8 +12,10 @@ from dagster.components.component_scaffolding import scaffold_object
 
 from semdedup_assets.comparison_settings import Comparison
 from semdedup_assets.component import ManifestComparison
+from semdedup_assets_tests import comparison_projects
+from semdedup_assets_tests.comparison_projects import check_job, comparison_job, line_of, metadata_of
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline
-from semdedup_assets_tests.test_component import COMMENTED_SETTING, load, project, root_cause
+from semdedup_assets_tests.test_component import COMMENTED_SETTING, load, root_cause
 
 COMPONENT = "semdedup_assets.ManifestComparison"
 KEY = dg.AssetKey(["robustness", "manifest_comparison"])
@@ -40,35 +42,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     return made
 
 
-def write_project(folder: Path, runs: StageRuns, manifests: list[dict[str, Any]], **settings: Any) -> Path:
-    """A project with the comparison's file before the pipeline's, as the loading order is nobody's to know."""
-    path = project(folder, yaml.safe_dump({"type": "semdedup_assets.SemDedupPipeline", "attributes": runs.settings}))
-    own = path.parent.parent / "a_comparison" / "defs.yaml"
-    own.parent.mkdir()
-    attributes = {"name": "robustness", "store": str(folder / "comparisons"), **settings, "manifests": manifests}
-    own.write_text(yaml.safe_dump({"type": COMPONENT, "attributes": attributes}, sort_keys=False))
-    return own
+def write_project(folder: Path, runs: StageRuns, manifests: list[dict[str, Any]]) -> Path:
+    return comparison_projects.write_project(
+        folder, [runs.settings], COMPONENT, {"name": "robustness", "manifests": manifests}
+    )
 
 
 def named(**changes: Any) -> list[dict[str, Any]]:
     return [{"name": name, **manifest, **changes.get(name, {})} for name, manifest in EXPECTED.items()]
-
-
-def line_of(path: Path, problem: str) -> int:
-    """Where the YAML has the setting that a problem begins with."""
-    node = yaml.compose(path.read_text())
-    for part in problem.partition(":")[0].split("."):
-        if isinstance(node, yaml.SequenceNode):
-            node = node.value[int(part)]
-        else:
-            key, node = next(pair for pair in node.value if pair[0].value == part)
-            line = key.start_mark.line
-    return int(line) + 1
-
-
-def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
-    (event,) = result.asset_materializations_for_node("robustness__manifest_comparison")
-    return {name: value.value for name, value in event.metadata.items()}
 
 
 def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_change(
@@ -84,13 +65,11 @@ def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_chang
     (hard,) = (dep for dep in graph.get(KEY).assets_def.get_asset_spec(KEY).deps if "hard" in dep.asset_key.path)
     assert hard.partition_mapping == dg.SpecificPartitionsPartitionMapping(["keep=50%|3", "keep=50%|9"])
 
-    selection = dg.AssetSelection.assets(KEY)
-    job = dg.Definitions.merge(definitions, dg.Definitions(jobs=[dg.define_asset_job("compare", selection=selection)]))
     with dg.instance_for_test() as instance:
-        result = job.resolve_job_def("compare").execute_in_process(instance=instance)
+        result = comparison_job(definitions, KEY).execute_in_process(instance=instance)
         (check,) = result.get_asset_check_evaluations()
         assert check.passed
-        found = metadata_of(result)
+        found = metadata_of(result, "robustness__manifest_comparison")
         kept = {name: set(runs.kept_keys(f"keep=50%|{at['k']}", at["selection"])) for name, at in EXPECTED.items()}
         kept[f"hard k = 3 {fixed}"] = kept["k = 3"]
         for row, (name, own) in zip(found["matrix"].records, kept.items(), strict=True):
@@ -106,10 +85,7 @@ def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_chang
         assert {row.data["reason"] for row in found["changed_examples"].records} == {"removed"}
 
     runs.changed(manifests=["parquet", "keep_lists"]).make("manifests", "keep=50%|9", selection="hard")
-    spec = next(iter(graph.get(KEY).check_keys))
-    only = dg.define_asset_job("only_check", selection=dg.AssetSelection.checks(spec))
-    checked = dg.Definitions.merge(definitions, dg.Definitions(jobs=[only])).resolve_job_def("only_check")
-    (check,) = checked.execute_in_process().get_asset_check_evaluations()
+    (check,) = check_job(definitions, KEY).execute_in_process().get_asset_check_evaluations()
     assert not check.passed
     assert "k \\= 9 \\(" in str(check.description)
 

@@ -8,7 +8,15 @@ import numpy as np
 
 from semdedup_assets.analyses.manifest_comparison import ComparedManifests, compare_manifests, read_manifest
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown
-from semdedup_assets.storage.results import ResultRecord, ResultWriter, attempting, commit, fingerprint, read_record
+from semdedup_assets.storage.results import (
+    ResultRecord,
+    ResultWriter,
+    attempting,
+    changed_inputs,
+    commit,
+    fingerprint,
+    read_record,
+)
 from semdedup_assets.storage.tables import TableWriter
 
 if TYPE_CHECKING:
@@ -194,9 +202,4 @@ def changed_since(location: str, manifests: Mapping[str, str]) -> dict[str, tupl
             now[name] = read_manifest(path).version
         except FileNotFoundError:
             now[name] = "missing"
-    names = [*now, *(name for name in record.inputs if name not in now)]
-    return {
-        name: (record.inputs.get(name, "none"), now.get(name, "none"))
-        for name in names
-        if record.inputs.get(name) != now.get(name)
-    }
+    return changed_inputs(record, now)

@@ -1,66 +1,69 @@
-"""The asset that compares manifests of any pipelines of a project."""
+"""The assets that compare kept sets of any pipelines of a project: their manifests, or the models trained on them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import dagster as dg
 
 from semdedup_assets.analyses.comparison_tables import changed_since, shown_comparison, write_comparison
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset, dagster_name
+from semdedup_assets.assets.kept_set_lookup import (
+    FoundKeptSet,
+    UnknownKeptSetError,
+    chosen,
+    dependencies,
+    find_kept_set,
+)
 from semdedup_assets.assets.metadata import as_metadata, markdown_text, shown_metadata
-from semdedup_assets.comparison_settings import ComparedManifest, Comparison
-from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.comparison_settings import ComparedManifest, Comparison, ModelComparison, NamedKeptSet
 from semdedup_assets.execution.progress import reporting_to
-from semdedup_assets.execution.stage import ANALYSE
-from semdedup_assets.kept_sets import Target
+from semdedup_assets.execution.stage import ANALYSE, Shown
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.files import join
 from semdedup_assets.storage.layout import comparison as comparison_location
-
-_TEXT = (
-    "Which items some manifests keep in common: I(A, B) = |A and B| / |A| of each two (SemDeDup, sections 6.2, 6.3, A.1), "
-    "and each item that only one of two keeps, with the reason. Materialise it when you want it; it is stale once one "
-    "of the manifests is made again."
+from semdedup_assets.storage.layout import training_comparison as training_comparison_location
+from semdedup_assets.storage.results import ResultRecord, changed_inputs, read_record
+from semdedup_assets.training.training_comparison import (
+    ComparedKeptSet,
+    evaluated_version,
+    shown_training_comparison,
+    write_training_comparison,
 )
-_CHECK = "The manifests that were compared are those that are there now."
 
-
-class UnknownManifestError(ValueError):
-    """A comparison names a manifest that no pipeline has.
-
-    Attributes:
-        message: what there is instead.
-        setting: of the manifest, which is wrong.
-    """
-
-    def __init__(self, message: str, *, setting: str) -> None:
-        super().__init__(message)
-        self.message, self.setting = message, setting
+_MANIFEST_ORDER = ("dataset", "model", "selection", "baseline", "epsilon", "k", "version")
+_EVALUATIONS = "evaluations"
 
 
 @dataclass(frozen=True)
-class FoundManifest:
-    """A manifest of a pipeline.
+class _ComparisonAsset:
+    """What makes up the asset of a comparison.
 
     Attributes:
-        store: of the pipeline.
-        label: in tables and pictures; empty where the settings give it no name.
-        parts: what it is of, by the names of the settings.
-        key: of the asset that makes it.
-        partition: of that asset; empty where it has none.
-        path: folder of all its versions, or of a fixed one.
+        name: last part of its key.
+        description: of the asset.
+        check: name of the check whether what was compared is what is there now.
+        check_description: of that check.
+        compared: what is compared, in words.
+        location: of the result, without a suffix.
+        write: compares, and commits the result.
+        shown: what a person sees of the result.
+        hidden: details of the record that are shown by that already.
+        changed: what was made again since it was compared: by name, then and now; None where there is no comparison.
     """
 
-    store: str
-    label: str
-    parts: dict[str, str]
-    key: dg.AssetKey
-    partition: str
-    path: str
+    name: str
+    description: str
+    check: str
+    check_description: str
+    compared: str
+    location: str
+    write: Callable[[], ResultRecord]
+    shown: Callable[[ResultRecord], Mapping[str, Shown]]
+    hidden: frozenset[str]
+    changed: Callable[[], dict[str, tuple[str, str]] | None]
 
 
-def find_manifest(wanted: ComparedManifest, pipelines: Sequence[Pipeline]) -> FoundManifest:
+def find_manifest(wanted: ComparedManifest, pipelines: Sequence[Pipeline]) -> FoundKeptSet:
     """The manifest that a comparison names.
 
     Args:
@@ -68,146 +71,161 @@ def find_manifest(wanted: ComparedManifest, pipelines: Sequence[Pipeline]) -> Fo
         pipelines: of the project.
 
     Raises:
-        UnknownManifestError: there is none, or more than one; names what there is.
+        UnknownKeptSetError: there is none, or more than one; names what there is.
     """
-    of_dataset = [each for each in pipelines if each.dataset == wanted.dataset]
-    _chosen("dataset", wanted.dataset, sorted({each.dataset for each in pipelines}))
-    model = _chosen("model", wanted.model, [each.model_name for each in of_dataset])
-    builder = AssetBuilder(next(each for each in of_dataset if each.model_name == model), GRAPH)
-    asset = _asset(wanted, builder)
-    pipeline, dimensions = builder.pipeline, asset.stage.dimensions
-    parts: dict[str, str] = {}
-    for name, given, there in (
-        ("epsilon", wanted.epsilon, [str(each) for each in pipeline.targets]),
-        ("k", wanted.k, [str(each) for each in pipeline.clusterings]),
-    ):
-        if name in dimensions:
-            parts[name] = _chosen(name, given, there)
-    # Dagster joins the dimensions of a partition in the order of their names: epsilon, k.
-    partition = "|".join(parts.values())
-    folder = builder.context(asset).location(asset.stage.name, Partition.parse(partition, dimensions))
-    named: dict[str, str | None] = {"dataset": wanted.dataset, "model": model, "selection": asset.name}
-    named |= {"baseline": wanted.baseline, **parts, "version": wanted.version}
-    return FoundManifest(
-        pipeline.store,
-        wanted.name or "",
-        {name: value for name, value in named.items() if value is not None},
-        builder.key(asset),
-        partition,
-        join(folder, wanted.version) if wanted.version else folder,
-    )
+    found = find_kept_set(wanted, pipelines, lambda builder: _manifests(wanted, builder))
+    named = {**found.parts, "baseline": wanted.baseline, "version": wanted.version}
+    parts = {name: value for name in _MANIFEST_ORDER if (value := named.get(name)) is not None}
+    return replace(found, parts=parts)
 
 
-def labelled(manifests: Sequence[FoundManifest]) -> list[FoundManifest]:
-    """The same manifests, those without a name called by what they do not all have in common."""
-    names = dict.fromkeys(name for found in manifests for name in found.parts)
-    values = {name: {found.parts.get(name) for found in manifests} for name in names}
-    return [
-        found
-        if found.label
-        else replace(
-            found, label=" ".join(_words(name, each) for name, each in found.parts.items() if len(values[name]) > 1)
-        )
-        for found in manifests
-    ]
-
-
-def _words(name: str, value: str) -> str:
-    if name == "k":
-        return f"k = {value}"
-    return Target.parse(value).label if name == "epsilon" else value
-
-
-def _asset(wanted: ComparedManifest, builder: AssetBuilder) -> StageAsset:
-    """The asset of the method's manifests or a baseline's, of the wanted selection."""
+def _manifests(wanted: ComparedManifest, builder: AssetBuilder) -> list[StageAsset]:
+    """The assets of the method's manifests or a baseline's."""
     suffix = "_manifests"
     if wanted.baseline is None:
-        assets = [each for each in builder.assets if each.stage.name == "manifests"]
-    else:
-        baselines = sorted({each.stage.name for each in builder.assets if each.stage.name.endswith(suffix)})
-        _chosen("baseline", wanted.baseline, [name.removesuffix(suffix) for name in baselines])
-        assets = [each for each in builder.assets if each.stage.name == f"{wanted.baseline}{suffix}"]
-    names = [each.name for each in assets if each.name is not None]
-    if not names:
-        if wanted.selection is not None and assets[0].stage.selected:
+        return [each for each in builder.assets if each.stage.name == "manifests"]
+    baselines = sorted({each.stage.name for each in builder.assets if each.stage.name.endswith(suffix)})
+    chosen("baseline", wanted.baseline, [name.removesuffix(suffix) for name in baselines])
+    return [each for each in builder.assets if each.stage.name == f"{wanted.baseline}{suffix}"]
+
+
+def find_evaluations(wanted: NamedKeptSet, pipelines: Sequence[Pipeline]) -> FoundKeptSet:
+    """The evaluations of the kept set that a comparison of trained models names.
+
+    Args:
+        wanted: what the settings say of it.
+        pipelines: of the project.
+
+    Raises:
+        UnknownKeptSetError: there is none, or more than one, or its pipeline trains nothing; names what there is.
+    """
+
+    def assets(builder: AssetBuilder) -> list[StageAsset]:
+        found = [each for each in builder.assets if each.stage.name == _EVALUATIONS]
+        if not found:
             message = (
-                f"{wanted.selection!r} is none: the pipeline has one `selection`, without a name; remove this line"
+                f"the pipeline {'/'.join(builder.prefix)} has no `training`, so that no model is trained and evaluated; "
+                "set `training` there, or name another pipeline"
             )
-            raise UnknownManifestError(message, setting="selection")
-        return assets[0]
-    name = _chosen("selection", wanted.selection, names)
-    return next(each for each in assets if each.name == name)
+            raise UnknownKeptSetError(message, setting="model" if wanted.model else "dataset")
+        return found
+
+    return find_kept_set(wanted, pipelines, assets)
 
 
-def _chosen(setting: str, given: str | None, there: Sequence[str]) -> str:
-    """The one that is meant of those that there are."""
-    named = ", ".join(there) or "none"
-    if given is None and len(there) == 1:
-        return there[0]
-    if given is None:
-        message = f"missing; there are several: {named}"
-        raise UnknownManifestError(message, setting=setting)
-    if given not in there:
-        message = f"{given!r} is none of those that there are: {named}"
-        raise UnknownManifestError(message, setting=setting)
-    return given
-
-
-def comparison_definitions(comparison: Comparison, manifests: Sequence[FoundManifest]) -> dg.Definitions:
-    """The asset of a comparison, with its check.
+def comparison_definitions(comparison: Comparison, manifests: Sequence[FoundKeptSet]) -> dg.Definitions:
+    """The asset of a comparison of manifests, with its check.
 
     Args:
         comparison: its settings.
         manifests: what it names, as they were found.
     """
-    key = dg.AssetKey([comparison.name, "manifest_comparison"])
     location = comparison_location(comparison.store or manifests[0].store, comparison.name)
-    paths = {found.label: found.path for found in manifests}
+    paths = {found.label: _manifest_path(found) for found in manifests}
+    asset = _ComparisonAsset(
+        name="manifest_comparison",
+        description="Which items some manifests keep in common: I(A, B) = |A and B| / |A| of each two (SemDeDup, sections "
+        "6.2, 6.3, A.1), and each item that only one of two keeps, with the reason. Materialise it when you want it; it is "
+        "stale once one of the manifests is made again.",
+        check="manifests_are_as_compared",
+        check_description="The manifests that were compared are those that are there now.",
+        compared="manifests",
+        location=location,
+        write=lambda: write_comparison(location, paths, budget=comparison.memory_mib << 20),
+        shown=shown_comparison,
+        hidden=frozenset({"intersections"}),
+        changed=lambda: changed_since(location, paths),
+    )
+    return _definitions(comparison, asset, manifests)
+
+
+def _manifest_path(found: FoundKeptSet) -> str:
+    """Folder of all versions of a manifest, or of a fixed one."""
+    return join(found.location, found.parts["version"]) if "version" in found.parts else found.location
+
+
+def training_comparison_definitions(comparison: ModelComparison, kept_sets: Sequence[FoundKeptSet]) -> dg.Definitions:
+    """The asset of a comparison of trained models, with its check.
+
+    Args:
+        comparison: its settings.
+        kept_sets: what it names, as they were found.
+    """
+    location = training_comparison_location(comparison.store or kept_sets[0].store, comparison.name)
+    asset = _ComparisonAsset(
+        name="training_comparison",
+        description="What models that were trained on some kept sets are worth beside each other: keep strategies, k, "
+        "epsilons and embedding models (SemDeDup, Tables 1 to 4 and A6). A difference counts as clear only beyond two pooled "
+        "standard deviations of the seeds; what was measured on other data, or trained otherwise, is not compared. "
+        "Materialise it when you want it; it is stale once one of the evaluations is made again.",
+        check="evaluations_are_as_compared",
+        check_description="The evaluations that were compared are those that are there now.",
+        compared="kept_sets",
+        location=location,
+        write=lambda: write_training_comparison(location, {each.label: _evaluated(each) for each in kept_sets}),
+        shown=shown_training_comparison,
+        hidden=frozenset({"kept_sets", "verdicts", "not_compared"}),
+        changed=lambda: _changed_evaluations(location, kept_sets),
+    )
+    return _definitions(comparison, asset, kept_sets)
+
+
+def _evaluated(found: FoundKeptSet) -> ComparedKeptSet:
+    """A kept set with its evaluations, once everything that they depend on is seen to fit together."""
+    records = found.context().index.require_consistent(_EVALUATIONS, found.partition)
+    return ComparedKeptSet(found.parts, records[found.partition])
+
+
+def _changed_evaluations(location: str, kept_sets: Sequence[FoundKeptSet]) -> dict[str, tuple[str, str]] | None:
+    record = read_record(location)
+    if record is None:
+        return None
+    found = {each.label: each.context().index.record(_EVALUATIONS, each.partition) for each in kept_sets}
+    now = {name: "missing" if each is None else evaluated_version(each) for name, each in found.items()}
+    return changed_inputs(record, now)
+
+
+def _definitions(
+    comparison: Comparison | ModelComparison, asset: _ComparisonAsset, kept_sets: Sequence[FoundKeptSet]
+) -> dg.Definitions:
+    """An asset that depends on what it compares, with its check."""
+    key = dg.AssetKey([comparison.name, asset.name])
 
     @dg.asset(
         key=key,
         group_name=dagster_name(comparison.name),
         owners=list(comparison.owners),
         code_version="1",
-        description=_TEXT,
+        description=asset.description,
         kinds={"parquet"},
         tags={STEP_TAG: ANALYSE},
-        metadata={"dagster/uri": location, "dagster/storage_kind": "parquet"},
-        deps=list(_deps(manifests)),
+        metadata={"dagster/uri": asset.location, "dagster/storage_kind": "parquet"},
+        deps=list(dependencies(kept_sets)),
     )
-    def manifest_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+    def compare(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with reporting_to(context.log.info):
-            record = write_comparison(location, paths, budget=comparison.memory_mib << 20)
-        shown, details = shown_metadata(shown_comparison(record)), dict(record.details)
-        del details["intersections"]
+            record = asset.write()
+        shown = shown_metadata(asset.shown(record))
+        details = {name: value for name, value in record.details.items() if name not in asset.hidden}
         return dg.MaterializeResult(
-            metadata={**shown, **as_metadata(details), "dagster/uri": location},
+            metadata={**shown, **as_metadata(details), "dagster/uri": asset.location},
             data_version=dg.DataVersion(record.version),
         )
 
-    return dg.Definitions(assets=[manifest_comparison], asset_checks=[_check(key, location, paths)])
+    return dg.Definitions(assets=[compare], asset_checks=[_check(key, asset, compared=len(kept_sets))])
 
 
-def _deps(manifests: Sequence[FoundManifest]) -> Iterator[dg.AssetDep]:
-    """Each asset once, with all of its partitions that are compared."""
-    for key in dict.fromkeys(found.key for found in manifests):
-        partitions = sorted({found.partition for found in manifests if found.key == key and found.partition})
-        yield dg.AssetDep(
-            key, partition_mapping=dg.SpecificPartitionsPartitionMapping(partitions) if partitions else None
-        )
-
-
-def _check(key: dg.AssetKey, location: str, paths: Mapping[str, str]) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=key, description=_CHECK)
-    def manifests_are_as_compared() -> dg.AssetCheckResult:
-        changed = changed_since(location, paths)
+def _check(key: dg.AssetKey, asset: _ComparisonAsset, *, compared: int) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, name=asset.check, description=asset.check_description)
+    def are_as_compared() -> dg.AssetCheckResult:
+        changed = asset.changed()
         named = [f"{name} ({then} was compared, {now} is there)" for name, (then, now) in (changed or {}).items()]
         problem = "nothing was compared yet" if changed is None else f"made again since: {', '.join(named)}"
         return dg.AssetCheckResult(
             passed=changed == {},
             severity=dg.AssetCheckSeverity.WARN,
             description=None if changed == {} else markdown_text(f"{problem}; materialise {key.to_user_string()}"),
-            metadata={"manifests": len(paths), "changed": len(named)},
+            metadata={asset.compared: compared, "changed": len(named)},
         )
 
-    return manifests_are_as_compared
+    return are_as_compared

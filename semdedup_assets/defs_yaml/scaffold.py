@@ -1,4 +1,4 @@
-"""What `dg scaffold defs semdedup_assets.SemDedupPipeline <name>` and `….ManifestComparison <name>` write."""
+"""What `dg scaffold defs semdedup_assets.SemDedupPipeline <name>` writes, and the same of the two comparisons."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ import dagster as dg
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
-from semdedup_assets.comparison_settings import Comparison
+from semdedup_assets.comparison_settings import Comparison, ModelComparison
 from semdedup_assets.defs_yaml.commented import commented_settings
 from semdedup_assets.settings import MOST_PARTITIONS, Pipeline
 
@@ -152,14 +152,72 @@ class ComparisonScaffolder(dg.Scaffolder[NewComparison]):
         Raises:
             ValidationError: what was given makes no comparison; nothing is written.
         """
-        name = (request.target_path.parent if request.append else request.target_path).name
-        settings = request.params.settings(name)
-        if request.scaffold_format == "python":
-            dg.scaffold_component(request, settings)
-            return
-        content = _COMPARISON_HEAD.format(type=request.type_name) + commented_settings(settings, Comparison)
-        Comparison.model_validate(yaml.safe_load(content)["attributes"])
-        _write(request, content)
+        _scaffold_comparison(request, Comparison, head=_COMPARISON_HEAD)
+
+
+_TRAINING_COMPARISON_HEAD = """\
+# Models that were trained on kept sets of this project's pipelines, beside each other: what each is worth, and what is clear.
+# `dg check defs` reports what is wrong, before anything runs.
+type: {type}
+
+attributes:
+"""
+
+
+class NewTrainingComparison(BaseModel, extra="forbid"):
+    """What can be said of a new comparison of trained models when its `defs.yaml` is scaffolded."""
+
+    dataset: str = Field("photos", description="Dataset of the pipeline whose trained models are compared.")
+    epsilon: str = Field("keep=50%", description="Target of all: at equal size, the choice of items alone differs.")
+    selection: str = Field("hard,easy", description="Selections that are compared, with commas between them.")
+
+    @model_validator(mode="after")
+    def _makes_a_comparison(self) -> "NewTrainingComparison":
+        ModelComparison.model_validate(self.settings("name"))
+        return self
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings that have no default, and those that were given.
+
+        Args:
+            name: of the comparison.
+        """
+        return {
+            "name": name,
+            "kept_sets": [
+                {"dataset": self.dataset, "selection": each.strip(), "epsilon": self.epsilon}
+                for each in self.selection.split(",")
+            ],
+        }
+
+
+class TrainingComparisonScaffolder(dg.Scaffolder[NewTrainingComparison]):
+    """Writes a `defs.yaml` in which every setting is explained."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[NewTrainingComparison]:
+        """The options of `dg scaffold defs`."""
+        return NewTrainingComparison
+
+    def scaffold(self, request: dg.ScaffoldRequest[NewTrainingComparison]) -> None:
+        """Write the file, or put another document into it.
+
+        Raises:
+            ValidationError: what was given makes no comparison; nothing is written.
+        """
+        _scaffold_comparison(request, ModelComparison, head=_TRAINING_COMPARISON_HEAD)
+
+
+def _scaffold_comparison(request: dg.ScaffoldRequest[Any], model: type[BaseModel], *, head: str) -> None:
+    """Write the file of a comparison, once its settings are seen to be valid."""
+    name = (request.target_path.parent if request.append else request.target_path).name
+    settings = request.params.settings(name)
+    if request.scaffold_format == "python":
+        dg.scaffold_component(request, settings)
+        return
+    content = head.format(type=request.type_name) + commented_settings(settings, model)
+    model.model_validate(yaml.safe_load(content)["attributes"])
+    _write(request, content)
 
 
 def _write(request: dg.ScaffoldRequest[Any], content: str) -> None:

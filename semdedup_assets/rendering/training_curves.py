@@ -1,5 +1,6 @@
 """The pictures of trainings and of what the trained models are worth."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from semdedup_assets.rendering.plots import (
     _GREY,
     _INK,
     _LIGHT,
+    _LINE_LENGTH,
     _ORANGE,
     _draw_empty,
     _legend,
@@ -139,7 +141,8 @@ class MetricPanel:
 
 
 _ROLE_COLOURS = {"SemDeDup": _BLUE, "random": _ORANGE, "random, equal size": "#9c6b30", "everything": _INK}
-_MOST_PANELS = 6
+MOST_PANELS = 6
+"""Of a picture; what more there is stands in the tables."""
 
 
 def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, note: str) -> bytes:
@@ -155,7 +158,7 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
         PNG.
     """
     figure, axes = _new_figure(title, note)
-    shown = list(panels)[:_MOST_PANELS]
+    shown = list(panels)[:MOST_PANELS]
     if not shown:
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
@@ -166,14 +169,22 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
     return _png(figure)
 
 
-def _panel_axes(figure: "Figure", axes: "Axes", count: int) -> "list[Axes]":
-    """Axes for several panels below the title and the note of a figure, in two columns."""
+# Characters of a line above one of two panels that stand beside each other, names of bars at their left.
+_HEADING_LENGTH = 30
+# Inches of a panel, the bars that fit into it, and inches of each further bar.
+_PANEL_HEIGHT, _MOST_BARS, _BAR_HEIGHT = 2.1, 7, 0.22
+
+
+def _panel_axes(figure: "Figure", axes: "Axes", count: int, *, bars: int = 0) -> "list[Axes]":
+    """Axes for several panels below the title and the note of a figure, in two columns; higher where bars need it."""
+    more = max(0, bars - _MOST_BARS) * _BAR_HEIGHT
     if count == 1:
+        figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + more)
         return [axes]
     heading, columns = axes.get_title(loc="left"), 2
     figure.delaxes(axes)
     rows = -(-count // columns)
-    figure.set_size_inches(figure.get_figwidth(), 1.0 + 2.1 * rows)
+    figure.set_size_inches(figure.get_figwidth(), 1.0 + (_PANEL_HEIGHT + more) * rows)
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.36 / height, heading, fontsize=_FONT_SIZE - 0.5, color=_GREY, va="top", parse_math=False)
     # Room for the note, which stands in no axes.
@@ -181,13 +192,14 @@ def _panel_axes(figure: "Figure", axes: "Axes", count: int) -> "list[Axes]":
     return [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
-def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool) -> None:
+def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool, width: int = _LINE_LENGTH) -> None:
     axes.grid(visible=True, color=_LIGHT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
     better = "higher" if higher_is_better else "lower"
-    axes.set_title(f"{title} ({better} is better)", fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
+    heading = textwrap.fill(f"{title} ({better} is better)", width)
+    axes.set_title(heading, fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
 
 
 def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str) -> None:
@@ -233,12 +245,14 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
         PNG.
     """
     figure, axes = _new_figure(title, note)
-    shown = list(panels)[:_MOST_PANELS]
+    shown = list(panels)[:MOST_PANELS]
     if not shown:
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
-    for panel, own in zip(shown, _panel_axes(figure, axes, len(shown)), strict=True):
-        _prepare_panel(own, panel.title, higher_is_better=panel.higher_is_better)
+    bars = max(len(panel.values) for panel in shown)
+    for panel, own in zip(shown, _panel_axes(figure, axes, len(shown), bars=bars), strict=True):
+        width = _LINE_LENGTH if len(shown) == 1 else _HEADING_LENGTH
+        _prepare_panel(own, panel.title, higher_is_better=panel.higher_is_better, width=width)
         names = list(panel.values)
         for place, name in enumerate(names):
             values = np.array(panel.values[name], np.float64)

@@ -120,3 +120,8 @@ def current_manifest(manifests: str) -> str:
 def comparison(root: str, name: str) -> str:
     """Parquet: which items some manifests keep in common, and what changed between them; of a comparison by its name."""
     return join(root, "manifest_comparisons", name)
+
+
+def training_comparison(root: str, name: str) -> str:
+    """Parquet: what models that were trained on some kept sets are worth beside each other; of a comparison by its name."""
+    return join(root, "training_comparisons", name)

@@ -420,6 +420,24 @@ def read_record(location: str) -> ResultRecord | None:
         return None
 
 
+def changed_inputs(record: ResultRecord, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Which inputs of a result are no longer those that it was made from.
+
+    Args:
+        record: of the result.
+        now: versions of its inputs as they are to be, by name.
+
+    Returns:
+        By name, the version then and the one now; `none` of an input that is not there at one of the two times.
+    """
+    names = [*now, *(name for name in record.inputs if name not in now)]
+    return {
+        name: (record.inputs.get(name, "none"), now.get(name, "none"))
+        for name in names
+        if record.inputs.get(name) != now.get(name)
+    }
+
+
 def fingerprint(value: Any) -> str:
     """One short version for a JSON-able value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))

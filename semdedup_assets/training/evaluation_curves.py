@@ -1,6 +1,6 @@
 """Metrics against the share kept and against steps, and the compute that a kept set saves (SemDeDup, Figs 4, 5b, 7, 8, A18)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,10 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.rendering.training_curves import MetricPanel, MetricPoint, metric_panels
 from semdedup_assets.storage.results import ResultRecord
-from semdedup_assets.storage.tables import read_arrow, write_table
-from semdedup_assets.training.evaluations import ROLES, TABLE
+from semdedup_assets.storage.tables import write_table
+from semdedup_assets.training.evaluations import ROLES, evaluation_rows
 
 MEANS = "means.parquet"
-_READ = (
-    "role", "budget", "metric", "set", "seed", "steps", "share", "value", "higher_is_better",
-)  # fmt: skip
 _PICTURES = {
     "share": "Metrics by share kept",
     "steps": "Metrics by steps of training",
@@ -68,7 +65,7 @@ def draw_curves(context: StageContext, partition: Partition) -> ResultRecord:
     """
     records = context.index.require_consistent("evaluations", partition)
     means = metric_means(
-        {**row, "target": str(each.target)} for each, record in records.items() for row in _table_rows(record)
+        {**row, "target": str(each.target)} for each, record in records.items() for row in evaluation_rows(record)
     )
     note = f"{context.pipeline.dataset}/{context.pipeline.model_name}, {partition.required_clustering.label}, "
     note += f"{context.selection.label}; bands: one standard deviation over seeds"
@@ -88,12 +85,7 @@ def draw_curves(context: StageContext, partition: Partition) -> ResultRecord:
     return result.committed
 
 
-def _table_rows(record: ResultRecord) -> Iterator[dict[str, Any]]:
-    for table in read_arrow(record.file(TABLE), _READ):
-        yield from table.to_pylist()
-
-
-def metric_means(rows: Iterator[Mapping[str, Any]]) -> list[MetricMean]:
+def metric_means(rows: Iterable[Mapping[str, Any]]) -> list[MetricMean]:
     """Each metric by kept set and budget, over seeds; what several kept sets are held against is counted once.
 
     Args:

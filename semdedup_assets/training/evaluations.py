@@ -18,7 +18,7 @@ from semdedup_assets.kept_sets import Selection
 from semdedup_assets.rendering.training_curves import SeedPanel, seed_panels
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import ResultRecord, ResultWriter
-from semdedup_assets.storage.tables import write_table
+from semdedup_assets.storage.tables import read_arrow, write_table
 from semdedup_assets.training import (
     everything_trained_models,
     exact_trained_models,
@@ -46,7 +46,7 @@ ROLES = {
 }
 """What each kind of kept set is called in pictures and tables."""
 
-_STRINGS = ("role", "budget", "metric", "set", "manifest")
+_STRINGS = ("role", "budget", "metric", "set", "manifest", "measured_on")
 _COUNTS = ("kept", "everything", "seed", "steps", "tokens", "items", "skipped")
 
 
@@ -64,6 +64,7 @@ class EvaluationRow:
         tokens: of text; None of others.
         seconds: that it took.
         manifest: what it was trained on, by content.
+        measured_on: hash of the data, and of what measured it.
         score: the number.
     """
 
@@ -76,6 +77,7 @@ class EvaluationRow:
     tokens: int | None
     seconds: float
     manifest: str
+    measured_on: str
     score: Score
 
 
@@ -104,9 +106,28 @@ def evaluate(context: StageContext, partition: Partition) -> ResultRecord:
             "metrics": len({(row.score.metric, row.score.set) for row in rows}),
             "clearly better than random": _clear(summary, "random", "better"),
             "clearly worse than random": _clear(summary, "random", "worse"),
+            "trainer": _trainer(context, partition),
             "summary": summary,
         }
     return result.committed
+
+
+def _trainer(context: StageContext, partition: Partition) -> dict[str, Any]:
+    """What trained the models; those of a trainer that is no longer that of the settings were refused when they were read."""
+    found: dict[str, Any] = context.index.require("trained_models", partition).details["trainer"]
+    return found
+
+
+def evaluation_rows(record: ResultRecord) -> list[dict[str, Any]]:
+    """The table of some evaluations, row by row; steps and tokens that are not known are None.
+
+    Args:
+        record: of the evaluations.
+
+    Raises:
+        DamagedResultError: its file is missing, or holds other bytes than were written.
+    """
+    return [row for part in read_arrow(record.file(TABLE)) for row in part.to_pylist()]
 
 
 def _clear(summary: Sequence[dict[str, Any]], against: str, verdict: str) -> int:
@@ -128,7 +149,7 @@ def _rows(context: StageContext, partition: Partition) -> Iterator[EvaluationRow
             run, role = model.result, record.details["role"]
             found = scores.of(model)
             for budget in training.budget if role == "everything" else (run["budget"],):
-                for score in found:
+                for metric, score in ((metric, score) for metric, own in found for score in own):
                     yield EvaluationRow(
                         role=role,
                         kept=int(run["kept"]),
@@ -139,6 +160,7 @@ def _rows(context: StageContext, partition: Partition) -> Iterator[EvaluationRow
                         tokens=run["tokens"],
                         seconds=float(run["seconds"]),
                         manifest=str(run["manifest"]),
+                        measured_on=metric.version,
                         score=score,
                     )
             progress.advance()
@@ -245,6 +267,7 @@ def _settings(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluations",
+    version=2,
     step=ANALYSE,
     description="What the models that were trained on a kept set, and on what it is held against, are worth: a row for each "
     "metric, model, budget and seed (SemDeDup, sections 4.4 to 6). A difference counts as clear only beyond two pooled "
@@ -266,6 +289,7 @@ STAGE = Stage(
         Column("metric", "string", "Such as `bits_per_byte`, `image_to_text_recall@5`, or a name of a command's."),
         Column("set", "string", "Data set that it was measured on."),
         Column("manifest", "string", "What the model was trained on, by content."),
+        Column("measured_on", "string", "Hash of the data and of what measured it: only equal ones can be compared."),
         Column("kept", "int64", "Items that it was trained on."),
         Column("everything", "int64", "Items that there are."),
         Column("seed", "int64", "Of the training."),

@@ -47,6 +47,19 @@ def set_files(record: ResultRecord) -> dict[str, StoredFile]:
     return {row["set"]: record.file(_file(row["set"])) for row in record.details["sets"] if row["items"]}
 
 
+def texts_version(file: StoredFile) -> str:
+    """What changes when a text of a set does, whatever training item is the nearest to it.
+
+    Args:
+        file: JSON lines of a set.
+
+    Raises:
+        DamagedResultError: it is missing, or holds other bytes than were written.
+    """
+    lines = (json.loads(line) for line in file.content().splitlines())
+    return fingerprint([[line["key"], line["text"]] for line in lines])
+
+
 def _file(name: str) -> str:
     return f"{name}.jsonl"
 

@@ -18,7 +18,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.storage.files import is_local, join, read_many, write_bytes
 from semdedup_assets.storage.results import ResultRecord, StoredFile, copy_verified, fingerprint
 from semdedup_assets.training.evaluation_data import EvaluationSets
-from semdedup_assets.training.held_out_sets import set_files
+from semdedup_assets.training.held_out_sets import set_files, texts_version
 from semdedup_assets.training.metrics.measured import Measured
 from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError
 from semdedup_assets.training.training_runs import CHECKPOINT, named_files, required_training, run_name
@@ -134,6 +134,11 @@ class Metric:
     identity: str
     measure: Callable[[StoredModel, Path, Loaded], list[Score]]
 
+    @property
+    def version(self) -> str:
+        """What all models must be measured by to be held against each other."""
+        return fingerprint([self.kind, self.identity])
+
 
 class ModelScores:
     """Measures models by all metrics of a pipeline.
@@ -166,8 +171,8 @@ class ModelScores:
             raise EvaluationFailedError(message)
         return found
 
-    def of(self, model: StoredModel) -> list[Score]:
-        """All scores of a model; those of the same content are read.
+    def of(self, model: StoredModel) -> list[tuple[Metric, list[Score]]]:
+        """All scores of a model by what measured them; those of the same content are read.
 
         Raises:
             EvaluationFailedError: it cannot be measured.
@@ -181,7 +186,7 @@ class ModelScores:
                     if known[index] is None:
                         known[index] = self._measured(model, metric, folder, loaded)
                         write_bytes(places[index], _written(known[index] or []))
-        return [score for scores in known for score in scores or []]
+        return [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
 
     def _place(self, model: StoredModel, metric: Metric) -> str:
         name = fingerprint([model.version, metric.kind, metric.name, metric.identity])
@@ -205,7 +210,7 @@ class ModelScores:
         # A command's model may have any form: what it is measured by is its own metric's business.
         derived = self._held_out if self._training.causal_lm is not None else None
         for name, file in set_files(derived).items() if derived is not None else ():
-            named[name] = (file.path, file.entry.checksum)
+            named[name] = (file.path, texts_version(file))
         for name, (path, version) in named.items():
 
             def measure(
@@ -249,7 +254,7 @@ class ModelScores:
             held_out = (
                 set_files(self._held_out) if self._held_out is not None and "held_out" in placeholders(command) else {}
             )
-            contents = {name: file.entry.checksum for name, file in held_out.items()}
+            contents = {name: texts_version(file) for name, file in held_out.items()}
             identity = fingerprint([command, named_files(command), contents])
             yield Metric(
                 "", "command", identity, lambda model, folder, _: _by_command(command, model, folder, held_out)

@@ -181,7 +181,7 @@ def _finish(
         "kept": manifest.details["kept"],
         "everything": manifest.details["kept"] + manifest.details["removed"],
         "runs": results,
-        "trainer": training.identity(),
+        "trainer": trainer_identity(training),
         "made_with": {"manifest": manifest.details["manifest"], **manifest.details["made_with"]},
         **usage.added(part.details["usage"] for part in parts),
     }

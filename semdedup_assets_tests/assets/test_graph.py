@@ -241,7 +241,7 @@ def test_dagsters_list_of_components_holds_ours() -> None:
         for name, member in inspect.getmembers(semdedup_assets, inspect.isclass)
         if issubclass(member, dg.Component)
     ]
-    assert found == ["ManifestComparison", "SemDedupPipeline"]
+    assert found == ["ManifestComparison", "SemDedupPipeline", "TrainingComparison"]
 
 
 def test_environment_variables_fill_a_defs_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

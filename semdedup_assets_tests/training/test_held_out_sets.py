@@ -13,7 +13,12 @@ from semdedup_assets.execution.held_out import HoldOut
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.records import Record
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
-from semdedup_assets.training.held_out_sets import groups_are_held_out, set_files, sets_are_large_enough
+from semdedup_assets.training.held_out_sets import (
+    groups_are_held_out,
+    set_files,
+    sets_are_large_enough,
+    texts_version,
+)
 from semdedup_assets_tests.oracle import greedy_keep, unit
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.stages.test_held_out import HELD, docstrings, splits, stored, text_runs, write
@@ -173,3 +178,16 @@ def test_a_column_that_holds_out_nothing_or_everything_is_warned_of(tmp_path: Pa
 def test_embeddings_of_other_settings_are_an_error_that_names_them(runs: StageRuns) -> None:
     with pytest.raises(MissingResultError, match="embeddings"):
         runs.changed(held_out={"seed": 1}).make("held_out_sets")
+
+
+def test_models_share_a_set_of_the_same_texts_whatever_is_similar_to_them(
+    runs: StageRuns, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    other = text_runs(tmp_path, rows, shards=3, held_out=HELD, vectors="float32")
+    other.run(until="embeddings")
+    other.make("held_out_sets")
+    sets = [set_files(each.record("held_out_sets")) for each in (runs, other)]
+    one, same = (found["random"] for found in sets)
+    assert one.entry.checksum != same.entry.checksum
+    assert texts_version(one) == texts_version(same)
+    assert len({texts_version(file) for file in sets[0].values()}) == len(sets[0])
