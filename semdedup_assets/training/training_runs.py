@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -164,7 +165,10 @@ def trained(context: StageContext, stage: TrainingStage, runs: Sequence[Training
     device = str(context.compute.torch_device)
     with ThreadPoolExecutor(len(runs)) as pool:
         threads = max(1, (os.cpu_count() or 1) // len(runs))
-        running = [pool.submit(_Training(context, stage, run, device, threads).finished) for run in runs]
+        # A thread has no listener of its own: what it reports would be lost.
+        running = [
+            pool.submit(copy_context().run, _Training(context, stage, run, device, threads).finished) for run in runs
+        ]
     return [each.result() for each in running]
 
 
