@@ -102,6 +102,7 @@ def _draw_rates(axes: "Axes", curves: Sequence[TrainingCurve]) -> None:
         right.plot(curve.steps, curve.learning_rate, color=_GREY, linewidth=0.8, linestyle=":")
     right.set_ylabel("learning rate (dotted)", fontsize=_FONT_SIZE, color=_GREY)
     right.set_ylim(bottom=0)
+    right.yaxis.set_major_formatter("{x:.3g}")
     right.tick_params(labelsize=_FONT_SIZE, colors=_GREY)
     right.spines[["top", "left", "right"]].set_visible(False)
 
