@@ -244,7 +244,7 @@ def _in_words(row: dict[str, Any]) -> dict[str, Any]:
         "everything": row["values"],
         "kept": row["covered"],
         "random": f"{row['random']:,.1f} ± {row['random_sd']:.1f}",
-        "removed with the kept item's": "–" if same is None else f"{same:.0%} (by chance {row['same_by_chance']:.0%})",
+        "removed alike": "–" if same is None else f"{same:.0%} (by chance {row['same_by_chance']:.0%})",
         "mixed as": f"{row['effective']:,.1f}",
         "random mixed as": f"{row['random_effective']:,.1f}",
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,6 +142,8 @@ class MetricPanel:
 
 _ROLE_COLOURS = {"SemDeDup": _BLUE, "random": _ORANGE, "random, equal size": "#9c6b30", "everything": _INK}
 _MOST_PANELS = 6
+# Of a panel in two columns: ticks, and letters in a line of its title.
+_MOST_TICKS, _TITLE = 5, 34
 
 
 def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, note: str) -> bytes:
@@ -187,8 +190,10 @@ def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
-    better = "higher" if higher_is_better else "lower"
-    axes.set_title(f"{title} ({better} is better)", fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
+    axes.locator_params(axis="x", nbins=_MOST_TICKS)
+    axes.xaxis.set_major_formatter("{x:g}")
+    whole = f"{title} ({'higher' if higher_is_better else 'lower'} is better)"
+    axes.set_title(fill(whole, _TITLE), fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
 
 
 def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str) -> None:
@@ -245,11 +250,12 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
             values = np.array(panel.values[name], np.float64)
             colour = _ROLE_COLOURS.get(name.partition("\n")[0], _GREY)
             spread = values.std(ddof=1) if len(values) > 1 else 0.0
-            own.barh(place, values.mean(), color=colour, alpha=0.25, height=0.7)
+            # Dots, for a bar would have to begin at 0.
             own.errorbar(
-                values.mean(), place, xerr=spread, color=colour, fmt="o", markersize=4, capsize=3, linewidth=1.2
+                values.mean(), place, xerr=spread, color=colour, fmt="o", markersize=6, capsize=4, linewidth=1.6
             )
-            own.plot(values, np.full(len(values), place) + 0.22, ".", color=colour, markersize=3, alpha=0.7)
+            own.plot(values, np.full(len(values), place) + 0.25, ".", color=colour, markersize=5, alpha=0.6)
+        own.set_ylim(-0.5, len(names) - 0.4)
         own.set_yticks(range(len(names)), [name.replace("\n", ", ") for name in names])
         own.invert_yaxis()
         _zoom(own, [value for values in panel.values.values() for value in values])
@@ -259,5 +265,5 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
 def _zoom(axes: "Axes", values: Sequence[float]) -> None:
     """Let differences be seen: the axis need not begin at 0."""
     low, high = min(values), max(values)
-    room = max(high - low, 1e-9 + abs(high) * 0.02)
-    axes.set_xlim(max(0.0, low - room) if low >= 0 else low - room, high + 0.2 * room)
+    room = 0.25 * max(high - low, 1e-9 + abs(high) * 0.02)
+    axes.set_xlim(low - room, high + room)

@@ -106,9 +106,13 @@ def metric_means(rows: Iterator[Mapping[str, Any]]) -> list[MetricMean]:
         target = "" if row["role"] in _LEVELS else row["target"]
         key = (row["metric"], row["set"], row["budget"], row["role"], target)
         found.setdefault(key, {})[row["seed"]] = row
-    order = list(ROLES)
+    roles, metrics = list(ROLES), list(dict.fromkeys(key[:2] for key in found))
     means = [_mean(list(seeds.values())) for seeds in found.values()]
-    return sorted(means, key=lambda each: (each.metric, each.set, each.budget, order.index(each.role), -each.share))
+
+    def rank(each: MetricMean) -> tuple[int, str, int, float]:
+        return metrics.index((each.metric, each.set)), each.budget, roles.index(each.role), -each.share
+
+    return sorted(means, key=rank)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> MetricMean:

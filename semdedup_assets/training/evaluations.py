@@ -235,7 +235,7 @@ def _side_by_side(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in summary:
         name = metric_title(row["metric"], row["set"]) + (f", equal {row['budget']}" if len(budgets) > 1 else "")
         found = rows.setdefault(name, {"metric": name, "SemDeDup": row["SemDeDup"]})
-        found[f"than {row['against']}"] = f"{row['verdict']}: {row['its value']}"
+        found[f"against {row['against']}"] = f"{row['verdict']}: {row['its value']}"
     return list(rows.values())
 
 
