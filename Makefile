@@ -21,7 +21,7 @@ BENCHMARKS := duplicate_scoring kmeans embedding text_encoders scale peers share
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui report screenshots test lint format bench constraints clean
+.PHONY: help install demo ui report proof screenshots test lint format bench constraints clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -37,6 +37,9 @@ ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 
 report: $(VENV)/.installed-test ## every analysis on the demos' data, as docs/redundancy-report.md; some minutes
 	$(OFFLINE) $(BIN)/python examples/redundancy_report.py
+
+proof: $(VENV)/.installed-test ## is training on what is kept worth more? docs/proof.md anew; about 20 minutes
+	$(OFFLINE) $(BIN)/python examples/proof_of_value.py
 
 screenshots: demo $(VENV)/.installed-test ## the README's pictures of the UI anew; needs Chromium
 	$(OFFLINE) $(BIN)/python -m semdedup_assets_tests.screenshots

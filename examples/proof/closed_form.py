@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from semdedup_assets.algorithm.deduplication import Deduplication, semdedup
+from semdedup_assets.algorithm.seed_spread import SeedSpread
 from semdedup_assets.kept_sets import KeepStrategy
 
 FOLDER = Path(__file__).parent
@@ -206,7 +207,7 @@ class Point:
     """A training set of the curve, with recalls of each seed.
 
     Attributes:
-        choice: `full`, `random`, or `semdedup` with the strategy by which it keeps.
+        choice: `full`, `exact`, `random`, or `semdedup` with the strategy by which it keeps.
         share: of the pool.
     """
 
@@ -214,29 +215,41 @@ class Point:
     share: float
     recalls: list[Recalls] = field(default_factory=list)
 
+    def spread(self, name: Literal["at_1", "at_5"]) -> SeedSpread:
+        """Of one of the recalls, in percent."""
+        return SeedSpread.of([100 * getattr(each, name) for each in self.recalls])
+
     def __str__(self) -> str:
-        """A row of a table: means and standard deviations in percent."""
-        cells = []
-        for name in ("at_1", "at_5"):
-            values = 100 * np.array([getattr(each, name) for each in self.recalls])
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}")
-        return f"| {self.choice} | {self.share:.0%} | {len(self.recalls)} | {' | '.join(cells)} |"
+        """A row of a table."""
+        cells = [str(len(self.recalls)), str(self.spread("at_1")), str(self.spread("at_5"))]
+        return f"| {self.choice} | {self.share:.0%} | {' | '.join(cells)} |"
+
+
+def exact_choice(drawings: Sequence[Drawing]) -> np.ndarray:
+    """(n,) bool: the first of images whose pixels are equal."""
+    contents = [each.image.tobytes() for each in drawings]
+    _, first = np.unique(np.array([hash(content) for content in contents]), return_index=True)
+    chosen = np.zeros(len(drawings), bool)
+    chosen[first] = True
+    return chosen
 
 
 def curve(
-    model: ClosedForm, vectors: np.ndarray, *, shares: Sequence[float] = SHARES, seeds: int = 5
+    model: ClosedForm, pool: Sequence[Drawing], vectors: np.ndarray, *, shares: Sequence[float] = SHARES, seeds: int = 5
 ) -> Iterator[Point]:
-    """Recalls by share kept: everything, random choices and SemDeDup by each of its strategies.
+    """Recalls by share kept: everything, exact deduplication, random choices and SemDeDup by each of its strategies.
 
     Args:
         model: of the pool.
+        pool: images and captions.
         vectors: (n, d) of the encoder, in the pool's order.
         shares: of the pool, that are kept.
         seeds: of random choices, and of SemDeDup's clustering.
     """
     count = len(vectors)
     yield Point("full", 1.0, [model.recalls(np.ones(count, bool))])
+    exact = exact_choice(pool)
+    yield Point("exact", float(exact.mean()), [model.recalls(exact)])
     choices: dict[str, Choose] = {"random": partial(_random, count)}
     for keep in get_args(KeepStrategy):
         found = [semdedup(vectors, keep=keep, seed=seed) for seed in range(seeds)]
@@ -279,7 +292,7 @@ def main() -> None:
     pool = read_drawings(sorted((EMOJI / "shards").glob("*.tar")))
     model = ClosedForm.of(pool, read_drawings([test]))
     print("| training set | share | seeds | R@1 % | R@5 % |\n|-|-:|-:|-:|-:|")
-    for point in curve(model, demo_vectors(pool)):
+    for point in curve(model, pool, demo_vectors(pool)):
         print(point, flush=True)
 
 

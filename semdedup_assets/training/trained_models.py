@@ -45,7 +45,7 @@ _COLUMNS = ("budget", "seed", "steps", "items", "tokens", "loss", "seconds")
 
 @dataclass(frozen=True, slots=True)
 class _TrainingTask:
-    """Some models of a partition, which are trained side by side.
+    """Some models of a partition, which one worker trains.
 
     Attributes:
         attempt: name of the folder of the result, which all its tasks share.
@@ -82,14 +82,15 @@ def goes_by_steps(pipeline: Pipeline) -> bool:
 
 
 def _tasks(context: StageContext, stage: TrainingStage, partition: Partition) -> Sequence[_TrainingTask]:
-    """The models that are to be trained, as many in a task as are trained side by side."""
+    """The models that are to be trained."""
     require_evaluation_data(context)
     inputs = context.index.input_versions(stage.name, partition)
     runs = planned_runs(context, stage, partition, steps=_steps(context, stage))
     known = _reusable(context, stage, partition)
     missing = [run for run in runs if known.get(run.name, {}).get("identity") != run.identity]
-    attempt, at_once = FolderWriter("").attempt, required_training(context).at_once
-    groups = [tuple(missing[start : start + at_once]) for start in range(0, len(missing), at_once)]
+    attempt = FolderWriter("").attempt
+    # Of several workers each trains one at a time.
+    groups = [(run,) for run in missing] if context.parallelism > 1 else [tuple(missing)] * bool(missing)
     return [_TrainingTask(partition, group, attempt, inputs) for group in groups]
 
 

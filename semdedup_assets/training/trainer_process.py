@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import IO, Any
 
 from semdedup_assets.execution import progress
@@ -107,6 +108,7 @@ class TrainerProcess:
         folder: where its log and what it reports are kept; one attempt at a time works in it.
         extras: what the program can ask Pipes for.
         threads: that it may keep busy.
+        stop: ends it when it is set.
     """
 
     title: str
@@ -114,6 +116,7 @@ class TrainerProcess:
     folder: Path
     extras: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
+    stop: Event = field(default_factory=Event)
 
     @property
     def log(self) -> Path:
@@ -239,13 +242,15 @@ class TrainerProcess:
             for line in _logged(lines):
                 progress.log(f"{self.title}: {line}")
             found = list(_custom_messages(lines))
-            by_pipes = by_pipes or any("loss" in each for each in found)
+            by_pipes = by_pipes or any("loss" in heard for heard in found)
             shown = list(_printed_messages(printed.lines()))
-            for message in found if by_pipes else [*found, *shown]:
-                reported.take(message)
+            for heard in found if by_pipes else [*found, *shown]:
+                reported.take(heard)
             if reported.not_finite >= _MOST_NOT_FINITE:
-                _end(process)
                 raise self._diverged(reported)
+            if self.stop.is_set():
+                message = f"{self.title}: the run was ended; run again, and it goes on where it saved last"
+                raise TrainingFailedError(message)
             if running and time.monotonic() - said >= _REPORT_SECONDS:
                 said = time.monotonic()
                 progress.log(f"{self.title}: {reported.words(said - started)}")

@@ -7,10 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 from semdedup_assets.baselines.random_draws import RandomManifests, write_random_manifest
@@ -31,6 +32,7 @@ RESULT, CURVE, LOG = "result.json", "curve.json", "trainer.log"
 CHECKPOINT = "checkpoint"
 """The folder of a run in which the checkpoint lies."""
 
+_POLL_SECONDS = 0.5
 _PRESETS = {
     "openclip": "semdedup_assets.training.trainers.openclip",
     "causal_lm": "semdedup_assets.training.trainers.causal_lm",
@@ -119,7 +121,7 @@ def planned_runs(
     everything = int(manifest.details["kept"]) + int(manifest.details["removed"])
     kept = int(manifest.details["kept"])
     draws = context.pipeline.analyses.random_pruning.seeds
-    trainer, runs = trainer_identity(training), []
+    trainer, runs = [context.graph[stage.name].version, trainer_identity(training)], []
     for budget in budgets_of(stage, training):
         items, own_steps = (kept, None) if budget == "epochs" else (everything, steps)
         for index, seed in enumerate(training.seeds):
@@ -156,19 +158,28 @@ def trainer_identity(training: Training) -> dict[str, Any]:
 
 
 def trained(context: StageContext, stage: TrainingStage, runs: Sequence[TrainingRun]) -> list["FinishedRun"]:
-    """Train some models side by side; those that an earlier attempt finished are only taken up.
+    """Train some models, as many side by side as the settings say; those that an earlier attempt finished are taken up.
 
     Raises:
         TrainingFailedError: one of them failed; the others are trained to their end, and are not trained again.
         ValueError: the device that was asked for is not there.
     """
     device = str(context.compute.torch_device)
-    with ThreadPoolExecutor(len(runs)) as pool:
-        threads = max(1, (os.cpu_count() or 1) // len(runs))
-        # A thread has no listener of its own: what it reports would be lost.
-        running = [
-            pool.submit(copy_context().run, _Training(context, stage, run, device, threads).finished) for run in runs
-        ]
+    at_once = min(len(runs), required_training(context).at_once)
+    threads, stop = max(1, (os.cpu_count() or 1) // at_once), Event()
+    with ThreadPoolExecutor(at_once) as pool:
+        trainings = [_Training(context, stage, run, device, threads, stop) for run in runs]
+        # Whoever listens to this thread hears those too.
+        running = [pool.submit(copy_context().run, each.finished) for each in trainings]
+        unfinished = set(running)
+        try:
+            # Now and then, for a signal that another thread receives does not end a wait.
+            while unfinished:
+                unfinished = wait(unfinished, _POLL_SECONDS).not_done
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [each.result() for each in running]
 
 
@@ -207,6 +218,7 @@ class _Training:
     run: TrainingRun
     device: str
     threads: int
+    stop: Event
 
     @property
     def _title(self) -> str:
@@ -234,7 +246,9 @@ class _Training:
         out.mkdir(parents=True, exist_ok=True)
         manifest, kept = self._manifest()
         spec = self._spec(manifest, kept, out)
-        process = TrainerProcess(self._title, self._command(spec), self._folder, spec.model_dump(), self.threads)
+        process = TrainerProcess(
+            self._title, self._command(spec), self._folder, spec.model_dump(), self.threads, self.stop
+        )
         started = time.monotonic()
         reported = self._run(process)
         seconds = self._spent(time.monotonic() - started)
@@ -247,6 +261,7 @@ class _Training:
         result = {**self._result(reported, seconds), "kept": kept}
         partial.write_text(json.dumps({"result": result, "curve": _curve(reported)}))
         partial.replace(done)
+        progress.log(f"{self._title}: trained in {seconds:,.0f} s")
 
     def _run(self, process: TrainerProcess) -> Reported:
         """Run the trainer; one that a signal ended goes on where it saved last, as often as a shard is tried."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -229,3 +230,29 @@ def test_checks_ask_for_three_seeds_and_known_steps(runs: StageRuns) -> None:
     assert "no spread can be told" in found["at_least_three_seeds"].problems[0].measured
     assert "did not say how many steps" in found["equal_budgets"].problems[0].measured
     assert not found["inputs_up_to_date"].problems
+
+
+def test_the_run_hears_of_each_training(runs: StageRuns) -> None:
+    lines: list[str] = []
+    with reporting_to(lines.append):
+        runs.changed(training=training(at_once=2)).make("trained_models")
+    assert sum("trained in" in line for line in lines) == 2
+
+
+def test_ending_the_run_ends_its_trainers(runs: StageRuns, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    waiting = runs.changed(training=training(command=f"sh -c 'echo $$ > {gate}; exec sleep 600'", seeds=1))
+    program = f"""
+import json, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets.stage_graph import GRAPH
+StageRuns(json.loads({json.dumps(json.dumps(waiting.settings))}), GRAPH).make("trained_models")
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    trainer = os.pidfd_open(int(gate.read_text()))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert select.select([trainer], [], [], 60)[0]
+    os.close(trainer)

@@ -8,7 +8,6 @@ that was not.
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +15,19 @@ import numpy as np
 from dagster_pipes import open_dagster_pipes
 
 from semdedup_assets.compute import Compute
+from semdedup_assets.encoders.text import quiet_transformers
 from semdedup_assets.training.trainers.language_model_steps import Learner, TrainingPlan
 from semdedup_assets.training.trainers.manifest_texts import kept_texts
 from semdedup_assets.training.trainers.new_language_model import load_tokenizer, model_content, new_language_model
 from semdedup_assets.training.trainers.packed_tokens import packed_tokens
 from semdedup_assets.training.trainers.resumable_state import ResumableState
-from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
+from semdedup_assets.training.trainers.spec import MODEL, STATE, DivergedError, Report, TrainerSpec
 from semdedup_assets.training_settings import CausalLmTraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REPORT_SECONDS = 0.5
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes a message to whoever started the training."""
-
-
-class DivergedError(Exception):
-    """The loss, or its gradient, is no finite number; the message names step, learning rate and remedy."""
 
 
 def main() -> None:
@@ -70,7 +63,9 @@ def train(spec: TrainerSpec, report: Report) -> None:
 
 def _identity(spec: TrainerSpec, settings: CausalLmTraining) -> dict[str, Any]:
     """What determines a training, as JSON values."""
-    return {"spec": spec.model_dump(mode="json", exclude={"out", "device"}), "model": model_content(settings.model)}
+    # Texts come from the manifest, whatever the source is now.
+    determining = spec.model_dump(mode="json", include={"manifest", "kept", "steps", "seed", "settings"})
+    return {**determining, "model": model_content(settings.model)}
 
 
 def _run(plan: TrainingPlan, learner: Learner, state: ResumableState, report: Report) -> None:
@@ -114,8 +109,9 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: P
     tokenizer.model_max_length = context
     temporary = out / f"{MODEL}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    with quiet_transformers():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     shutil.rmtree(out / MODEL, ignore_errors=True)
     temporary.rename(out / MODEL)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.encoders.precision import autocast
+from semdedup_assets.encoders.precision import autocast, resolve_dtype
 from semdedup_assets.training.trainers.packed_tokens import PackedTokens
 from semdedup_assets.training_settings import CausalLmTraining
 
@@ -111,13 +111,14 @@ class Learner:
             {"params": others, "weight_decay": 0.0},
         ]
         optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, fused=True)
-        in_bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+        # Small processors have no bfloat16, and emulate it ten times slower.
+        in_float32 = settings.precision == "auto" and device.type == "cpu"
         sequence = 4 * model.config.vocab_size * settings.context_tokens  # bytes of its logits
         return cls(
             model,
             optimiser,
             device,
-            torch.bfloat16 if in_bfloat16 else torch.float32,
+            torch.float32 if in_float32 else resolve_dtype(settings.precision, device),
             max(_LOGITS.get(device.type, _LOGITS_OF_A_GPU) // sequence, 1),
         )
 

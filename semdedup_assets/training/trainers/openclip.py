@@ -30,7 +30,7 @@ from semdedup_assets.training.trainers.image_text import (
     manifest_samples,
     remove_damaged,
 )
-from semdedup_assets.training.trainers.spec import MODEL, STATE, TrainerSpec
+from semdedup_assets.training.trainers.spec import MODEL, STATE, DivergedError, Report, TrainerSpec
 from semdedup_assets.training_settings import OpenClipTraining
 
 if TYPE_CHECKING:
@@ -44,13 +44,6 @@ _REPORTS, _MOST_STEPS_APART = 200, 100
 # Arguments that would begin with weights.
 _WEIGHTS = ("pretrained", "pretrained_image")
 _HOW_OFTEN = "log_every_n_steps"
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes a message for whoever started the training."""
-
-
-class DivergedError(ValueError):
-    """The loss of a step is not finite."""
 
 
 @dataclass

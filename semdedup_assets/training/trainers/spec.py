@@ -1,5 +1,6 @@
 """What the process that trains one model is told, and how it reports: Dagster Pipes, with the specification as its extras."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -9,6 +10,14 @@ MODEL = "model"
 
 STATE = "state"
 """The folder below `out` in which a preset keeps what it resumes from; it is not stored."""
+
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes a message for whoever started the training."""
+
+
+class DivergedError(Exception):
+    """The loss, or its gradient, is no finite number; the message names step, learning rate and remedy."""
 
 
 class TrainerSpec(BaseModel, frozen=True):

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -20,9 +21,10 @@ from transformers import (
 )
 
 from semdedup_assets.training.metrics.bits_per_byte import bits_per_byte, load_language_model
-from semdedup_assets.training.trainers.causal_lm import DivergedError, train
+from semdedup_assets.training.trainers.causal_lm import train
 from semdedup_assets.training.trainers.language_model_steps import Learner
 from semdedup_assets.training.trainers.manifest_texts import kept_texts
+from semdedup_assets.training.trainers.spec import DivergedError
 from semdedup_assets.training_settings import CausalLmTraining
 from semdedup_assets_tests.stage_runs import small_pipeline
 from semdedup_assets_tests.training.language_models import Corpus, docstrings, manifest_of, messages, start, write_lines
@@ -41,13 +43,13 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_training_learns_and_reports_what_it_takes(corpus: Corpus, tmp_path: Path) -> None:
-    totals, *steps = trained(corpus.spec(tmp_path / "long", epochs=4))
+    totals, *steps = trained(corpus.spec(tmp_path / "long"))
     first, *_ = trained(corpus.spec(tmp_path / "short", steps=1))
     tokenizer = AutoTokenizer.from_pretrained(corpus.model)
     texts = list(kept_texts(str(corpus.manifest), kept=corpus.kept))
     tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
-    assert totals == {"steps": round(4 * tokens / 128), "items": totals["items"], "tokens": totals["steps"] * 128}
-    assert abs(totals["items"] - 4 * corpus.kept) <= 3
+    assert totals == {"steps": round(tokens / 128), "items": totals["items"], "tokens": totals["steps"] * 128}
+    assert abs(totals["items"] - corpus.kept) <= 3
     assert first == {"steps": 1, "items": first["items"], "tokens": 128}
     assert [message["step"] for message in steps] == sorted({message["step"] for message in steps})
     assert steps[-1]["step"] == totals["steps"]
@@ -57,7 +59,7 @@ def test_training_learns_and_reports_what_it_takes(corpus: Corpus, tmp_path: Pat
         name: bits_per_byte(load_language_model(tmp_path / name / "model", "cpu"), str(tmp_path / "unseen.jsonl"))
         for name in ("long", "short")
     }
-    assert bits["long"].values["bits_per_byte"] < 0.8 * bits["short"].values["bits_per_byte"]
+    assert bits["long"].values["bits_per_byte"] < 0.9 * bits["short"].values["bits_per_byte"]
 
 
 def test_the_trained_model_is_whole_for_those_who_read_it(corpus: Corpus, tmp_path: Path) -> None:
@@ -88,10 +90,10 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(corpus: Corpus
     def spec(name: str) -> Any:
         return corpus.spec(tmp_path / name, steps=400, batch_size=1, model=str(with_dropout))
 
-    with start(spec("whole")) as whole:
-        totals, *_, last = messages(whole)
-    assert whole.returncode == 0
-    assert (totals["steps"], last["step"]) == (400, 400)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    *_, last = trained(spec("whole"))
+    torch.set_num_threads(threads)
 
     with start(spec("killed")) as killed:
         reported = messages(killed)
@@ -104,6 +106,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(corpus: Corpus
     with start(spec("killed")) as resumed:
         _, *steps = messages(resumed)
     assert min(message["step"] for message in steps) > state["step"]
+    assert resumed.returncode == 0
     assert steps[-1] == last
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -207,7 +210,10 @@ def refused(corpus: Corpus, out: Path, match: str, **settings: Any) -> None:
     assert not (out / "model").exists()
 
 
-def test_models_that_cannot_be_trained_are_named(corpus: Corpus, tmp_path: Path, language_model: Path) -> None:
+def test_models_that_cannot_be_trained_are_named(
+    corpus: Corpus, tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     named = r"training\.causal_lm\.model: .*"
     refused(corpus, tmp_path / "out", named + "no such file or folder", model="./nowhere")
     refused(corpus, tmp_path / "out", named + "cannot be loaded .*name a folder", model="facebook/nowhere")

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from semdedup_assets.encoders.decoding import rgb_image
 from semdedup_assets.storage.files import create
 from semdedup_assets.training.trainers.image_text import CsvSamples, Passes, Preparation, TarSamples, manifest_samples
-from semdedup_assets.training.trainers.openclip import DivergedError, train
-from semdedup_assets.training.trainers.spec import TrainerSpec
+from semdedup_assets.training.trainers.openclip import train
+from semdedup_assets.training.trainers.spec import DivergedError, TrainerSpec
 from semdedup_assets_tests.training.emoji import emoji
 
 Manifest = tuple[Path, dict[str, Any]]
