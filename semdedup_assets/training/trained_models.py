@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semdedup_assets.baselines.choices import has_content
+from semdedup_assets.baselines.random_choices import sized_random_applies
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.manifests import MANIFESTS
 from semdedup_assets.checks.trained_models import training_checks
@@ -39,6 +41,8 @@ from semdedup_assets.training_settings import placeholders
 TRAINED_MODELS = TrainingStage("trained_models", MANIFESTS, "semdedup")
 EVERYTHING = "everything_trained_models"
 
+# The baselines that not every pipeline has.
+_HAS_MANIFESTS = {"exact": has_content, "sized_random": sized_random_applies}
 _BLOCK = 8 << 20
 _COLUMNS = ("budget", "seed", "steps", "items", "tokens", "loss", "seconds")
 
@@ -64,9 +68,9 @@ def trains(role: str) -> Callable[[Pipeline, Selection], bool]:
         role: of the kept sets: `semdedup`, or a baseline.
     """
 
-    def applies(pipeline: Pipeline, _: Selection) -> bool:
+    def applies(pipeline: Pipeline, selection: Selection) -> bool:
         training = pipeline.training
-        if training is None:
+        if training is None or (role in _HAS_MANIFESTS and not _HAS_MANIFESTS[role](pipeline, selection)):
             return False
         return role in ("semdedup", *training.against) or (role == "everything" and goes_by_steps(pipeline))
 
