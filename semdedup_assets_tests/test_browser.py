@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from semdedup_assets_tests.browser import BrowserNotFoundError, DagsterUI, brows
 from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_dagster, wait_for, write_project
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.toy_source import vectors_settings
-from semdedup_assets_tests.training.training_pipelines import metric_command, training
 
 LOCATION = "their_project.definitions"
 GROUP = "emoji__tiny_clip"
@@ -61,8 +60,6 @@ def settings(folder: Path) -> dict[str, Any]:
         "clustering": {"k": [6, 4], "buckets": 2, "iterations": 10},
         "epsilons": ["0.05", "keep=70%"],
         "manifests": ["parquet"],
-        "training": training(seeds=3, against=[]),
-        "evaluation": {"command": metric_command()},
         # A minute that a test never meets.
         "refresh": {"schedule": "0 4 29 2 *"},
     }
@@ -79,12 +76,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     write_project(folder, settings(folder))
     with running_dagster(folder) as dagster:
         runs = PipelineRuns(dagster.instance, settings(folder))
-        first = runs.changed(clustering={"k": [6]}, epsilons=["0.05"])
-        first.refresh()
-        replace(first, graph=GRAPH).make("trained_models", "evaluations")
+        runs.changed(clustering={"k": [6]}, epsilons=["0.05"]).refresh()
         # Only now: Playwright's event loop would be in the way of Dagster's.
         with browsing_or_fail(dagster.url) as ui:
-            yield Seen(replace(runs, graph=GRAPH), dagster, ui)
+            yield Seen(runs, dagster, ui)
 
 
 @contextmanager
@@ -145,9 +140,6 @@ def test_the_groups_list_their_assets_and_the_graph_shows_the_main_way(seen: See
     # The first ones: of a long list the page has what is in sight.
     for name in sorted(stage.name for stage in stages if stage.step == ANALYSE)[:3]:
         wait_for_link(name)
-    seen.ui.open_group(LOCATION, f"{GROUP}__training")
-    for name in (stage.name for stage in stages if stage.step == EVALUATE):
-        wait_for_link(name)
     seen.ui.open_graph(LOCATION, GROUP)
     seen.wait_for_texts("embeddings", "centroids", "assignments", "duplicate_scores", "keep_masks")
 
@@ -184,14 +176,6 @@ def test_pictures_of_a_partition_are_drawn_on_its_page(seen: Seen, asset: str, p
     seen.ui.open_partition(seen.key(asset), partition)
     image = seen.ui.show_picture(picture)
     assert image.evaluate("image => image.naturalWidth") > 200
-    seen.ui.close_dialog()
-
-
-def test_evaluations_that_are_there_are_taken_up_and_drawn_on_their_page(seen: Seen) -> None:
-    event = launch_and_wait(seen, "evaluations", "0.05|6")
-    assert "reused" in event.metadata
-    assert number(seen.ui.metadata("models").inner_text()) == 3
-    assert seen.ui.show_picture("evaluations").evaluate("image => image.naturalWidth") > 200
     seen.ui.close_dialog()
 
 
