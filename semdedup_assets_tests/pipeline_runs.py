@@ -17,11 +17,11 @@ from semdedup_assets.assets.refresh import StageRun, refresh
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.runner import run_partitions
-from semdedup_assets.execution.stage import ANALYSE, StageGraph
+from semdedup_assets.execution.stage import ANALYSE, EVALUATE, StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 
-MAIN_WAY = StageGraph(tuple(stage for stage in GRAPH.stages if stage.step != ANALYSE))
+MAIN_WAY = StageGraph(tuple(stage for stage in GRAPH.stages if stage.step not in (ANALYSE, EVALUATE)))
 """The stages without the analyses: each asset more makes every run slower to start."""
 
 UNDRAWN = StageGraph(tuple(stage for stage in MAIN_WAY.stages if stage.name != "figures"))

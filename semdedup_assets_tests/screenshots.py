@@ -1,6 +1,8 @@
 """Make the pictures of Dagster's UI in `docs/images` again, from the demo: `make demo` first, then this module."""
 
 import io
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,11 @@ from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_
 IMAGES = ROOT / "docs" / "images"
 DEMO = ["emoji", "tiny-clip"]
 GROUP = "emoji__tiny_clip"
+EVALUATED = "0.05|auto"
 LOCATION = "semdedup_assets"
 _LARGEST = 300_000
+# Lines and letters alone look the same in few colours.
+_LINES = {"training": 60_000, "evaluations": 60_000}
 _COLOURS = (None, 256, 128, 64)
 # All of them, or so many: the first that make a picture small enough are taken.
 
@@ -38,6 +43,20 @@ def partition(ui: DagsterUI) -> None:
 def figures(ui: DagsterUI) -> None:
     ui.open_partition([*DEMO, "figures"], "auto")
     ui.show_picture("kept_by_epsilon")
+
+
+def training(ui: DagsterUI) -> None:
+    ui.page.evaluate("localStorage.setItem('asset-graph-direction', '\"vertical\"')")
+    hide_navigation(ui)
+    ui.open_graph(LOCATION, f"{GROUP}__training")
+    ui.page.get_by_text("evaluation_curves", exact=True).first.wait_for()
+    ui.page.get_by_text("Loading").first.wait_for(state="hidden")
+
+
+def evaluations(ui: DagsterUI) -> None:
+    hide_navigation(ui)
+    ui.open_partition([*DEMO, "evaluations"], EVALUATED)
+    ui.show_picture("evaluations")
 
 
 def analysis(ui: DagsterUI) -> None:
@@ -80,6 +99,8 @@ _PICTURES: dict[str, tuple[Callable[[DagsterUI], None], int, int]] = {
     "partition": (partition, 1400, 1000),
     "figures": (figures, 1400, 800),
     "analysis": (analysis, 1400, 900),
+    "training": (training, 1300, 980),
+    "evaluations": (evaluations, 820, 960),
     "gallery": (gallery, 900, 915),
     "checks": (checks, 1400, 610),
     "estimate": (estimate, 1600, 1370),
@@ -104,7 +125,20 @@ def make_estimate(dagster: RunningDagster, ui: DagsterUI) -> None:
         wait_for(lambda: made(key), what="the demo's estimate", log=dagster.log)
 
 
-def save(png: bytes, path: Path) -> None:
+def make_evaluations(dagster: RunningDagster) -> None:
+    """Train and measure the demo's models of one kept set and of its baselines, where there are none yet; some minutes."""
+    chosen = dg.AssetRecordsFilter(asset_key=dg.AssetKey([*DEMO, "evaluations"]), asset_partitions=[EVALUATED])
+    if dagster.instance.fetch_materializations(chosen, limit=1).records:
+        return
+    everything = [f"everything_{name}" for name in ("masks", "manifests", "trained_models")]
+    own = ["random_masks", "random_manifests", "random_trained_models", "trained_models", "evaluations"]
+    for names, partition in ((everything, []), (own, ["--partition", EVALUATED])):
+        assets = " or ".join(f'key:"{"/".join([*DEMO, name])}"' for name in names)
+        command = [Path(sys.executable).with_name("dg"), "launch", "--assets", assets, *partition]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "DAGSTER_HOME": str(ROOT)}, check=True)
+
+
+def save(png: bytes, path: Path, *, largest: int = _LARGEST) -> None:
     """Write a picture with as many colours as keep it small.
 
     Raises:
@@ -115,7 +149,7 @@ def save(png: bytes, path: Path) -> None:
         content = io.BytesIO()
         fewer = picture.quantize(colours) if colours else picture
         fewer.save(content, "PNG", optimize=True)
-        if content.tell() < _LARGEST:
+        if content.tell() < largest:
             path.write_bytes(content.getvalue())
             return
     message = f"{path.name} takes {content.tell():,} bytes with {colours} colours: make its window smaller"
@@ -133,9 +167,11 @@ def main() -> None:
                 ui.open("/assets")
                 if name == "estimate":
                     make_estimate(dagster, ui)
+                if name in ("training", "evaluations"):
+                    make_evaluations(dagster)
                 show(ui)
                 ui.page.wait_for_timeout(1000)  # Dialogs fade in.
-                save(ui.page.screenshot(), IMAGES / f"{name}.png")
+                save(ui.page.screenshot(), IMAGES / f"{name}.png", largest=_LINES.get(name, _LARGEST))
             sys.stdout.write(f"{IMAGES / name}.png\n")
     dagster.log.unlink()
 

@@ -274,6 +274,30 @@ def test_a_service_can_be_held_out_whole(api_texts: list[dict[str, str]]) -> Non
     assert len(small) >= 4
 
 
+def test_the_small_clip_reads_captions_as_the_demos_encoder_does() -> None:
+    clip, encoder = (
+        json.loads((folder / "tokenizer.json").read_text()) for folder in (PROOF / "clip", EMOJI / "encoder")
+    )
+    assert clip == encoder
+    text = json.loads((PROOF / "clip" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert text["context_length"] == clip["padding"]["strategy"]["Fixed"]
+    assert text["vocab_size"] == 1 + max(token["id"] for token in clip["added_tokens"])
+
+
+def test_the_small_language_models_tokenizer_loses_nothing_of_any_text(
+    docstrings: list[list[dict[str, str]]], api_texts: list[dict[str, str]]
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer, config = (kind.from_pretrained(PROOF / "opt") for kind in (AutoTokenizer, AutoConfig))
+    assert len(tokenizer) == config.vocab_size == 2048
+    texts = [row["text"] for row in (*docstrings[0][:200], *api_texts[:200])] + ["\ttab, ünicode 漢字 \U0001f600\n"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    assert [tokenizer.decode(each) for each in ids] == texts
+    # Learnt from such texts: a token stands for several bytes.
+    assert sum(len(text.encode()) for text in texts) > 2.5 * sum(map(len, ids))
+
+
 def test_examples_stay_small() -> None:
     files = [path for path in EXAMPLES.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 19_000_000

@@ -1,7 +1,14 @@
-"""A small language model to be trained: a configuration, and a tokenizer of the texts that it is trained on."""
+"""A small language model to be trained: a configuration, and a tokenizer of the texts that it is trained on.
 
-from collections.abc import Iterable
+`python examples/proof/models.py` writes `examples/proof/opt`, that of the docstring demo.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+OPT, DOCSTRINGS = Path(__file__).parent / "opt", Path(__file__).parents[1] / "docstrings" / "shards"
 
 END = "</s>"
 """The token between texts."""
@@ -31,6 +38,7 @@ def language_model_folder(
     )
     tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END).save_pretrained(folder)
+    _remove_white_space(folder / "tokenizer.json")
     end = tokenizer.token_to_id(END)
     OPTConfig(
         vocab_size=vocabulary,
@@ -46,3 +54,18 @@ def language_model_folder(
         pad_token_id=None,
     ).save_pretrained(folder)
     return folder
+
+
+def _remove_white_space(path: Path) -> None:
+    """Write a JSON file on one line, which halves a tokenizer."""
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")), ensure_ascii=False, separators=(",", ":")), "utf-8")
+
+
+def _docstrings() -> Iterator[str]:
+    for path in sorted(DOCSTRINGS.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            yield from (json.loads(line)["text"] for line in lines)
+
+
+if __name__ == "__main__":
+    language_model_folder(_docstrings(), OPT, width=64)

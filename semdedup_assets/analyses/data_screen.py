@@ -224,12 +224,13 @@ def training_can_gain(context: StageContext) -> CheckResult:
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     details = record.details
     shown: dict[str, Shown] = {
-        "outlook": f"{details['verdict'].capitalize()}: {'. '.join(map(_capital, details['reasons']))}.",
+        "verdict": details["verdict"],
+        "reasons": f"{'. '.join(map(_capital, details['reasons']))}.",
         "values covered": Picture(record.file(COVERAGE_PICTURE).content(), _COVERAGE_TITLE),
     }
     if NGRAM_PICTURE in record.files:
-        shown["bits per byte"] = Picture(record.file(NGRAM_PICTURE).content(), _NGRAM_TITLE)
-    return {**shown, "coverage": Rows([_in_words(row) for row in details["covered"]])}
+        shown["bits_per_byte"] = Picture(record.file(NGRAM_PICTURE).content(), _NGRAM_TITLE)
+    return {**shown, "covered": Rows([_in_words(row) for row in details["covered"]])}
 
 
 def _capital(sentence: str) -> str:
@@ -243,9 +244,9 @@ def _in_words(row: dict[str, Any]) -> dict[str, Any]:
         "everything": row["values"],
         "kept": row["covered"],
         "random": f"{row['random']:,.1f} ± {row['random_sd']:.1f}",
+        "removed alike": "–" if same is None else f"{same:.0%} (by chance {row['same_by_chance']:.0%})",
         "mixed as": f"{row['effective']:,.1f}",
         "random mixed as": f"{row['random_effective']:,.1f}",
-        "removed with the kept item's": "–" if same is None else f"{same:.0%} (by chance {row['same_by_chance']:.0%})",
     }
 
 

@@ -11,12 +11,13 @@ from pydantic import Field, create_model
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Dimension, Partition, bucket_name
-from semdedup_assets.execution.stage import ANALYSE, Stage, StageGraph
+from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage, StageGraph
 from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import fingerprint
 
 STEP_TAG = "semdedup/step"
+_GROUPS = {ANALYSE: "analyses", EVALUATE: "training"}
 
 _ALL = dg.AllPartitionMapping()
 _OF_THE_SOURCE = ("shards", "shard_index")
@@ -114,8 +115,9 @@ class AssetBuilder:
         return dagster_name("__".join(self.prefix))
 
     def group_of(self, asset: StageAsset) -> str:
-        """The group of an asset: analyses have one of their own, so that the main way stays in sight."""
-        return f"{self.group}__analyses" if asset.stage.step == ANALYSE else self.group
+        """The group of an asset: analyses and training have their own, so that the main way stays in sight."""
+        own = _GROUPS.get(asset.stage.step)
+        return f"{self.group}__{own}" if own else self.group
 
     @property
     def refresh_job(self) -> str:

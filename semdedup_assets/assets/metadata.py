@@ -24,6 +24,7 @@ _COST = (
     "peak_memory_mib",
     "peak_device_memory_mib",
     "device",
+    "trainer",
     "made_with",
 )
 # For checks and for other stages, or shown by another entry.
@@ -122,9 +123,17 @@ def _condensed(name: str, value: Any) -> Any:
         return [{"file": path, "reason": reason} for path, reason in value]
     if name in ("skipped_examples", "invalid_value_examples"):
         return [{"item": key, "reason": reason} for key, reason in value]
+    if name == "trainer" and isinstance(value, dict):
+        return _flat(value)
     if name == "largest_cluster" and isinstance(value, dict):
         return {part: number for part, number in value.items() if part != "item"}
     return value
+
+
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    """One level of names in place of two; without empty texts."""
+    levels = [each if isinstance(each, dict) else {name: each} for name, each in value.items()]
+    return {name: each for level in levels for name, each in level.items() if each != ""}
 
 
 def _rank(name: str) -> int:

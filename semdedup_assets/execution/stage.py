@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ANALYSE = "6-analyse"
 """The step of what is measured beside the main way; its assets have a group of their own."""
 
+EVALUATE = "7-evaluate"
+"""The step of models that are trained on kept sets, and of what they are worth; another group."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -104,6 +104,7 @@ def _draw_rates(axes: "Axes", curves: Sequence[TrainingCurve]) -> None:
         right.plot(curve.steps, curve.learning_rate, color=_GREY, linewidth=0.8, linestyle=":")
     right.set_ylabel("learning rate (dotted)", fontsize=_FONT_SIZE, color=_GREY)
     right.set_ylim(bottom=0)
+    right.yaxis.set_major_formatter("{x:.3g}")
     right.tick_params(labelsize=_FONT_SIZE, colors=_GREY)
     right.spines[["top", "left", "right"]].set_visible(False)
 
@@ -143,6 +144,8 @@ class MetricPanel:
 _ROLE_COLOURS = {"SemDeDup": _BLUE, "random": _ORANGE, "random, equal size": "#9c6b30", "everything": _INK}
 MOST_PANELS = 6
 """Of a picture; what more there is stands in the tables."""
+# Of a panel in two columns.
+_MOST_TICKS = 5
 
 
 def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, note: str) -> bytes:
@@ -163,7 +166,8 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
     for index, (panel, own) in enumerate(zip(shown, _panel_axes(figure, axes, len(shown)), strict=True)):
-        _draw_panel(own, panel, x_label=x_label)
+        width = _LINE_LENGTH if len(shown) == 1 else _HEADING_LENGTH
+        _draw_panel(own, panel, x_label=x_label, width=width)
         if index == 0:
             _legend(own)
     return _png(figure)
@@ -192,18 +196,23 @@ def _panel_axes(figure: "Figure", axes: "Axes", count: int, *, bars: int = 0) ->
     return [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
-def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool, width: int = _LINE_LENGTH) -> None:
+def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool, width: int) -> None:
     axes.grid(visible=True, color=_LIGHT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1, colors=_INK)
+    axes.locator_params(axis="x", nbins=_MOST_TICKS)
+    axes.xaxis.set_major_formatter("{x:g}")
     better = "higher" if higher_is_better else "lower"
     heading = textwrap.fill(f"{title} ({better} is better)", width)
+    if note := axes.get_title(loc="left"):
+        # A single panel stands in the axes of the picture's note.
+        heading = f"{note}\n{heading}"
     axes.set_title(heading, fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
 
 
-def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str) -> None:
-    _prepare_panel(axes, panel.title, higher_is_better=panel.higher_is_better)
+def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str, width: int) -> None:
+    _prepare_panel(axes, panel.title, higher_is_better=panel.higher_is_better, width=width)
     axes.set_xlabel(x_label, fontsize=_FONT_SIZE - 1, color=_INK)
     for name, level in panel.levels.items():
         colour = _ROLE_COLOURS.get(name, _GREY)
@@ -258,11 +267,12 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
             values = np.array(panel.values[name], np.float64)
             colour = _ROLE_COLOURS.get(name.partition("\n")[0], _GREY)
             spread = values.std(ddof=1) if len(values) > 1 else 0.0
-            own.barh(place, values.mean(), color=colour, alpha=0.25, height=0.7)
+            # Dots, for a bar would have to begin at 0.
             own.errorbar(
-                values.mean(), place, xerr=spread, color=colour, fmt="o", markersize=4, capsize=3, linewidth=1.2
+                values.mean(), place, xerr=spread, color=colour, fmt="o", markersize=6, capsize=4, linewidth=1.6
             )
-            own.plot(values, np.full(len(values), place) + 0.22, ".", color=colour, markersize=3, alpha=0.7)
+            own.plot(values, np.full(len(values), place) + 0.25, ".", color=colour, markersize=5, alpha=0.6)
+        own.set_ylim(-0.5, len(names) - 0.4)
         own.set_yticks(range(len(names)), [name.replace("\n", ", ") for name in names])
         own.invert_yaxis()
         _zoom(own, [value for values in panel.values.values() for value in values])
@@ -272,5 +282,5 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
 def _zoom(axes: "Axes", values: Sequence[float]) -> None:
     """Let differences be seen: the axis need not begin at 0."""
     low, high = min(values), max(values)
-    room = max(high - low, 1e-9 + abs(high) * 0.02)
-    axes.set_xlim(max(0.0, low - room) if low >= 0 else low - room, high + 0.2 * room)
+    room = 0.25 * max(high - low, 1e-9 + abs(high) * 0.02)
+    axes.set_xlim(low - room, high + room)

@@ -10,11 +10,11 @@ from semdedup_assets.algorithm.seed_spread import SeedSpread, compare_spreads
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
+from semdedup_assets.execution.stage import EVALUATE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.rendering.training_curves import MetricPanel, MetricPoint, metric_panels
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.tables import write_table
-from semdedup_assets.training.evaluations import ROLES, evaluation_rows
+from semdedup_assets.training.evaluations import ROLES, evaluation_rows, metric_title
 
 MEANS = "means.parquet"
 _PICTURES = {
@@ -97,9 +97,13 @@ def metric_means(rows: Iterable[Mapping[str, Any]]) -> list[MetricMean]:
         target = "" if row["role"] in _LEVELS else row["target"]
         key = (row["metric"], row["set"], row["budget"], row["role"], target)
         found.setdefault(key, {})[row["seed"]] = row
-    order = list(ROLES)
+    roles, metrics = list(ROLES), list(dict.fromkeys(key[:2] for key in found))
     means = [_mean(list(seeds.values())) for seeds in found.values()]
-    return sorted(means, key=lambda each: (each.metric, each.set, each.budget, order.index(each.role), -each.share))
+
+    def rank(each: MetricMean) -> tuple[int, str, int, float]:
+        return metrics.index((each.metric, each.set)), each.budget, roles.index(each.role), -each.share
+
+    return sorted(means, key=rank)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> MetricMean:
@@ -175,7 +179,7 @@ def _panels(means: Sequence[MetricMean], axis: str) -> Iterator[MetricPanel]:
             own = [
                 each for each in means if (each.metric, each.set) == (metric, name) and budget in (None, each.budget)
             ]
-            title = f"{name} {metric.replace('_', ' ')}".strip()
+            title = metric_title(metric, name)
             title += f", equal {budget}" if len(budgets) > 1 and budget is not None else ""
             lines: dict[str, list[MetricPoint]] = {}
             for each in own:
@@ -223,12 +227,19 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
     pictures: dict[str, Shown] = {
         title: Picture(record.file(f"{axis}.png").content(), title) for axis, title in _PICTURES.items()
     }
-    return {**pictures, "saved": Rows(record.details["saved"]), "means": Rows(record.details["means"])}
+    tables = {name: Rows([_brief(row) for row in record.details[name]]) for name in ("saved", "means")}
+    return {**pictures, **tables}
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """Metric and data set in one cell of words, which can be wrapped."""
+    others = {name: value for name, value in row.items() if name not in ("set", "metric")}
+    return {"metric": metric_title(row["metric"], row["set"]), **others}
 
 
 STAGE = Stage(
     name="evaluation_curves",
-    step=ANALYSE,
+    step=EVALUATE,
     description="Metrics of the trained models against the share kept (SemDeDup, Figs 4, 7, A18) and against steps (Fig. 5b), "
     "beside random choices, exact deduplication and everything; and the fewest steps at which a kept set keeps up with "
     "everything (Fig. 8).",

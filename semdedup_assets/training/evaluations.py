@@ -13,7 +13,7 @@ from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.execution.stage import ANALYSE, Column, Picture, Rows, Shown, Stage, Worker
+from semdedup_assets.execution.stage import EVALUATE, Column, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.rendering.training_curves import SeedPanel, seed_panels
 from semdedup_assets.settings import Pipeline
@@ -235,7 +235,7 @@ def _panels(rows: Sequence[EvaluationRow]) -> list[SeedPanel]:
     for role, name in ROLES.items():
         for row in (each for each in rows if each.role == role):
             key = row.score.metric, row.score.set
-            title = f"{row.score.set} {row.score.metric.replace('_', ' ')}".strip()
+            title = metric_title(row.score.metric, row.score.set)
             panel = panels.setdefault(key, SeedPanel(title, row.score.higher_is_better, {}))
             label = name if len(budgets) == 1 or role == "everything" else f"{name}\nequal {row.budget}"
             panel.values.setdefault(label, [])
@@ -247,8 +247,29 @@ def _panels(rows: Sequence[EvaluationRow]) -> list[SeedPanel]:
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     return {
         "evaluations": Picture(record.file(PICTURE).content(), "What the trained models are worth"),
-        "summary": Rows(record.details["summary"]),
+        "summary": Rows(_side_by_side(record.details["summary"])),
     }
+
+
+def _side_by_side(summary: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each metric, a column for each baseline: words that can be wrapped, for a narrow page."""
+    budgets = {row["budget"] for row in summary}
+    rows: dict[str, dict[str, Any]] = {}
+    for row in summary:
+        name = metric_title(row["metric"], row["set"]) + (f", equal {row['budget']}" if len(budgets) > 1 else "")
+        found = rows.setdefault(name, {"metric": name, "SemDeDup": row["SemDeDup"]})
+        found[f"against {row['against']}"] = f"{row['verdict']}: {row['its value']}"
+    return list(rows.values())
+
+
+def metric_title(metric: str, name: str) -> str:
+    """A metric and its data set in words.
+
+    Args:
+        metric: such as `image_to_text_recall@5`.
+        name: of the data set; empty of a command's.
+    """
+    return f"{name} {metric.replace('_', ' ')}".strip()
 
 
 def _optional_inputs(pipeline: Pipeline, selection: Selection) -> tuple[str, ...]:
@@ -268,7 +289,7 @@ def _settings(context: StageContext) -> dict[str, Any]:
 STAGE = Stage(
     name="evaluations",
     version=2,
-    step=ANALYSE,
+    step=EVALUATE,
     description="What the models that were trained on a kept set, and on what it is held against, are worth: a row for each "
     "metric, model, budget and seed (SemDeDup, sections 4.4 to 6). A difference counts as clear only beyond two pooled "
     "standard deviations of the seeds.",

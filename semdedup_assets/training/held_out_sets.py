@@ -14,7 +14,7 @@ from semdedup_assets.execution.held_out import HoldOut, hold_out
 from semdedup_assets.execution.item_lookup import columns_version, item_keys
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.execution.stage import ANALYSE, Check, CheckResult, Picture, Problem, Rows, Shown, Stage, Worker
+from semdedup_assets.execution.stage import EVALUATE, Check, CheckResult, Picture, Problem, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.records import content_bytes
 from semdedup_assets.rendering.held_out_plots import SplitSimilarity, similarity_to_training
@@ -316,7 +316,7 @@ def _applies(pipeline: Pipeline, _: Selection) -> bool:
 
 STAGE = Stage(
     name="held_out_sets",
-    step=ANALYSE,
+    step=EVALUATE,
     description="The `held_out` texts that models are evaluated on, as JSON lines: `random`, those held out at random; "
     "`dedup`, these without near duplicates of each other; `novel`, those of which no training item is a near duplicate; "
     "`unseen`, whole groups. Each text with its similarity to the nearest training item. Near duplicates are more similar "

@@ -13,7 +13,7 @@ from semdedup_assets.checks.trained_models import training_checks
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import ANALYSE, Picture, Rows, Shown, Stage, Worker
+from semdedup_assets.execution.stage import EVALUATE, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.rendering.training_curves import TrainingCurve, training_curves
 from semdedup_assets.settings import Pipeline
@@ -210,9 +210,9 @@ def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Sh
     if any(len(curve.steps) for curve in curves):
         title = "Loss and learning rate"
         shown["training"] = Picture(training_curves(curves, title=title, note=_note(record)), title)
-    shown["models by budget and seed"] = Rows(
-        [{name: run[name] for name in _COLUMNS} for run in record.details["runs"]]
-    )
+    runs = record.details["runs"]
+    columns = [name for name in _COLUMNS if any(run[name] is not None for run in runs)]
+    shown["runs"] = Rows([{name: run[name] for name in columns} for run in runs])
     return shown
 
 
@@ -238,7 +238,7 @@ def training_stage(
     baseline = "" if stage.role == "semdedup" else f"Of the baseline `{stage.role}`. "
     return Stage(
         name=stage.name,
-        step=ANALYSE,
+        step=EVALUATE,
         description=f"{baseline}Models that were trained on the manifest, one for each budget and seed: checkpoint, log, and "
         "what it took (SemDeDup, sections 4.4 and 5). The trainer is a process of its own; one that was ended goes on "
         "where it saved last.",

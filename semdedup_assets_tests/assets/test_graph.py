@@ -13,11 +13,13 @@ import yaml
 from PIL import Image
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.execution.stage import ANALYSE
+from semdedup_assets.execution.stage import ANALYSE, EVALUATE
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH as STAGES
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
 from semdedup_assets_tests.toy_source import vectors_settings
+
+GROUPS = {ANALYSE: "toy__precomputed__analyses", EVALUATE: "toy__precomputed__training"}
 
 # key: (dimensions of its partitions, the keys it depends on)
 GRAPH = {
@@ -143,16 +145,18 @@ def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
 
 
 def test_each_asset_is_of_a_group_and_a_step_and_describes_its_columns(tmp_path: Path) -> None:
-    graph = pipeline_definitions(Pipeline.model_validate(vectors_settings(tmp_path))).resolve_asset_graph()
+    settings = vectors_settings(tmp_path) | {"training": {"command": "train {manifest}"}}
+    graph = pipeline_definitions(Pipeline.model_validate(settings)).resolve_asset_graph()
     steps = {}
-    analyses = {stage.name for stage in STAGES.stages if stage.step == ANALYSE}
+    groups = {stage.name: GROUPS[stage.step] for stage in STAGES.stages if stage.step in GROUPS}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name == ("toy__precomputed__analyses" if key.path[-1] in analyses else "toy__precomputed")
+        assert node.group_name == groups.get(key.path[-1], "toy__precomputed")
         assert node.description
         steps[key.path[-1]] = node.tags["semdedup/step"]
         if "dagster/column_schema" in node.metadata:
             assert node.metadata["dagster/column_schema"].columns
+    assert {"evaluations", "trained_models"} <= steps.keys()
     assert len(set(steps.values())) >= 5
     assert steps["embeddings"] < steps["centroids"] < steps["duplicate_scores"] < steps["keep_masks"]
     assert steps["keep_masks"] < steps["manifests"]

@@ -85,6 +85,9 @@ def test_what_says_nothing_is_hidden() -> None:
     assert as_metadata({**noise, "sampled_shards": {"s": "v"}, "k": 3, "requested_k": 3}) == {"k": 3}
     assert as_metadata({"k": 2, "requested_k": 3}) == {"k": 2, "requested_k": 3}
     assert as_metadata({"files": [["a", 1], ["b", 2]]}) == {"files": 2}
+    trainer = {"openclip": {"model": "ViT-B-16", "epochs": 32, "arguments": ""}}
+    assert as_metadata({"trainer": trainer}) == {"trainer": "model: ViT-B-16, epochs: 32"}
+    assert as_metadata({"trainer": {"command": "train"}}) == {"trainer": "command: train"}
 
 
 def test_every_asset_shows_its_results_first_and_its_cost_last(runs: PipelineRuns) -> None:
