@@ -173,8 +173,8 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
     return _png(figure)
 
 
-# Characters of a line above one of two panels that stand beside each other, names of bars at their left.
-_HEADING_LENGTH = 30
+# Characters of a line above one of two panels that stand beside each other, long names of rows at their left.
+_HEADING_LENGTH = 24
 # Inches of a panel, the bars that fit into it, and inches of each further bar.
 _PANEL_HEIGHT, _MOST_BARS, _BAR_HEIGHT = 2.1, 7, 0.22
 
