@@ -38,7 +38,7 @@ ui: install ## Dagster's UI and daemon on the pipelines of semdedup_assets/defs
 report: $(VENV)/.installed-test ## every analysis on the demos' data, as docs/redundancy-report.md; some minutes
 	$(OFFLINE) $(BIN)/python examples/redundancy_report.py
 
-proof: $(VENV)/.installed-test ## is training on what is kept worth more? docs/proof.md anew; about 20 minutes
+proof: $(VENV)/.installed-test ## is training on what is kept worth more? docs/proof.md anew; half an hour
 	$(OFFLINE) $(BIN)/python examples/proof_of_value.py
 
 screenshots: demo $(VENV)/.installed-test ## the README's pictures of the UI anew; needs Chromium
