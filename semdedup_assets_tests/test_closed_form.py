@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -86,12 +87,15 @@ def test_the_curve_has_every_choice_of_each_share(closed_form: ModuleType) -> No
     vectors = np.repeat(rng.normal(size=(20, 64)), 3, axis=0).astype(np.float32)
     words = tuple(frozenset({f"w{number // 3}"}) for number in range(60))
     model = closed_form.ClosedForm(vectors @ vectors.T, vectors[::3] @ vectors.T, words, words[::3])
-    points = list(closed_form.curve(model, vectors, shares=(1 / 3,), seeds=2))
+    images = [Image.new("RGB", (2, 2), (number // 3, 0, 0)) for number in range(60)]
+    pool = [closed_form.Drawing(image, "") for image in images]
+    points = list(closed_form.curve(model, pool, vectors, shares=(1 / 3,), seeds=2))
     assert [point.choice for point in points] == [
-        "full", "random", "semdedup, hard", "semdedup, middle", "semdedup, easy", "semdedup, random"
+        "full", "exact", "random", "semdedup, hard", "semdedup, middle", "semdedup, easy", "semdedup, random"
     ]  # fmt: skip
-    full, random, *semdedup = ([each.at_1 for each in point.recalls] for point in points)
+    full, exact, random, *semdedup = ([each.at_1 for each in point.recalls] for point in points)
     # A third of the items is one of each three equal ones: SemDeDup loses nothing by it, and a random choice does.
-    assert full == [1.0]
+    assert full == exact == [1.0]
+    assert points[1].share == 1 / 3
     assert all(recalls == [1.0, 1.0] for recalls in semdedup)
     assert max(random) < 1

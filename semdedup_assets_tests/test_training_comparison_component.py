@@ -23,7 +23,7 @@ from semdedup_assets_tests.training.training_pipelines import metric_command, tr
 COMPONENT = "semdedup_assets.TrainingComparison"
 KEY = dg.AssetKey(["strategies", "training_comparison"])
 NODE = "strategies__training_comparison"
-SEEDS = 2
+SEEDS = 3
 HARD = {"dataset": "toy", "model": "first", "selection": "hard", "k": 2, "epsilon": "keep=60%"}
 EXPECTED = {
     "hard": HARD,

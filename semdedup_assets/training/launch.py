@@ -18,6 +18,9 @@ def main() -> None:
     # A signal that launchers of several processes pass on. Elsewhere than on Linux a trainer outlives the run that was killed, and its folder stays locked until it ends.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+        # Whoever started this may ignore it, and a program inherits that.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         if os.getppid() != int(parent):
             sys.exit(f"the process {parent} that started this one is gone")
     try:
