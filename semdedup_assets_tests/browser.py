@@ -37,7 +37,9 @@ class DagsterUI:
         self.page.goto(f"{self.url}{path}")
 
     def open_graph(self, location: str, group: str) -> None:
-        """The lineage of a group of assets."""
+        """The lineage of a group of assets, on a page that was opened before."""
+        # From top to bottom the assets are large enough to show what they hold.
+        self.page.evaluate("localStorage.setItem('asset-graph-direction', '\"vertical\"')")
         self.open(f"/locations/{location}/asset-groups/{group}/lineage")
 
     def open_group(self, location: str, group: str) -> None:

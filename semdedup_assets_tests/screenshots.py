@@ -26,8 +26,6 @@ _COLOURS = (None, 256, 128, 64)
 
 
 def asset_graph(ui: DagsterUI) -> None:
-    # From top to bottom the assets are large enough to show what they hold.
-    ui.page.evaluate("localStorage.setItem('asset-graph-direction', '\"vertical\"')")
     hide_navigation(ui)
     ui.open_graph(LOCATION, GROUP)
     ui.page.get_by_text("manifests", exact=True).first.wait_for()
@@ -46,7 +44,6 @@ def figures(ui: DagsterUI) -> None:
 
 
 def training(ui: DagsterUI) -> None:
-    ui.page.evaluate("localStorage.setItem('asset-graph-direction', '\"vertical\"')")
     hide_navigation(ui)
     ui.open_graph(LOCATION, f"{GROUP}__training")
     ui.page.get_by_text("evaluation_curves", exact=True).first.wait_for()
