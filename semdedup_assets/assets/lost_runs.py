@@ -5,17 +5,15 @@ stays under way for ever, takes a slot of the queue, and whatever waits for its 
 their process and, now and then, that they are alive.
 """
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import dagster as dg
 
 from semdedup_assets.execution import progress
+from semdedup_assets.execution.processes import has_ended, this_process
 
 PROCESS_TAG, HEARTBEAT_TAG = "semdedup/process", "semdedup/heartbeat"
 
@@ -34,7 +32,7 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
         while not ended.wait(_BEAT_SECONDS):
             _note(instance, run_id, {HEARTBEAT_TAG: _now()})
 
-    _note(instance, run_id, {PROCESS_TAG: _process(), HEARTBEAT_TAG: _now()})
+    _note(instance, run_id, {PROCESS_TAG: this_process(), HEARTBEAT_TAG: _now()})
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
@@ -57,9 +55,9 @@ def loss_of(run: dg.DagsterRun) -> str | None:
     if run.status != dg.DagsterRunStatus.STARTED or process is None:
         return None
     machine, _, number = process.rpartition("/")
-    pid, _, start = number.partition("-")
-    if start and machine == _machine():
-        return None if start == _start(pid) else f"its process {pid} ended without a word"
+    ended = has_ended(process)
+    if ended is not None:
+        return f"its process {number.partition('-')[0]} ended without a word" if ended else None
     silent = time.time() - float(run.tags.get(HEARTBEAT_TAG, 0))
     if silent <= _SILENT_SECONDS:
         return None
@@ -87,34 +85,3 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
 
 def _now() -> str:
     return f"{time.time():.0f}"
-
-
-def _machine() -> str:
-    """The machine, since it was started, and the space that process numbers belong to."""
-    return "/".join([socket.gethostname(), _content("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")])
-
-
-def _process() -> str:
-    pid = str(os.getpid())
-    return f"{_machine()}/{pid}-{_start(pid)}"
-
-
-def _start(pid: str) -> str:
-    """When a process of this machine was started, which tells it from a later one of the same number; "" if it ended."""
-    # After the name, which may hold anything and ends with the last bracket: its state, and as the 20th field its start.
-    fields = _content(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else ""
-
-
-def _content(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return str(Path(path).readlink())
-    except OSError:
-        return ""

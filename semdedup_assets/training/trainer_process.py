@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from threading import Event
 from typing import IO, Any
 
 from semdedup_assets.execution import progress
+from semdedup_assets.execution.processes import has_ended, this_process
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _POLL_SECONDS, _REPORT_SECONDS, _GRACE_SECONDS = 0.2, 15.0, 30.0
@@ -161,7 +161,7 @@ class TrainerProcess:
         """What earlier attempts reported, or printed, and the number of the next."""
         reported, attempt = Reported(), 0
         while (path := self.folder / f"messages-{attempt}.jsonl").exists():
-            for message in _custom_messages(path.read_text(errors="replace").splitlines()):
+            for message in _custom_messages(_parsed(path.read_text(errors="replace").splitlines())):
                 reported.take(message)
             attempt += 1
         if self.log.exists() and not reported.curve:
@@ -197,7 +197,7 @@ class TrainerProcess:
             pass_fds=(lock.fileno(),),
         )
         lock.truncate(0)
-        lock.write(json.dumps({"machine": _machine(), "follower": _identity(os.getpid()), "group": process.pid}))
+        lock.write(json.dumps({"follower": this_process(), "group": process.pid}))
         lock.flush()
         return process
 
@@ -233,10 +233,10 @@ class TrainerProcess:
                 running = False
             except subprocess.TimeoutExpired:
                 pass
-            lines = messages.lines()
-            for line in _logged(lines):
+            new = list(_parsed(messages.lines()))
+            for line in _logged(new):
                 progress.log(f"{self.title}: {line}")
-            found = list(_custom_messages(lines))
+            found = list(_custom_messages(new))
             by_pipes = by_pipes or any("loss" in heard for heard in found)
             shown = list(_printed_messages(printed.lines()))
             for heard in found if by_pipes else [*found, *shown]:
@@ -311,9 +311,9 @@ def _parsed(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
             yield message
 
 
-def _custom_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _custom_messages(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """What a program reported by `report_custom_message`, or as metadata of a materialisation."""
-    for message in _parsed(lines):
+    for message in messages:
         params = message["params"]
         if message.get("method") == "report_custom_message" and isinstance(params.get("payload"), dict):
             yield params["payload"]
@@ -322,9 +322,9 @@ def _custom_messages(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
             yield {name: value.get("raw_value") for name, value in metadata.items() if isinstance(value, dict)}
 
 
-def _logged(lines: Sequence[str]) -> Iterator[str]:
+def _logged(messages: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """What a program logged by Pipes."""
-    for message in _parsed(lines):
+    for message in messages:
         if message.get("method") == "log":
             yield str(message["params"].get("message"))
 
@@ -389,32 +389,13 @@ def _end_orphans(lock: IO[str]) -> bool:
     lock.seek(0)
     try:
         holder = json.loads(lock.read())
-        number = int(holder["follower"].partition(" ")[0])
-        if holder["machine"] != _machine() or _identity(number) == holder["follower"]:
+        if not has_ended(holder["follower"]):
             return False
         with contextlib.suppress(ProcessLookupError):
             os.killpg(holder["group"], signal.SIGKILL)
     except (ValueError, KeyError, TypeError, AttributeError, PermissionError):
         return False
     return True
-
-
-def _machine() -> str:
-    """Which machine this is, since when: process numbers mean nothing on another."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}"
-
-
-def _identity(process: int) -> str:
-    """Number and start of a process; empty where there is none. Of numbers alone a later process may have the same."""
-    stat = Path(f"/proc/{process}/stat")
-    try:
-        if stat.parent.parent.exists():
-            return f"{process} {stat.read_text().rpartition(')')[2].split()[19]}"
-        os.kill(process, 0)
-    except (OSError, IndexError):
-        return ""
-    return str(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
