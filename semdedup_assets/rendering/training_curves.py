@@ -166,8 +166,7 @@ def metric_panels(panels: Sequence[MetricPanel], *, x_label: str, title: str, no
         _draw_empty(axes, "nothing was evaluated")
         return _png(figure)
     for index, (panel, own) in enumerate(zip(shown, _panel_axes(figure, axes, len(shown)), strict=True)):
-        width = _LINE_LENGTH if len(shown) == 1 else _HEADING_LENGTH
-        _draw_panel(own, panel, x_label=x_label, width=width)
+        _draw_panel(own, panel, x_label=x_label)
         if index == 0:
             _legend(own)
     return _png(figure)
@@ -196,7 +195,7 @@ def _panel_axes(figure: "Figure", axes: "Axes", count: int, *, bars: int = 0) ->
     return [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
-def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool, width: int) -> None:
+def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool) -> None:
     axes.grid(visible=True, color=_LIGHT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -204,15 +203,15 @@ def _prepare_panel(axes: "Axes", title: str, *, higher_is_better: bool, width: i
     axes.locator_params(axis="x", nbins=_MOST_TICKS)
     axes.xaxis.set_major_formatter("{x:g}")
     better = "higher" if higher_is_better else "lower"
-    heading = textwrap.fill(f"{title} ({better} is better)", width)
-    if note := axes.get_title(loc="left"):
-        # A single panel stands in the axes of the picture's note.
-        heading = f"{note}\n{heading}"
+    # A single panel stands in the axes of the picture's note, and has its whole width.
+    note = axes.get_title(loc="left")
+    heading = textwrap.fill(f"{title} ({better} is better)", _LINE_LENGTH if note else _HEADING_LENGTH)
+    heading = f"{note}\n{heading}" if note else heading
     axes.set_title(heading, fontsize=_FONT_SIZE - 0.5, color=_INK, loc="left", parse_math=False)
 
 
-def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str, width: int) -> None:
-    _prepare_panel(axes, panel.title, higher_is_better=panel.higher_is_better, width=width)
+def _draw_panel(axes: "Axes", panel: MetricPanel, *, x_label: str) -> None:
+    _prepare_panel(axes, panel.title, higher_is_better=panel.higher_is_better)
     axes.set_xlabel(x_label, fontsize=_FONT_SIZE - 1, color=_INK)
     for name, level in panel.levels.items():
         colour = _ROLE_COLOURS.get(name, _GREY)
@@ -260,8 +259,7 @@ def seed_panels(panels: Sequence[SeedPanel], *, title: str, note: str) -> bytes:
         return _png(figure)
     bars = max(len(panel.values) for panel in shown)
     for panel, own in zip(shown, _panel_axes(figure, axes, len(shown), bars=bars), strict=True):
-        width = _LINE_LENGTH if len(shown) == 1 else _HEADING_LENGTH
-        _prepare_panel(own, panel.title, higher_is_better=panel.higher_is_better, width=width)
+        _prepare_panel(own, panel.title, higher_is_better=panel.higher_is_better)
         names = list(panel.values)
         for place, name in enumerate(names):
             values = np.array(panel.values[name], np.float64)

@@ -45,7 +45,7 @@ class EvaluationSets:
         return files_fingerprint(self.files[setting])
 
 
-def require_evaluation_data(context: StageContext) -> EvaluationSets:
+def require_evaluation_data(context: StageContext) -> None:
     """See that all data for evaluation is there, before days are spent on training.
 
     Args:
@@ -54,9 +54,7 @@ def require_evaluation_data(context: StageContext) -> EvaluationSets:
     Raises:
         MissingEvaluationDataError: a set has no file; names its setting and path.
     """
-    sets = EvaluationSets(context.pipeline.evaluation)
-    _ = sets.files
-    return sets
+    _ = EvaluationSets(context.pipeline.evaluation).files
 
 
 def local_versions(settings: Evaluation) -> dict[str, str]:

@@ -102,7 +102,12 @@ def _reusable(context: StageContext, stage: TrainingStage, partition: Partition)
     record = context.index.record(stage.name, partition)
     if record is None or context.index.is_current(stage.name, partition):
         return {}
-    return {run_name(result["budget"], result["seed"]): result for result in record.details["runs"]}
+    return _by_name(record.details["runs"])
+
+
+def _by_name(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What records or tasks say of runs, by the folders of their files."""
+    return {run_name(result["budget"], result["seed"]): result for result in results}
 
 
 def _steps(context: StageContext, stage: TrainingStage) -> int | None:
@@ -150,8 +155,7 @@ def _store(writer: ResultWriter, run: TrainingRun, found: FinishedRun) -> None:
 
 def _copy(writer: ResultWriter, name: str, path: Path) -> None:
     with writer.open(name) as stream, path.open("rb") as source:
-        while block := source.read(_BLOCK):
-            stream.write(block)
+        shutil.copyfileobj(source, stream, _BLOCK)
 
 
 def _finish(
@@ -159,18 +163,14 @@ def _finish(
 ) -> ResultRecord:
     attempt = parts[0].details["attempt"] if parts else FolderWriter("").attempt
     writer = FolderWriter(context.location(stage.name, partition), attempt)
-    fresh = {
-        run_name(result["budget"], result["seed"]): (result, part) for part in parts for result in part.details["runs"]
-    }
-    results = []
     planned = planned_runs(context, stage, partition, steps=_steps(context, stage))
+    known = {name: (each, part.files) for part in parts for name, each in _by_name(part.details["runs"]).items()}
+    if any(run.name not in known for run in planned):
+        earlier = context.index.require(stage.name, partition)
+        known = {name: (each, earlier.files) for name, each in _by_name(earlier.details["runs"]).items()} | known
+    results = []
     for run in planned:
-        if run.name in fresh:
-            result, part = fresh[run.name]
-            files = part.files
-        else:
-            record = context.index.require(stage.name, partition)
-            result, files = _result_of(record, run), record.files
+        result, files = known[run.name]
         results.append(result)
         writer.files |= {name: entry for name, entry in files.items() if name.startswith(f"{run.name}/")}
     writer.unversioned = {name for name in writer.files if name.count("/") == 1}
@@ -194,16 +194,9 @@ def _finish(
     return record
 
 
-def _result_of(record: ResultRecord, run: TrainingRun) -> dict[str, Any]:
-    """What a record says of a run."""
-    results: list[dict[str, Any]] = record.details["runs"]
-    return next(each for each in results if run_name(each["budget"], each["seed"]) == run.name)
-
-
 def _shown(_: StageContext, __: Partition, record: ResultRecord) -> dict[str, Shown]:
     curves = []
-    for run in record.details["runs"]:
-        name = run_name(run["budget"], run["seed"])
+    for name, run in _by_name(record.details["runs"]).items():
         points = json.loads(record.file(f"{name}/{CURVE}").content())
         curves.append(TrainingCurve.of(run["budget"], run["seed"], points))
     shown: dict[str, Shown] = {}

@@ -13,7 +13,7 @@ from semdedup_assets.rendering.training_curves import MOST_PANELS, SeedPanel, se
 from semdedup_assets.storage.results import ResultRecord, ResultWriter, attempting, commit, fingerprint
 from semdedup_assets.storage.tables import TableWriter
 from semdedup_assets.training.evaluation_curves import MetricMean, metric_means
-from semdedup_assets.training.evaluations import ROLES, evaluation_rows
+from semdedup_assets.training.evaluations import ROLES, evaluation_rows, metric_title
 
 if TYPE_CHECKING:
     import polars as pl
@@ -340,7 +340,7 @@ def _picture(kept_sets: Mapping[str, ComparedKeptSet]) -> bytes:
     budgets = {measure[2] for each in kept_sets.values() for measure in each.own}
     for measure in sorted({measure for each in kept_sets.values() for measure in each.own}):
         metric, data, budget = measure
-        title = f"{data} {metric.replace('_', ' ')}".strip() + (f", equal {budget}" if len(budgets) > 1 else "")
+        title = metric_title(metric, data) + (f", equal {budget}" if len(budgets) > 1 else "")
         alike: dict[str, dict[str, ComparedKeptSet]] = {}
         for name, each in kept_sets.items():
             if measure in each.own:
