@@ -3,7 +3,6 @@
 import json
 from typing import TYPE_CHECKING
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version
@@ -138,7 +137,6 @@ STAGE = Stage(
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "gallery"),
     worker=_worker,
     kinds=frozenset({"html"}),
-    checks=(inputs_up_to_date("galleries"),),
     shown=shown_page,
     selected=True,
     pool=None,

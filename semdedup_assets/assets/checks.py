@@ -9,12 +9,20 @@ import dagster as dg
 from semdedup_assets.assets.builder import AssetBuilder, StageAsset
 from semdedup_assets.assets.events import EventSink
 from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.checks.up_to_date import NAME, up_to_date
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Check, CheckResult
 
 _LISTED = 50
 _NAMED = 5
+
+
+def checks_of(builder: AssetBuilder, asset: StageAsset) -> tuple[Check, ...]:
+    """The checks of an asset: those of its stage, and whether it is up to date."""
+    refreshed = builder.is_automatic(asset)
+    remedy = f"launch {builder.refresh_job}" if refreshed else f"materialise {builder.key(asset).to_user_string()}"
+    return (*asset.stage.checks, up_to_date(asset.stage.name, refreshed=refreshed, remedy=remedy))
 
 
 def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
@@ -27,7 +35,7 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
             blocking=check.blocking and not check.only_warns(context),
             description=check.description,
         )
-        for check in asset.stage.checks
+        for check in checks_of(builder, asset)
         if not check.alone
     ]
 
@@ -50,12 +58,13 @@ def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageCon
 
     Each failing partition is reported to the log.
     """
-    return [_evaluated(builder, asset, context, check) for check in asset.stage.checks if not check.alone]
+    return [_evaluated(builder, asset, context, check) for check in checks_of(builder, asset) if not check.alone]
 
 
 def _evaluated(builder: AssetBuilder, asset: StageAsset, context: StageContext, check: Check) -> Evaluated:
     found = check.evaluate(context)
-    for problem in found.problems[:_LISTED]:
+    # What is stale is no fault of what a run has made: the check shows it, the run's log does not.
+    for problem in () if check.name == NAME else found.problems[:_LISTED]:
         progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
     metadata: dict[str, Any] = {**found.measured, "failing_partitions": len(found.problems)}
     if found.problems:
@@ -107,25 +116,35 @@ def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContex
     Raises:
         dagster.Failure: a blocking check fails, whichever run made what is wrong; names partitions and remedies.
     """
-    evaluated = [_evaluated(builder, asset, context, check) for check in asset.stage.checks]
-    for check, each in zip(asset.stage.checks, evaluated, strict=True):
-        result = each.result
-        sink(
-            dg.AssetCheckEvaluation(
-                asset_key=builder.key(asset),
-                check_name=check.name,
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                blocking=check.blocking and not check.only_warns(context),
-            )
-        )
+    checks = checks_of(builder, asset)
+    evaluated = [_evaluated(builder, asset, context, check) for check in checks]
+    for check, each in zip(checks, evaluated, strict=True):
+        key = dg.AssetCheckKey(builder.key(asset), check.name)
+        sink(_event(key, each.result, blocking=check.blocking and not check.only_warns(context)))
     raise_failures(evaluated)
 
 
-def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
-    """The checks whether what is there is up to date, as a job of their own: they change while nothing is made."""
+def freshness(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> dg.AssetCheckEvaluation:
+    """Whether an asset is up to date, as an event."""
+    check = checks_of(builder, asset)[-1]
+    key = dg.AssetCheckKey(builder.key(asset), check.name)
+    return _event(key, _evaluated(builder, asset, context, check).result, blocking=False)
+
+
+def _event(key: dg.AssetCheckKey, result: dg.AssetCheckResult, *, blocking: bool) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        blocking=blocking,
+    )
+
+
+def lone_checks(builder: AssetBuilder) -> list[dg.AssetChecksDefinition]:
+    """The checks that change while nothing is made of their asset, as a job of their own; none where there is none."""
     found = {
         dg.AssetCheckKey(builder.key(asset), check.name): (asset, check)
         for asset in builder.assets
@@ -136,13 +155,15 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         dg.AssetCheckSpec(key.name, asset=key.asset_key, description=check.description)
         for key, (_, check) in found.items()
     ]
+    if not specs:
+        return []
 
-    @dg.multi_asset_check(name=f"{builder.group}__inputs_up_to_date", specs=specs, can_subset=True)
-    def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(name=f"{builder.group}__lone_checks", specs=specs, can_subset=True)
+    def evaluate(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         first = builder.context(builder.assets[0])
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
                     yield _evaluated(builder, asset, first.with_selection(asset.selection), check).result
 
-    return inputs_up_to_date
+    return [evaluate]
