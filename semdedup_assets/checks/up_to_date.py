@@ -33,8 +33,8 @@ def up_to_date(stage: str, *, refreshed: bool, remedy: str) -> Check:
         reasons = {each: stale[each] for each in partitions if each in stale}
         problems = [Problem(str(each) or "all of it", reason, remedy) for each, reason in reasons.items()]
         counted = Counter(reason.partition(":")[0] for reason in reasons.values())
-        fault = f"{len(partitions)} {stage} are stale or missing"
-        return CheckResult(fault, problems, {"partitions": len(partitions), **counted}, certain=False)
+        measured = {"partitions": len(partitions), **({"reasons": dict(counted)} if counted else {})}
+        return CheckResult(f"{len(partitions)} {stage} are stale or missing", problems, measured, certain=False)
 
     evaluate.__name__ = NAME
     text = (

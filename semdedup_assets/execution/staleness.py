@@ -73,7 +73,8 @@ def _own_reason(context: StageContext, stage: Stage, partition: Partition) -> st
     except MissingResultError:
         return MISSING  # The ranges of clusters are not known yet.
     records = {each: context.index.record(stage.name, each) for each in stored}
-    if not any(records.values()):
+    # Of more buckets than ranges some hold nothing.
+    if stored and not any(records.values()):
         return _reason_of_absence(context, stage, stored[0])
     return next((reason for each, record in records.items() if (reason := _reason(context, stage, each, record))), None)
 
