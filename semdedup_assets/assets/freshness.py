@@ -147,6 +147,14 @@ def _answer(evaluation: dg.AssetCheckEvaluation) -> tuple[object, ...]:
     return evaluation.passed, evaluation.description, dict(evaluation.metadata)
 
 
+def _summary(changed: Sequence[dg.AssetCheckEvaluation]) -> str:
+    """What a look has found, as the list of the sensor's ticks shows it."""
+    if not changed:
+        return "all is as it was when it was last looked at"
+    stale = sum(not each.passed for each in changed)
+    return f"of {len(changed)} assets it has changed whether they are up to date: {stale} are not"
+
+
 def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     """The sensor that shows what is stale or missing; it starts nothing."""
     looks = _Freshness(builder)
@@ -177,7 +185,7 @@ def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         return dg.SensorResult(
             asset_events=changed,
             cursor=json.dumps(asdict(look)),
-            skip_reason=None if changed else "all is as it was when it was last looked at",
+            skip_reason=_summary(changed),
         )
 
     return sensor
