@@ -6,8 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.lost_runs import loss_of
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.result_index import ResultIndex
 
 # A partition whose run failed is tried again this often.
