@@ -10,7 +10,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate
+from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate, log_problems
 from semdedup_assets.execution.pipeline_stages import StageAsset
 
 
@@ -34,7 +34,9 @@ def evaluated_checks(asset: StageAsset, context: StageContext) -> list[Evaluated
 
     Each failing partition is reported to the log.
     """
-    return [evaluate(check, context) for check in asset.stage.checks if not check.alone]
+    evaluated = [evaluate(check, context) for check in asset.stage.checks if not check.alone]
+    log_problems(evaluated)
+    return evaluated
 
 
 def check_result(builder: AssetBuilder, asset: StageAsset, found: Evaluated) -> dg.AssetCheckResult:
@@ -114,6 +116,8 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield check_result(builder, asset, evaluate(check, first.with_selection(asset.selection)))
+                    evaluated = evaluate(check, first.with_selection(asset.selection))
+                    log_problems([evaluated])
+                    yield check_result(builder, asset, evaluated)
 
     return inputs_up_to_date

@@ -11,7 +11,7 @@ from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.evaluated_checks import Evaluated
+from semdedup_assets.execution.evaluated_checks import Evaluated, log_problems
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, StageRun
@@ -90,7 +90,8 @@ class _Reporter(RefreshListener):
         self.sink(events.event(partition, record))
 
     def checked(self, asset: StageAsset, context: StageContext, evaluated: Sequence[Evaluated]) -> None:
-        """An event for each check."""
+        """An event for each check, and a line for each failing partition."""
+        log_problems(evaluated)
         for each in evaluated:
             self.sink(check_event(self.builder, asset, context, each))
 
