@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from semdedup_assets.image_formats import open_image
 from semdedup_assets.kept_sets import Target
 
 if TYPE_CHECKING:
@@ -544,7 +545,7 @@ def _png(figure: "Figure") -> bytes:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = open_image(buffer.getvalue()).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
