@@ -1,7 +1,6 @@
 """What all assets of a pipeline share: keys, partitions, dependencies, run configuration."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -127,20 +126,6 @@ class AssetBuilder:
     def context(self, asset: StageAsset, compute: Compute | None = None) -> StageContext:
         """What the asset's stage is given."""
         return StageContext(self.pipeline, self.graph, asset.selection, compute or self.pipeline.compute)
-
-    def context_at(self, moment: datetime) -> StageContext:
-        """The first asset's context; whoever asks of the same moment shares what is known of the store."""
-        found = self._contexts.get(moment)
-        if found is None:
-            found = self.context(self.assets[0])
-            # Of earlier moments nobody asks any more.
-            self._contexts.clear()
-            self._contexts[moment] = found
-        return found
-
-    @cached_property
-    def _contexts(self) -> dict[datetime, StageContext]:
-        return {}
 
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.

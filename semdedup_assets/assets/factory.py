@@ -6,7 +6,6 @@ import dagster as dg
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset
 from semdedup_assets.assets.checks import check_specs, evaluated_checks, raise_failures
-from semdedup_assets.assets.conditions import refresh_condition
 from semdedup_assets.assets.events import PartitionEvents
 from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.execution.context import StageContext
@@ -36,7 +35,6 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         deps=builder.deps(asset),
         backfill_policy=_backfill_policy(builder.pipeline) if partitions_def is not None else None,
         check_specs=check_specs(builder, asset),
-        automation_condition=refresh_condition(builder, asset) if builder.is_automatic(asset) else None,
         pool=stage.pool,
     )
     def materialise(
