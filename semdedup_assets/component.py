@@ -1,33 +1,34 @@
 """The Dagster components: settings in a `defs.yaml` become the definitions of a pipeline, or of a comparison."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import dagster as dg
-from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
-from semdedup_assets.assets.builder import AssetBuilder, dagster_name
+from semdedup_assets.assets.builder import dagster_name
 from semdedup_assets.assets.comparison import (
     comparison_definitions,
     find_evaluations,
     find_manifest,
     training_comparison_definitions,
 )
-from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, UnknownKeptSetError, labelled
+from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, labelled
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
 from semdedup_assets.comparison_settings import Comparison, ModelComparison, NamedKeptSet
-from semdedup_assets.defs_yaml.problems import Problem, near_names, schema_problems, setting_problems
+from semdedup_assets.defs_yaml.documents import reported
+from semdedup_assets.defs_yaml.pipelines import stage_problems, with_unfilled
+from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
-from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
+from semdedup_assets.defs_yaml.schema import WrittenSchema
+from semdedup_assets.defs_yaml.templates import Templates
+from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stage_graph import GRAPH
 
 _Named = TypeVar("_Named", bound=NamedKeptSet)
 
@@ -65,26 +66,14 @@ class SemDedupPipeline(dg.Component):
         """
         settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
         pipeline = Pipeline.model_validate(settings)
-        if problems := list(_stage_problems(pipeline)):
-            raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
+        if problems := list(stage_problems(pipeline)):
+            raise dg.DagsterInvalidDefinitionError(_report(problems, context))
         return cls(pipeline)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All assets of the pipeline."""
         first = _declared_in(context).add(self.pipeline, context.path)
         return pipeline_definitions(self.pipeline, with_source=first)
-
-
-def _stage_problems(pipeline: Pipeline) -> Iterator[Problem]:
-    """The analyses to be followed, and the stages that workers are asked for, which such a pipeline does not have."""
-    there = sorted({asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets})
-    for index, name in enumerate(pipeline.analyses.follow):
-        if name not in there:
-            message = f"{name!r} is not there for such a source, selection or settings; remove it"
-            yield Problem(("analyses", "follow", index), message)
-    for stage in pipeline.compute.workers:
-        if stage not in there:
-            yield Problem(("compute", "workers", stage), f"no such stage; {near_names(stage, there)}")
 
 
 class ComparisonAttributes(RootModel[dict[str, Any]]):
@@ -223,7 +212,7 @@ def _found(
             message = f"{each.label!r} is also the name of another; name them apart, or remove one"
             problems.append(Problem((section, index, "name"), message))
     if problems:
-        raise dg.DagsterInvalidDefinitionError("\n".join(_report(problems, context)))
+        raise dg.DagsterInvalidDefinitionError(_report(problems, context))
     return found
 
 
@@ -248,12 +237,12 @@ def _settings(
     if not isinstance(attributes, RootModel):
         message = f"{context.path}: no attributes; give at least {needed}"
         raise dg.DagsterInvalidDefinitionError(message)
-    templates = _Templates(context)
+    # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
+    project = SimpleNamespace(project_root=str(context.project_root.resolve()))
+    templates = Templates({**context.resolution_context.scope, "context": project})
     settings: dict[str, Any] = templates.filled(attributes.root, ())
-    unfilled = {problem.path for problem in templates.problems}
-    others = [problem for problem in problems(settings) if problem.path not in unfilled]
-    if found := [*templates.problems, *others]:
-        raise dg.DagsterInvalidDefinitionError("\n".join(_report(found, context)))
+    if found := with_unfilled(templates, problems(settings)):
+        raise dg.DagsterInvalidDefinitionError(_report(found, context))
     return settings
 
 
@@ -310,83 +299,12 @@ def _declared_in(context: dg.ComponentLoadContext) -> _Pipelines:
     return _loading[1]
 
 
-def _report(problems: list[Problem], context: dg.ComponentLoadContext) -> Iterator[str]:
+def _report(problems: list[Problem], context: dg.ComponentLoadContext) -> str:
     """The problems, each on a line with its file and line, in the file's order."""
-    yield f"{len(problems)} problem{'s' * (len(problems) > 1)} with the settings; nothing was run:"
     tree = context.resolution_context.source_position_tree
-    lines = []
-    for problem in problems:
+
+    def located(problem: Problem) -> tuple[int, str]:
         position = tree.lookup_closest_and_path(["attributes", *problem.path], None)[0] if tree else None
-        line = position.start.line if position else 0
-        lines.append((line, f"{position or context.path} {problem.setting}: {problem.message}"))
-    yield from (line for _, line in sorted(lines))
+        return (position.start.line, str(position)) if position else (0, str(context.path))
 
-
-class _Templates:
-    """Fills in `{{ … }}`, and remembers where that failed.
-
-    Attributes:
-        problems: of the values that could not be filled in, and were left as they are.
-    """
-
-    def __init__(self, context: dg.ComponentLoadContext) -> None:
-        self.problems: list[Problem] = []
-        self._environment = _Environment()
-        # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
-        project = SimpleNamespace(project_root=str(context.project_root.resolve()))
-        self._context = context.resolution_context.with_scope(env=self._environment, context=project)
-
-    def filled(self, value: Any, path: SettingPath) -> Any:
-        """A value with all templates in it filled in."""
-        if isinstance(value, dict):
-            return {key: self.filled(part, (*path, key)) for key, part in value.items()}
-        if isinstance(value, list):
-            return [self.filled(part, (*path, index)) for index, part in enumerate(value)]
-        # Other strings are left as they are: Dagster would read "2024" as a number.
-        return self._rendered(value, path) if isinstance(value, str) and "{{" in value else value
-
-    def _rendered(self, template: str, path: SettingPath) -> Any:
-        self._environment.unset.clear()
-        try:
-            value = self._context.resolve_value(template, as_type=object)
-        except ResolutionException as error:
-            value, cause = None, str(error).strip().splitlines()[-1]
-        else:
-            if not isinstance(value, _Unset):
-                return value
-            cause = ""
-        unset = ", ".join(self._environment.unset)
-        reason = f"the environment variable {unset} is not set; set it where Dagster loads its code, or give a default"
-        self.problems.append(Problem(path, f"{template}: {reason}" if unset else f"{template}: {cause}"))
-        return template
-
-
-class _Environment:
-    """`env` in templates: `{{ env.NAME }}`, `{{ env('NAME', 'default') }}` or `{{ env.NAME or 'default' }}`."""
-
-    def __init__(self) -> None:
-        self.unset: list[str] = []
-
-    def __call__(self, name: str, default: Any = None) -> Any:
-        value = os.environ.get(name, default)
-        if value is None:
-            self.unset.append(name)
-            return _Unset()
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        # Jinja asks every object for marks of its own.
-        if name.startswith(("jinja", "_")):
-            raise AttributeError(name)
-        return self(name)
-
-
-class _Unset:
-    """A variable that is not set: false, and never a part of a text, which Jinja would make `None/photos` of."""
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __str__(self) -> str:
-        message = "the variable is not set"
-        raise LookupError(message)
+    return reported((problem, located(problem)) for problem in problems)

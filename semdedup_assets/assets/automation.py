@@ -8,11 +8,12 @@ from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.source import source_changes
 from semdedup_assets.assets.under_way import last_finished_run, unfinished_backfill, unfinished_run
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.reference_files import observe_references, observed_references
 from semdedup_assets.storage.results import MissingResultError, fingerprint
 

@@ -1,6 +1,5 @@
 """What all assets of a pipeline share: keys, partitions, dependencies, run configuration."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +9,9 @@ from pydantic import Field, create_model
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Dimension, Partition, bucket_name
-from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage, StageGraph
-from semdedup_assets.kept_sets import Clustering, Selection, Target
-from semdedup_assets.settings import Pipeline
+from semdedup_assets.execution.pipeline_stages import PipelineStages, StageAsset
+from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage
+from semdedup_assets.kept_sets import Clustering, Target
 from semdedup_assets.storage.results import fingerprint
 
 STEP_TAG = "semdedup/step"
@@ -25,68 +24,8 @@ _OF_THE_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_sec
 _OF_A_RUN = {name: setting for name, setting in Compute.model_fields.items() if name not in _OF_THE_CLUSTER}
 
 
-@dataclass(frozen=True)
-class StageAsset:
-    """A stage as an asset: of one selection, where each has its own.
-
-    Attributes:
-        stage: the stage.
-        name: of the selection in the settings; None where all share the asset, or where there is only one.
-        selection: whose results these are.
-    """
-
-    stage: Stage
-    name: str | None
-    selection: Selection
-
-    def __str__(self) -> str:
-        return self.stage.name if self.name is None else f"{self.name}/{self.stage.name}"
-
-
-@dataclass(frozen=True)
-class AssetBuilder:
-    """One pipeline as Dagster sees it.
-
-    Attributes:
-        pipeline: its settings.
-        graph: its stages.
-    """
-
-    pipeline: Pipeline
-    graph: StageGraph
-
-    @cached_property
-    def assets(self) -> tuple[StageAsset, ...]:
-        """All materialised assets, each after those it is made from."""
-        selections = self.pipeline.named_selections
-        first = next(iter(selections.values()))
-        found = []
-        for stage in self.graph.stages:
-            if stage.selected:
-                found += [StageAsset(stage, name, selection) for name, selection in selections.items()]
-            else:
-                found.append(StageAsset(stage, None, first))
-        return tuple(asset for asset in found if asset.stage.applies(self.pipeline, asset.selection))
-
-    @property
-    def automatic(self) -> tuple[StageAsset, ...]:
-        """The assets that refreshes and automation make."""
-        return tuple(asset for asset in self.assets if self.is_automatic(asset))
-
-    def is_automatic(self, asset: StageAsset) -> bool:
-        """Whether refreshes and automation make an asset."""
-        return not asset.stage.on_demand or asset.stage.name in self._followed
-
-    @cached_property
-    def _followed(self) -> set[str]:
-        """The stages that `analyses.follow` names, and what they, and those that are made anyway, are made from."""
-        named = set[str](self.pipeline.analyses.follow)
-        return named | {
-            before.name
-            for asset in self.assets
-            if asset.stage.name in named or not asset.stage.on_demand
-            for before in self.graph.before(asset.stage, self.pipeline, asset.selection)
-        }
+class AssetBuilder(PipelineStages):
+    """One pipeline as Dagster sees it."""
 
     @property
     def prefix(self) -> list[str]:
@@ -122,10 +61,6 @@ class AssetBuilder:
     def refresh_job(self) -> str:
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
-
-    def context(self, asset: StageAsset, compute: Compute | None = None) -> StageContext:
-        """What the asset's stage is given."""
-        return StageContext(self.pipeline, self.graph, asset.selection, compute or self.pipeline.compute)
 
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.

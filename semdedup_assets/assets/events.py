@@ -11,10 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import as_metadata, shown_metadata
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.stage import Rows
 from semdedup_assets.storage.results import ResultRecord
 

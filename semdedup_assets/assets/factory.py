@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset
-from semdedup_assets.assets.checks import check_specs, evaluated_checks, raise_failures
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder
+from semdedup_assets.assets.checks import check_result, check_specs, evaluated_checks, failing_runs
 from semdedup_assets.assets.events import PartitionEvents
 from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.ray import end_resting
+from semdedup_assets.execution.evaluated_checks import raise_failures
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.settings import Pipeline
@@ -49,9 +51,10 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
                 made = _made(context, builder, asset, stage_context, again=again)
             finally:
                 end_resting()
-            checks = evaluated_checks(builder, asset, stage_context)
-            yield from _ended(context, made, [check.result for check in checks])
-            raise_failures(checks)
+            checks = evaluated_checks(asset, stage_context)
+            yield from _ended(context, made, [check_result(builder, asset, check) for check in checks])
+            with failing_runs():
+                raise_failures(checks)
 
     return materialise
 
