@@ -153,14 +153,14 @@ def test_a_refit_is_followed_by_the_centroids_and_all_below(looks: Looks) -> Non
             {"epsilons": ["0.05", "0.1"]},
             {"keep_masks": ["0.1|3"], "manifests": ["0.1|3"], "galleries": ["0.1|3", "0.05|3"]},
         ),
-        ({"manifests": ["csv"]}, None),
+        ({"manifests": ["keep_lists"]}, {"manifests": ["0.05|3"]}),
         ({"clustering": {"k": [3, 4]}}, {"centroids": ["4"], "assignments": [f"4|s00000{n}" for n in range(3)]}),
     ],
 )
-def test_other_settings_are_noticed(looks: Looks, changes: dict[str, Any], made: Partitions | None) -> None:
+def test_other_settings_are_noticed(looks: Looks, changes: dict[str, Any], made: Partitions) -> None:
     looks.runs = looks.runs.changed(**changes)
     (found,) = looks.settle()
-    for asset, partitions in (made or {}).items():
+    for asset, partitions in made.items():
         assert set(found[asset]) <= set(partitions)
         assert partitions[0] in found[asset]
     assert "embeddings" not in found
