@@ -136,7 +136,12 @@ class Galleries(BaseModel, frozen=True, extra="forbid"):
     groups: int = Field(12, ge=1, le=20, description="Largest groups of duplicates that are shown.")
     seeds: int = Field(6, ge=1, description="Items that are shown with their neighbours at rising epsilon.")
     items: int = Field(8, ge=2, description="Items of a group, and neighbours of a seed, that are shown.")
-    files: int = Field(32, ge=1, description="Source files that are read at most; items of others are only named.")
+    mib: int = Field(
+        2048,
+        ge=1,
+        description="MiB of the source that are read at most: of a file only what leads to the items that are shown. Items "
+        "beyond are only named.",
+    )
     seed: int = Field(0, ge=0, description="Of the choice of seed items.")
 
 
