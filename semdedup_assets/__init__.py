@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from semdedup_assets.algorithm.deduplication import Deduplication, semdedup
     from semdedup_assets.analyses.manifest_comparison import compare_manifests
     from semdedup_assets.component import ManifestComparison, SemDedupPipeline, TrainingComparison
+    from semdedup_assets.defs_folder import load_from_defs_folder
 
 __all__ = [
     "Deduplication",
@@ -13,6 +14,7 @@ __all__ = [
     "SemDedupPipeline",
     "TrainingComparison",
     "compare_manifests",
+    "load_from_defs_folder",
     "semdedup",
 ]
 
@@ -22,6 +24,7 @@ _HOMES = {
     "SemDedupPipeline": "semdedup_assets.component",
     "TrainingComparison": "semdedup_assets.component",
     "compare_manifests": "semdedup_assets.analyses.manifest_comparison",
+    "load_from_defs_folder": "semdedup_assets.defs_folder",
     "semdedup": "semdedup_assets.algorithm.deduplication",
 }
 
