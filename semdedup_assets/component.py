@@ -1,30 +1,31 @@
 """The Dagster components: settings in a `defs.yaml` become the definitions of a pipeline, or of a comparison."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import dagster as dg
-from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
-from semdedup_assets.assets.builder import AssetBuilder, dagster_name
+from semdedup_assets.assets.builder import dagster_name
 from semdedup_assets.assets.comparison import (
     comparison_definitions,
     find_evaluations,
     find_manifest,
     training_comparison_definitions,
 )
-from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, UnknownKeptSetError, labelled
+from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, labelled
 from semdedup_assets.assets.not_loaded import NotLoaded
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.assets.source import files_of
 from semdedup_assets.comparison_settings import Comparison, ModelComparison, NamedKeptSet
-from semdedup_assets.defs_yaml.problems import Problem, near_names, schema_problems, setting_problems
+from semdedup_assets.defs_yaml.pipelines import stage_problems, with_unfilled
+from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
-from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
+from semdedup_assets.defs_yaml.schema import WrittenSchema
+from semdedup_assets.defs_yaml.templates import Templates
+from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.loading import (
     InvalidComponentError,
@@ -35,7 +36,6 @@ from semdedup_assets.loading import (
     project_of,
 )
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.stage_graph import GRAPH
 
 T = TypeVar("T")
 _Named = TypeVar("_Named", bound=NamedKeptSet)
@@ -130,21 +130,9 @@ def _pipeline(attributes: BaseModel | None, context: dg.ComponentLoadContext) ->
     """
     settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
     pipeline = Pipeline.model_validate(settings)
-    if problems := list(_stage_problems(pipeline)):
+    if problems := list(stage_problems(pipeline)):
         raise InvalidComponentError(lines_of(problems, context))
     return pipeline
-
-
-def _stage_problems(pipeline: Pipeline) -> Iterator[Problem]:
-    """The analyses to be followed, and the stages that workers are asked for, which such a pipeline does not have."""
-    there = sorted({asset.stage.name for asset in AssetBuilder(pipeline, GRAPH).assets})
-    for index, name in enumerate(pipeline.analyses.follow):
-        if name not in there:
-            message = f"{name!r} is not there for such a source, selection or settings; remove it"
-            yield Problem(("analyses", "follow", index), message)
-    for stage in pipeline.compute.workers:
-        if stage not in there:
-            yield Problem(("compute", "workers", stage), f"no such stage; {near_names(stage, there)}")
 
 
 class ComparisonAttributes(RootModel[dict[str, Any]]):
@@ -371,11 +359,11 @@ def _settings(
     """
     if not isinstance(attributes, RootModel):
         raise InvalidComponentError([f"{defs_file(context)}: no attributes; give at least {needed}"])
-    templates = _Templates(context)
+    # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
+    project = SimpleNamespace(project_root=str(context.project_root.resolve()))
+    templates = Templates({**context.resolution_context.scope, "context": project})
     settings: dict[str, Any] = templates.filled(attributes.root, ())
-    unfilled = {problem.path for problem in templates.problems}
-    others = [problem for problem in problems(settings) if problem.path not in unfilled]
-    if found := [*templates.problems, *others]:
+    if found := with_unfilled(templates, problems(settings)):
         raise InvalidComponentError(lines_of(found, context))
     return settings
 
@@ -394,73 +382,3 @@ def _collision(pipeline: Pipeline, other: Pipeline) -> str | None:
     if dagster_name(pipeline.dataset) == dagster_name(other.dataset):
         return "have datasets that are one to Dagster, which replaces `-` and `.` by `_`; rename one `dataset`"
     return None
-
-
-class _Templates:
-    """Fills in `{{ … }}`, and remembers where that failed.
-
-    Attributes:
-        problems: of the values that could not be filled in, and were left as they are.
-    """
-
-    def __init__(self, context: dg.ComponentLoadContext) -> None:
-        self.problems: list[Problem] = []
-        self._environment = _Environment()
-        # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
-        project = SimpleNamespace(project_root=str(context.project_root.resolve()))
-        self._context = context.resolution_context.with_scope(env=self._environment, context=project)
-
-    def filled(self, value: Any, path: SettingPath) -> Any:
-        """A value with all templates in it filled in."""
-        if isinstance(value, dict):
-            return {key: self.filled(part, (*path, key)) for key, part in value.items()}
-        if isinstance(value, list):
-            return [self.filled(part, (*path, index)) for index, part in enumerate(value)]
-        # Other strings are left as they are: Dagster would read "2024" as a number.
-        return self._rendered(value, path) if isinstance(value, str) and "{{" in value else value
-
-    def _rendered(self, template: str, path: SettingPath) -> Any:
-        self._environment.unset.clear()
-        try:
-            value = self._context.resolve_value(template, as_type=object)
-        except ResolutionException as error:
-            value, cause = None, str(error).strip().splitlines()[-1]
-        else:
-            if not isinstance(value, _Unset):
-                return value
-            cause = ""
-        unset = ", ".join(self._environment.unset)
-        reason = f"the environment variable {unset} is not set; set it where Dagster loads its code, or give a default"
-        self.problems.append(Problem(path, f"{template}: {reason}" if unset else f"{template}: {cause}"))
-        return template
-
-
-class _Environment:
-    """`env` in templates: `{{ env.NAME }}`, `{{ env('NAME', 'default') }}` or `{{ env.NAME or 'default' }}`."""
-
-    def __init__(self) -> None:
-        self.unset: list[str] = []
-
-    def __call__(self, name: str, default: Any = None) -> Any:
-        value = os.environ.get(name, default)
-        if value is None:
-            self.unset.append(name)
-            return _Unset()
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        # Jinja asks every object for marks of its own.
-        if name.startswith(("jinja", "_")):
-            raise AttributeError(name)
-        return self(name)
-
-
-class _Unset:
-    """A variable that is not set: false, and never a part of a text, which Jinja would make `None/photos` of."""
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __str__(self) -> str:
-        message = "the variable is not set"
-        raise LookupError(message)

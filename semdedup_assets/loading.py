@@ -21,6 +21,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.not_loaded import NotLoaded, not_loaded_definitions
+from semdedup_assets.defs_yaml.documents import reported_lines
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.encoders.checkpoints import path_safe
@@ -213,12 +214,12 @@ def defs_file(context: dg.ComponentLoadContext) -> Path:
 def lines_of(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:
     """The problems, each on a line with its file and line, in the file's order."""
     tree = context.resolution_context.source_position_tree
-    lines = []
-    for problem in problems:
+
+    def located(problem: Problem) -> tuple[int, str]:
         position = tree.lookup_closest_and_path(["attributes", *problem.path], None)[0] if tree else None
-        line = position.start.line if position else 0
-        lines.append((line, f"{position or defs_file(context)} {problem.setting}: {problem.message}"))
-    return [line for _, line in sorted(lines)]
+        return (position.start.line, str(position)) if position else (0, str(defs_file(context)))
+
+    return reported_lines((problem, located(problem)) for problem in problems)
 
 
 def _refuse_problems(entries: Sequence[_Entry]) -> None:

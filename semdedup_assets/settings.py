@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -48,7 +48,13 @@ def _one_or_several(value: Any) -> Any:
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
 EpsilonOrShare = Annotated[str, BeforeValidator(_target)]
 
-ManifestFormat = Literal["parquet", "keep_lists", "csv", "jsonl", "webdataset"]
+ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset"]
+SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
+    "csv": ("folder",),
+    "webdataset": ("webdataset", "folder"),
+    "jsonl": ("jsonl",),
+}
+"""The kinds of source that a manifest format needs; the others are of any."""
 
 
 class Shards(BaseModel, frozen=True, extra="forbid"):
@@ -235,11 +241,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         ("0.05", "keep=50%"), min_length=1, description="Each a partition: an epsilon, or a share to keep."
     )
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
-        ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
+        ("parquet", "removed", "keep_lists"),
+        min_length=1,
+        description="What is written: the kept items for training jobs, and what was removed (`removed`).",
     )
     manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
         None,
-        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        description="A column `weight` in the formats `parquet` and `removed`: `group_size` lets each kept item count for all that it "
         "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
         "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
     )
@@ -444,14 +452,15 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
-        possible: dict[str, tuple[str, ...]] = {
-            "csv": ("folder",),
-            "webdataset": ("webdataset", "folder"),
-            "jsonl": ("jsonl",),
-        }
+        kind = self.source.kind
         for name in self.manifests:
-            if name in possible and self.source.kind not in possible[name]:
-                return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
+            needed = SOURCES_OF_FORMATS.get(name, (kind,))
+            if kind not in needed:
+                fitting = [each for each in get_args(ManifestFormat) if kind in SOURCES_OF_FORMATS.get(each, (kind,))]
+                return (
+                    f"manifests: {name!r} needs a source of kind {' or '.join(needed)}, not {kind!r}; of it there can be "
+                    f"{', '.join(fitting)}"
+                )
         return None
 
     def _held_out_problems(self) -> Iterator[str]:

@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
         clustering={"k": [3, 9], "buckets": 1},
         selections={"hard": {"keep": "hard"}, "easy": {"keep": "easy"}},
         epsilons=["0.05", "keep=50%"],
-        manifests=["parquet"],
+        manifests=["parquet", "removed"],
     )
     made.run()
     return made
@@ -84,7 +84,7 @@ def test_manifests_of_the_project_are_compared_and_a_check_tells_when_they_chang
         )
         assert {row.data["reason"] for row in found["changed_examples"].records} == {"removed"}
 
-    runs.changed(manifests=["parquet", "keep_lists"]).make("manifests", "keep=50%|9", selection="hard")
+    runs.changed(manifests=["parquet", "removed", "keep_lists"]).make("manifests", "keep=50%|9", selection="hard")
     (check,) = check_job(definitions, KEY).execute_in_process().get_asset_check_evaluations()
     assert not check.passed
     assert "k \\= 9 \\(" in str(check.description)

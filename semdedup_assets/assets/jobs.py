@@ -1,14 +1,15 @@
-"""What starts runs: jobs to start by hand, a schedule, and a sensor that evaluates the automation conditions."""
+"""What starts runs: jobs to start by hand, a schedule, and a sensor that refreshes what is stale."""
 
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from semdedup_assets.assets.automation import automation_sensor
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.console import console_logger
 from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.execution.progress import reporting_to
 
 if TYPE_CHECKING:
@@ -19,20 +20,7 @@ def job_definitions(builder: AssetBuilder) -> dg.Definitions:
     """The jobs, the schedule and the sensor of a pipeline."""
     job = _refresh_job(builder)
     schedules = [_schedule(builder, job)] if builder.pipeline.refresh.schedule else []
-    return dg.Definitions(jobs=[job, _refit_job(builder)], schedules=schedules, sensors=[_automation_sensor(builder)])
-
-
-def _automation_sensor(builder: AssetBuilder) -> dg.AutomationConditionSensorDefinition:
-    running = builder.pipeline.refresh.automatic
-    return dg.AutomationConditionSensorDefinition(
-        f"{builder.group}__automation",
-        target=dg.AssetSelection.assets(*(builder.key(asset) for asset in builder.automatic)),
-        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
-        # Some of the conditions are our own, which the daemon does not know.
-        use_user_code_server=True,
-        description="Makes what is missing or whose inputs have changed, asset by asset, as files arrive.",
-    )
+    return dg.Definitions(jobs=[job, _refit_job(builder)], schedules=schedules, sensors=[automation_sensor(builder)])
 
 
 def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:

@@ -11,11 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
-from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
+from semdedup_assets.execution.source_index import updated_index
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.sources.shard_index import ShardIndex
-from semdedup_assets.storage.files import Listing, write_bytes
+from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
@@ -32,30 +31,6 @@ _SHARD_INDEX = (
     "for the sake of those that vanish: a missing partition has no version left that could change, and its items "
     "would stay in the manifests."
 )
-
-
-def update_shard_index(context: StageContext) -> ShardIndex:
-    """List the source's files and remember which shard each belongs to.
-
-    Known files stay where they are, new ones form new shards, vanished ones leave theirs.
-
-    Raises:
-        FileNotFoundError: the source has no file.
-        PermissionError: the store cannot be written.
-    """
-    return _updated_index(context, context.pipeline.source.listing())
-
-
-def _updated_index(context: StageContext, listing: Listing) -> ShardIndex:
-    known = context.shard_index
-    updated = known.updated(
-        listing.files,
-        group=context.pipeline.new_shards,
-        files_per_shard=context.pipeline.shards.files_per_shard or "automatic",
-    )
-    if updated != known:
-        write_bytes(context.layout.shard_index, updated.to_json())
-    return updated
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +82,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         FileNotFoundError: the source has no file.
     """
     listing = builder.pipeline.source.listing()
-    context = builder.context(builder.assets[0])
-    index = _updated_index(context, listing)
+    index = updated_index(builder.context(builder.assets[0]), listing)
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -119,7 +93,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
         listing,
-        unfollowed_shard_setting(context.pipeline, index),
+        unfollowed_shard_setting(builder.pipeline, index),
     )
 
 

@@ -12,6 +12,7 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower, output_dimension
+from semdedup_assets.encoders.own_code import EMBED_YOURSELF, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, resolve_dtype
 from semdedup_assets.records import Content
 
@@ -170,11 +171,11 @@ class Timm(BaseModel, frozen=True, extra="forbid"):
         try:
             return _without_classifier(name, self.image_size, settings)
         except (*_LOADING_ERRORS, SafetensorError) as error:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            message = (
-                f"model: {self.model}: the weights cannot be loaded ({cause}); without access to their hub, name a "
-                "local folder with config.json and weights, or set `checkpoint` to a file that fits the model"
+            remedy = (
+                "without access to their hub, name a local folder with config.json and weights, or set `checkpoint` to a "
+                "file that fits the model"
             )
+            message = f"model: {self.model}: the weights {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
             raise ValueError(message) from error
 
 

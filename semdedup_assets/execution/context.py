@@ -89,6 +89,12 @@ class StageContext:
         """The same pipeline with another selection; both share what is known of the store."""
         return self if selection == self.selection else self._sharing(replace(self, selection=selection))
 
+    def with_shard_index(self, shard_index: ShardIndex) -> "StageContext":
+        """The same with shards of which the store does not know yet."""
+        other = replace(self)
+        other.__dict__["shard_index"] = shard_index
+        return other
+
     def of_worker(self, threads: int, *, parallelism: int) -> "StageContext":
         """The same as each of several workers is given it; shares what is known of the store.
 

@@ -70,25 +70,36 @@ def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.
 
 
 def _removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
-    """Removed items of a shard, and the kept item that stands for each."""
+    """Removed items of a shard: where each lies, its key, and the kept item that stands for it."""
     import pyarrow as pa
 
-    of_kept = [pa.field("kept_key", pa.string()), pa.field("similarity", pa.float32())]
-    schema = pa.schema([*(field for field in _located() if "file" not in field.name), *_grouped(context), *of_kept])
+    of_kept = {"kept_key": pa.string(), "kept_file": pa.string(), "kept_file_row": pa.int64()}
+    found_by = {"similarity": pa.float32(), "is_orphan": pa.bool_()}
+    schema = pa.schema([*_located(), *_grouped(context), *pa.schema({**of_kept, **found_by})])
+    names = pa.array([printable(path) for path in kept.paths], pa.string())
     group, similarity, size = kept.groups.of(rows.table.column("id").to_numpy())
+    unknown = np.isnan(similarity)
+    kept_file, kept_file_row = kept.files.of(group)
+    # Without an epsilon nothing is within it, and nothing beyond.
+    far = similarity.astype(np.float64) <= 1.0 - (kept.epsilon or 0.0)
     found = {
         "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
         "row": pa.array(rows.rows),
+        "file": names.take(pa.array(rows.files)),
+        "file_row": pa.array(rows.file_rows),
         **_group_columns(context, group, size, kept=False),
         "kept_key": kept.keys.of(group),
-        "similarity": pa.array(similarity, mask=np.isnan(similarity)),
+        "kept_file": kept_file,
+        "kept_file_row": kept_file_row,
+        "similarity": pa.array(similarity, mask=unknown),
+        "is_orphan": pa.array(far, mask=unknown | (kept.epsilon is None)),
     }
     arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
     return pa.table(arrays, schema=schema)
 
 
 def _located() -> "pa.Schema":
-    """The same for all shards, also for one of which nothing is kept."""
+    """The same for all shards, also for one of which nothing is kept, or nothing removed."""
     import pyarrow as pa
 
     located = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
@@ -117,20 +128,16 @@ def _group_columns(context: StageContext, group: np.ndarray, size: np.ndarray, *
 
 @contextmanager
 def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
-    """`parquet/<shard>.parquet` and `removed/<shard>.parquet`: the kept and the removed items."""
-    name = f"{kept.shard.name}.parquet"
-    with (
-        result.open(f"parquet/{name}") as of_kept,
-        TableWriter(of_kept) as kept_writer,
-        result.open(f"removed/{name}") as of_removed,
-        TableWriter(of_removed) as removed_writer,
-    ):
+    """`parquet/<shard>.parquet`: the kept items."""
+    with result.open(f"parquet/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
+        yield lambda stay, _: writer.write_arrow(_kept_table(context, kept, stay))
 
-        def write(stay: ShardRows, go: ShardRows) -> None:
-            kept_writer.write_arrow(_kept_table(context, kept, stay))
-            removed_writer.write_arrow(_removed_table(context, kept, go))
 
-        yield write
+@contextmanager
+def _removed(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
+    """`removed/<shard>.parquet`: the removed items, each with the kept one that stands for it."""
+    with result.open(f"removed/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
+        yield lambda _, go: writer.write_arrow(_removed_table(context, kept, go))
 
 
 @contextmanager
@@ -147,7 +154,7 @@ def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Itera
         yield write
 
 
-ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "keep_lists": _keep_lists}
+ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "removed": _removed, "keep_lists": _keep_lists}
 """The formats that are made of a shard's items alone."""
 
 
