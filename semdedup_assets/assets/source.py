@@ -10,6 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import end_lost_runs
+from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
 from semdedup_assets.execution.source_index import updated_index
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.files import Listing
@@ -39,11 +41,13 @@ class SourceChanges:
         shards: fingerprint of each shard that is new or has changed.
         shard_index: version of the set of shards, where one came or vanished.
         listing: the files, and what was passed over.
+        unfollowed: why known shards are not as a setting says; None where they are.
     """
 
     shards: dict[str, str]
     shard_index: str | None
     listing: Listing
+    unfollowed: str | None = None
 
     def observations(self, builder: AssetBuilder) -> Iterator[dg.AssetObservation]:
         """The same as events for Dagster."""
@@ -63,6 +67,7 @@ class SourceChanges:
         return (
             f"{len(self.shards)} shards new or changed{f': {shards}' if shards else ''}; "
             f"{len(self.listing.files):,} files{f', passed over: {reasons}' if reasons else ''}"
+            f"{f'; {self.unfollowed}' if self.unfollowed else ''}"
         )
 
 
@@ -88,6 +93,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
         listing,
+        unfollowed_shard_setting(builder.pipeline, index),
     )
 
 
@@ -135,7 +141,7 @@ def source_definitions(builder: AssetBuilder) -> dg.Definitions:
     key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, pipeline.owners))
     if key not in _made:
         assets = [_owned(builder, asset) for asset in (_shards(builder), _shard_index(builder))]
-        checks = [_files_check(builder)]
+        checks = [_files_check(builder), _shard_setting_check(builder)]
         _made[key] = dg.Definitions(assets=assets, asset_checks=checks, sensors=[_files_sensor(builder)])
     return _made[key]
 
@@ -205,6 +211,23 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files
+
+
+def _shard_setting_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
+    """The check whether a changed setting waits for new files, which a person may not expect."""
+
+    @dg.asset_check(
+        asset=builder.source_key("shard_index"),
+        name="shards_follow_settings",
+        description="The shards were made with today's `shards.files_per_shard`: it counts for new files only.",
+    )
+    def shards_follow_settings() -> dg.AssetCheckResult:
+        unfollowed = unfollowed_shard_setting(builder.pipeline, builder.context(builder.assets[0]).shard_index)
+        return dg.AssetCheckResult(
+            passed=unfollowed is None, severity=dg.AssetCheckSeverity.WARN, description=markdown_text(unfollowed or "")
+        )
+
+    return shards_follow_settings
 
 
 def _listing_metadata(listing: Listing) -> dict[str, Any]:

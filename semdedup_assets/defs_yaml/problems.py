@@ -121,6 +121,9 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: typ
     elif kind == "missing":
         description = fields_at(model, location[:-1])[str(location[-1])].description
         yield Problem(path, f"missing. {description}" if description else "missing")
+    elif kind == "too_short" and detail["input"]:
+        # Of what is in it, each is reported.
+        return
     elif kind == "extra_forbidden":
         yield Problem(path, _unknown(str(location[-1]), list(fields_at(model, location[:-1]))))
     else:

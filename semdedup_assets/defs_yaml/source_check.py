@@ -14,10 +14,13 @@ from semdedup_assets.defs_yaml.schema import SettingPath
 from semdedup_assets.encoders import OpenClip, Precomputed, Timm, TorchScript
 from semdedup_assets.encoders.decoding import UndecodableImageError, rgb_image
 from semdedup_assets.encoders.unit_norm import check_unit_rows
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
 from semdedup_assets.records import Invalid, Item, Record, VectorBatch
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Folder, Parquet, Source, TruncatedFile, Vectors
 from semdedup_assets.sources.parquet import PARQUET
+from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.files import FileStat, is_local
 
 _SECONDS = 30.0  # after which a source that does not answer is passed over with a warning
@@ -42,7 +45,7 @@ def checked_source(pipeline: Pipeline, *, seconds: float = _SECONDS) -> list[Pro
     """
     sources: dict[SettingPath, Source] = {("source",): pipeline.source}
     sources |= {("references", name, "source"): each.source for name, each in pipeline.references.items()}
-    problems = list(_model_problems(pipeline))
+    problems = [*_model_problems(pipeline), *_shard_problems(pipeline, seconds)]
     for path, source in sources.items():
         found = _within(seconds, lambda source=source: list(_source_problems(pipeline, source)))  # type: ignore[misc]
         if found is None:
@@ -103,6 +106,19 @@ def _model_problems(pipeline: Pipeline) -> Iterator[Problem]:
     for message in messages:
         setting, _, text = message.partition(": ")
         yield Problem(("encoder", setting), text)
+
+
+def _shard_problems(pipeline: Pipeline, seconds: float) -> Iterator[Problem]:
+    """A changed setting that counts for new files only."""
+    context = StageContext(pipeline, GRAPH, pipeline.selection)
+    try:
+        index = _within(seconds, lambda: context.shard_index)
+    except Exception:
+        # A store out of reach, or a damaged index: observing reports it.
+        return
+    unfollowed = unfollowed_shard_setting(pipeline, index) if index is not None else None
+    if unfollowed:
+        yield Problem(("shards", "files_per_shard"), unfollowed, warning=True)
 
 
 def _source_problems(pipeline: Pipeline, source: Source) -> Iterator[_Finding]:

@@ -20,7 +20,11 @@ def update_shard_index(context: StageContext) -> ShardIndex:
 def updated_index(context: StageContext, listing: Listing) -> ShardIndex:
     """The same of a listing that was made."""
     known = context.shard_index
-    updated = known.updated(listing.files, group=context.pipeline.new_shards)
+    updated = known.updated(
+        listing.files,
+        group=context.pipeline.new_shards,
+        files_per_shard=context.pipeline.shards.files_per_shard or "automatic",
+    )
     if updated != known:
         write_bytes(context.layout.shard_index, updated.to_json())
     return updated
