@@ -7,7 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import dagster as dg
+try:
+    import dagster as dg
+except ModuleNotFoundError as error:
+    from semdedup_assets.extras import without_dagster
+
+    raise without_dagster(error) from error
 from dagster.components.resolved.errors import ResolutionException
 from pydantic import BaseModel, RootModel
 
