@@ -48,11 +48,12 @@ def _one_or_several(value: Any) -> Any:
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
 EpsilonOrShare = Annotated[str, BeforeValidator(_target)]
 
-ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset"]
+ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset", "filtered"]
 SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
     "csv": ("folder",),
     "webdataset": ("webdataset", "folder"),
     "jsonl": ("jsonl",),
+    "filtered": ("parquet", "vectors"),
 }
 """The kinds of source that a manifest format needs; the others are of any."""
 

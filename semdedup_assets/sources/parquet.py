@@ -26,6 +26,8 @@ from semdedup_assets.sources.reading import (
 from semdedup_assets.sources.tables import (
     FieldPath,
     ParquetTable,
+    batch_column,
+    batch_values,
     check_key_type,
     column_names,
     field_path,
@@ -182,6 +184,20 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             carried = self._carried_fields(table.schema, path)
             for row, found in enumerate(table_rows(table, carried, most_mib=self.max_item_mib)):
                 yield fields.item(found, fallback=f"{file_name(path)}:{row}")
+
+    def records_in(self, batch: "pa.RecordBatch", path: str) -> list[Record | Invalid]:
+        """What `read` gives of some rows, which were read with all their columns; without keys.
+
+        Args:
+            batch: some rows of a file.
+            path: of the file.
+        """
+        rows = batch_values(batch, self._payload_fields(batch.schema, path), most_mib=self.max_item_mib)
+        return [self._record(row, "", path) for row in rows]
+
+    def images_beside(self, batch: "pa.RecordBatch", path: str) -> int:
+        """How many of some rows, which `read` gives images of, only name a file beside their table; arguments as before."""
+        return 0 if self.image is None else int(batch_column(batch, self._payload_field(batch.schema, path)).null_count)
 
     @property
     def _item_fields(self) -> ItemFields:

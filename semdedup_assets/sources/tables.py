@@ -56,9 +56,13 @@ class ParquetTable:
         """Names and types of the columns."""
         return self.file.schema_arrow
 
-    def reopened(self) -> "pq.ParquetFile":
-        """The file once more: Arrow reads all columns of one `ParquetFile` in batches of the size last asked for."""
-        return _parquet_file(self.stream, self.file.metadata)
+    def reopened(self, *, old_times: str = "ns") -> "pq.ParquetFile":
+        """The file once more: Arrow reads all columns of one `ParquetFile` in batches of the size last asked for.
+
+        Args:
+            old_times: the unit that times of the old type INT96 are read in; in nanoseconds those after 2262 overflow.
+        """
+        return _parquet_file(self.stream, self.file.metadata, old_times)
 
 
 @contextmanager
@@ -76,18 +80,23 @@ def parquet_table(path: str, meter: ReadMeter | None = None) -> Iterator[Parquet
     with opened(path, seekable=True, meter=meter) as stream:
         try:
             with _damage_named(path, "its footer"):
-                file = _parquet_file(stream, None)
+                file = _parquet_file(stream, None, "ns")
         except TruncatedFile as damage:
             raise _named(damage, stream, path) from damage
         yield ParquetTable(path, file, stream)
 
 
-def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None") -> "pq.ParquetFile":
+def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None", old_times: str) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     # Without the buffer a whole row group's column would be in memory at once.
     return pq.ParquetFile(
-        stream, metadata=metadata, buffer_size=_PAGE_BUFFER, pre_buffer=False, page_checksum_verification=True
+        stream,
+        metadata=metadata,
+        buffer_size=_PAGE_BUFFER,
+        pre_buffer=False,
+        coerce_int96_timestamp_unit=old_times,
+        page_checksum_verification=True,
     )
 
 
@@ -110,23 +119,38 @@ def batches(table: ParquetTable, field: FieldPath, groups: Sequence[int] | None 
         TruncatedFile: the column is damaged from some row on; names both.
     """
     chosen = range(table.file.num_row_groups) if groups is None else groups
-    stream, row = (
-        _record_batches(table.reopened(), ".".join(field), chosen),
-        sum(table.group_rows[: min(chosen, default=0)]),
-    )
+    first = sum(table.group_rows[: min(chosen, default=0)])
+    records = _record_batches(table.reopened(), ".".join(field), chosen)
+    for batch in _named_batches(table.path, records, first):
+        yield batch_column(batch, field)
+
+
+def row_batches(table: ParquetTable) -> "Iterator[pa.RecordBatch]":
+    """Consecutive rows with all their columns, in batches as small as those of `batches`.
+
+    Raises:
+        TruncatedFile: a column is damaged from some row on; names the row.
+    """
+    return _named_batches(table.path, _record_batches(table.file, None, range(table.file.num_row_groups)), 0)
+
+
+def _named_batches(path: str, stream: "Iterator[pa.RecordBatch]", row: int) -> "Iterator[pa.RecordBatch]":
+    """Batches from a row on; what cannot be read is named by its row."""
     while True:
-        with _damage_named(table.path, f"row {row} (counted from 0) or soon after"):
+        with _damage_named(path, f"row {row} (counted from 0) or soon after"):
             batch = next(stream, None)
         if batch is None:
             return
-        yield _field(batch, field)
+        yield batch
         row += batch.num_rows
 
 
-def _record_batches(file: "pq.ParquetFile", name: str, groups: Iterable[int]) -> "Iterator[pa.RecordBatch]":
+def _record_batches(file: "pq.ParquetFile", name: str | None, groups: Iterable[int]) -> "Iterator[pa.RecordBatch]":
+    """The rows of a column, or of all, in some row groups."""
     import pyarrow as pa
 
-    leaves = [at for at, path in enumerate(_leaf_paths(file)) if path == name or path.startswith(f"{name}.")]
+    paths = enumerate(leaf_paths(file))
+    leaves = [at for at, path in paths if name is None or path == name or path.startswith(f"{name}.")]
     for group in groups:
         rows, done = _batch_rows(file.metadata.row_group(group), leaves), 0
         while rows:
@@ -142,15 +166,16 @@ def _record_batches(file: "pq.ParquetFile", name: str, groups: Iterable[int]) ->
                 rows = max(1, rows // _SMALLER)
 
 
-def _leaf_paths(file: "pq.ParquetFile") -> list[str]:
+def leaf_paths(file: "pq.ParquetFile") -> list[str]:
+    """The columns that hold values: dotted where they are nested, as Parquet names them."""
     return [file.schema.column(at).path for at in range(len(file.schema))]
 
 
 def _rest_of_group(
-    file: "pq.ParquetFile", name: str, group: int, *, rows: int, first: int
+    file: "pq.ParquetFile", name: str | None, group: int, *, rows: int, first: int
 ) -> "Iterator[pa.RecordBatch]":
     """The rows of a row group from one on, in batches."""
-    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[name]):
+    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=None if name is None else [name]):
         if first < batch.num_rows:
             yield batch.slice(first)
         first = max(0, first - batch.num_rows)
@@ -316,7 +341,14 @@ def _value(scalar: Any, most_mib: int) -> Any:
         return InvalidValue(str(error))
 
 
-def _field(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
+def batch_values(batch: "pa.RecordBatch", fields: Mapping[str, FieldPath], *, most_mib: int) -> list[dict[str, Any]]:
+    """The rows of a batch, as `table_rows` gives those of a file."""
+    columns = [values(batch_column(batch, field), most_mib=most_mib) for field in fields.values()]
+    return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def batch_column(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
+    """A column, or a field of a struct, of a batch; its values where it is dictionary-encoded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
