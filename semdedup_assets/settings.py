@@ -197,6 +197,13 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
     max_excluded: float = Field(
         0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be excluded."
     )
+    max_vanished: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the source's files, but always one, that may be missing at a look; where more are, the source "
+        "is taken to be away, and nothing is changed. 1 allows all, for sources whose files are replaced by others.",
+    )
     max_drift: float = Field(
         0.05,
         gt=0,

@@ -24,11 +24,19 @@ def job_definitions(builder: AssetBuilder) -> dg.Definitions:
 
 
 def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
-    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu")
+    allowing = dg.Field(
+        bool, default_value=False, description="Take all files of the source that are missing for deleted, this once."
+    )
+
+    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu", config_schema={"allow_vanished": allowing})
     def refresh_all(context: dg.OpExecutionContext) -> None:
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             _require_only(context, builder)
-            runs = refresh(builder.pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
+            pipeline = builder.pipeline
+            if context.op_config["allow_vanished"]:
+                settings = pipeline.refresh.model_copy(update={"max_vanished": 1.0})
+                pipeline = pipeline.model_copy(update={"refresh": settings})
+            runs = refresh(pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
             for run in runs:
                 made = f"{len(run.partitions)} partitions made" if run.partitions else "up to date"
                 known = f", {run.adopted} found in the store" if run.adopted else ""

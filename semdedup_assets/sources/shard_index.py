@@ -10,6 +10,10 @@ from semdedup_assets.storage.files import FileStat
 _FORMAT = 1
 
 
+class VanishedFilesError(RuntimeError):
+    """More of a source's files are missing than are taken for deleted: it may be away for a while."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Files that are embedded together, under an index that no other shard ever gets.
@@ -95,6 +99,32 @@ class ShardIndex:
             tuple((index, orders[index]) for index, found in known.items() if len(found) < len(orders[index])),
             files_per_shard if added else self.files_per_shard,
         )
+
+    def require_present(self, files: Sequence[FileStat], *, max_vanished: float) -> None:
+        """See that a new listing still has enough of the files that the last one had.
+
+        A folder that is mounted late, or a listing that is cut short, looks as if its files were deleted.
+
+        Args:
+            files: all files of the new listing.
+            max_vanished: share of the known files, but always one, that may be missing.
+
+        Raises:
+            VanishedFilesError: more are missing; gives their number, an example and the remedy.
+        """
+        paths = {file.path for file in files}
+        known = [file.path for shard in self.shards for file in shard.files]
+        missing = [path for path in known if path not in paths]
+        if len(missing) <= max(max_vanished * len(known), 1):
+            return
+        new = len(paths) - (len(known) - len(missing))
+        moved = f" ({new:,} new ones have come; files under another path are embedded anew)" if new else ""
+        message = (
+            f"{len(missing):,} of the {len(known):,} files that the source had are missing, such as {missing[0]}{moved}: "
+            "nothing was registered or removed; bring them back under their old paths, or, where they are gone for good, "
+            "launch the refresh once with `allow_vanished: true`, or raise `refresh.max_vanished`"
+        )
+        raise VanishedFilesError(message)
 
     def to_json(self) -> bytes:
         """The index as compact JSON: `[index, [[path, size, stamp], …]]` a shard, `[index, [path, …]]` a home."""
