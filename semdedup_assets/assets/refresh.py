@@ -9,6 +9,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import check_event, failing_runs
 from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
+from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.evaluated_checks import Evaluated
 from semdedup_assets.execution.partitions import Partition
@@ -77,7 +78,9 @@ class _Reporter(RefreshListener):
         adopt(self._of(asset, context), self.sink, _current(context, asset.stage.name))
 
     def up_to_date(self, asset: StageAsset, context: StageContext, partitions: Sequence[Partition]) -> int:
-        """What Dagster does not know is reported."""
+        """What Dagster does not know is reported, and how much is next."""
+        if missing := len(context.index.partitions(asset.stage.name)) - len(partitions):
+            progress.log(f"{progress.in_part(str(asset))}: {missing:,} partitions to make")
         self._events = self._of(asset, context)
         return adopt(self._events, self.sink, context.index.results(asset.stage.name, partitions))
 

@@ -38,7 +38,7 @@ def write_removed(context: StageContext, partition: Partition, form: LineFormat,
             # A key may hold what no line can: it is quoted.
             writer = csv.writer(out, lineterminator="\n")
             writer.writerow(COLUMNS)
-            writer.writerows(["" if each is None else each for each in row] for row in rows)
+            writer.writerows([json.dumps(each) if isinstance(each, bool) else each for each in row] for row in rows)
         case LineFormat.jsonl:
             for row in rows:
                 out.write(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
