@@ -56,7 +56,9 @@ class Looks:
     def make(self, request: dg.RunRequest) -> bool:
         """Run what a look asked for, as the daemon does; returns whether it succeeded."""
         job = self.runs.definitions.resolve_job_def(JOB)
-        return job.execute_in_process(instance=self.runs.instance, tags=dict(request.tags), raise_on_error=False).success
+        return job.execute_in_process(
+            instance=self.runs.instance, tags=dict(request.tags), raise_on_error=False
+        ).success
 
     def settle(self) -> list[Partitions]:
         """What each run makes until a look asks for none."""
@@ -68,7 +70,6 @@ class Looks:
             assert len(made) <= MOST_RUNS
         assert request == NOTHING
         return made
-
 
     def made_since(self, record_id: int) -> Partitions:
         """What was made after an event, without what was only made known once more."""
