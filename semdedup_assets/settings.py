@@ -189,7 +189,7 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
     partitions_per_run: int | None = Field(
         None,
         ge=1,
-        description="Partitions of an asset that one run makes where a backfill or the automation launches many, so that "
+        description="Partitions of an asset that one run makes where a backfill launches many, so that "
         "Dagster's launcher spreads the runs over machines; empty: one run makes them all and loads a model once.",
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")

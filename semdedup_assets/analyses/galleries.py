@@ -138,6 +138,6 @@ STAGE = Stage(
     checks=(inputs_up_to_date("galleries"),),
     shown=shown_page,
     selected=True,
-    pool=None,
+    pool="cpu",
     unit="galleries",
 )

@@ -223,6 +223,6 @@ STAGE = Stage(
         inputs_up_to_date("reference_leaks"),
     ),
     shown=_shown,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

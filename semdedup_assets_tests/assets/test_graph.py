@@ -30,7 +30,8 @@ GRAPH = {
     "toy/precomputed/items": (("toy/shard",), ("toy/shards",)),
     "toy/precomputed/embeddings": (("toy/shard",), ("toy/shards",)),
     "toy/precomputed/training_sample": ((), ("toy/precomputed/embeddings",)),
-    "toy/precomputed/centroids": (("k",), ("toy/precomputed/training_sample",)),
+    # Of the embeddings for the sake of backfills, which find no way through the sample.
+    "toy/precomputed/centroids": (("k",), ("toy/precomputed/embeddings", "toy/precomputed/training_sample")),
     "toy/precomputed/assignments": (("k", "shard"), ("toy/precomputed/centroids", "toy/precomputed/embeddings")),
     "toy/precomputed/duplicate_scores": (("bucket", "k"), ("toy/precomputed/assignments", "toy/shard_index")),
     "toy/precomputed/keep_masks": (("epsilon", "k"), ("toy/precomputed/duplicate_scores",)),

@@ -42,10 +42,10 @@ defs = pipeline_definitions(Pipeline.model_validate(settings), UNDRAWN)
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[PipelineRuns]:
-    """Two shards, observed, nothing made; runs are made in this process, as they are launched."""
+    """Two shards, observed, nothing made; runs are made in this process, as they are launched from the queue."""
     for seed in range(2):
         write_shard(tmp_path, f"{seed}", near_duplicates(seed))
-    with dg.instance_for_test(synchronous_run_coordinator=True, synchronous_run_launcher=True) as instance:
+    with dg.instance_for_test(synchronous_run_launcher=True) as instance:
         made = PipelineRuns(instance, vectors_settings(tmp_path, clustering={"k": [3], "buckets": 1}), UNDRAWN)
         made.observe()
         yield made
@@ -87,6 +87,8 @@ def press(runs: PipelineRuns) -> Partitions:
         runs.instance.add_backfill(backfill)
         for _ in range(MOST_ITERATIONS):
             assert not any(execute_backfill_iteration(workspace, logging.getLogger("backfill")))
+            for run in runs.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])):
+                runs.instance.launch_run(run.run_id, workspace.create_request_context())
             found = runs.instance.get_backfill(backfill_id)
             if found is None or found.status != BulkActionStatus.REQUESTED:
                 break
