@@ -34,7 +34,7 @@ def pipeline_of(demo: str, **changes: Any) -> Pipeline:
         "clustering": {"k": [10, "auto"], "seed": [0, 1], "buckets": 2},
         "selections": STRATEGIES,
         "epsilons": [0.01, 0.05, 0.1, "keep=80%", "keep=50%"],
-        "manifests": ["parquet"],
+        "manifests": ["parquet", "removed"],
         # Nothing is trained for the report.
         "training": None,
         "evaluation": {},

@@ -1,6 +1,6 @@
 """What all assets of a pipeline share: keys, partitions, dependencies, run configuration."""
 
-from datetime import datetime
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Dimension, Partition, bucket_name
 from semdedup_assets.execution.pipeline_stages import PipelineStages, StageAsset
 from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage
-from semdedup_assets.kept_sets import Clustering, Target
+from semdedup_assets.kept_sets import Clustering, Selection, Target
 from semdedup_assets.storage.results import fingerprint
 
 STEP_TAG = "semdedup/step"
@@ -62,20 +62,6 @@ class AssetBuilder(PipelineStages):
     def refresh_job(self) -> str:
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
-
-    def context_at(self, moment: datetime) -> StageContext:
-        """The first asset's context; whoever asks of the same moment shares what is known of the store."""
-        found = self._contexts.get(moment)
-        if found is None:
-            found = self.context(self.assets[0])
-            # Of earlier moments nobody asks any more.
-            self._contexts.clear()
-            self._contexts[moment] = found
-        return found
-
-    @cached_property
-    def _contexts(self) -> dict[datetime, StageContext]:
-        return {}
 
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.
@@ -145,11 +131,29 @@ class AssetBuilder(PipelineStages):
         """Whether each partition of an asset is made from one result of an input, whose version its record holds."""
         return name != "shard_index" and self.graph.is_one_to_one(asset.stage, name)
 
+    def selected_through(self, asset: StageAsset) -> tuple[str, ...]:
+        """Names of partitioned stages that an asset with partitions is made from through unpartitioned ones alone.
+
+        A backfill, *Materialize all* among them, finds what follows the chosen partitions by mappings, and maps through no
+        asset without partitions: it would leave out the centroids, and launch what needs them.
+        """
+        names = asset.stage.all_inputs(self.pipeline, asset.selection)
+        if not asset.stage.dimensions or any(self._dimensions_of(name) for name in names):
+            return ()
+        return tuple(dict.fromkeys(self._partitioned_before(asset.stage, asset.selection)))
+
+    def _partitioned_before(self, stage: Stage, selection: Selection) -> Iterator[str]:
+        for name in stage.all_inputs(self.pipeline, selection):
+            if name in self.graph and self.graph[name].dimensions:
+                yield name
+            elif name in self.graph:
+                yield from self._partitioned_before(self.graph[name], selection)
+
     def deps(self, asset: StageAsset) -> list[dg.AssetDep]:
         """What an asset is made from: dimensions that both have are the same, of the others all is needed."""
         return [
             dg.AssetDep(self.input_key(asset, name), partition_mapping=self._mapping(asset.stage, name))
-            for name in self.inputs(asset)
+            for name in (*self.inputs(asset), *self.selected_through(asset))
         ]
 
     def _mapping(self, stage: Stage, name: str) -> dg.PartitionMapping | None:

@@ -201,6 +201,7 @@ def _definitions(
         tags={STEP_TAG: ANALYSE},
         metadata={"dagster/uri": asset.location, "dagster/storage_kind": "parquet"},
         deps=list(dependencies(kept_sets)),
+        pool="cpu",
     )
     def compare(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         with reporting_to(context.log.info):

@@ -14,7 +14,8 @@ from semdedup_assets.defs_yaml.problems import near_names
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.settings import ManifestFormat, Pipeline
-from semdedup_assets.stages.manifests import MANIFEST, write_manifest
+from semdedup_assets.stages.manifests import write_manifest
+from semdedup_assets.storage.manifests import MANIFEST
 
 FORMATS: tuple[str, ...] = get_args(ManifestFormat)
 """What a manifest can be written as: the formats of the setting `manifests`."""

@@ -84,12 +84,26 @@ def _lines(node: yaml.Node, path: SettingPath, line: int | None = None) -> Itera
             yield from _lines(value, (*path, index))
 
 
-def reported(problems: Iterable[tuple[Problem, tuple[int, str]]]) -> str:
+Located = tuple[Problem, tuple[int, str]]
+"""A problem with its line, and the place as messages write it."""
+
+
+def reported(problems: Iterable[Located]) -> str:
+    """Problems in words, under how many they are.
+
+    Args:
+        problems: each with its line and place.
+    """
+    lines = reported_lines(problems)
+    head = f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing was run:"
+    return "\n".join([head, *lines])
+
+
+def reported_lines(problems: Iterable[Located]) -> list[str]:
     """Problems in words, each on a line with its file and line, in the file's order.
 
     Args:
-        problems: each with its line, and the place as the message writes it.
+        problems: each with its line and place.
     """
     lines = sorted((line, f"{place} {problem.setting}: {problem.message}") for problem, (line, place) in problems)
-    head = f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing was run:"
-    return "\n".join([head, *(sentence for _, sentence in lines)])
+    return [sentence for _, sentence in lines]

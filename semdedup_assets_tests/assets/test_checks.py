@@ -43,7 +43,7 @@ BLOCKING = {
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
-    "embeddings": {"files_are_whole", "vectors_tell_items_apart", "no_shard_excluded"},
+    "embeddings": {"files_are_whole", "skipped_share_of_shards", "vectors_tell_items_apart", "no_shard_excluded"},
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
