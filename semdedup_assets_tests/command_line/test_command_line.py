@@ -117,9 +117,10 @@ def test_removed_lists_what_the_masks_remove_with_the_kept_item_of_each(made: Pa
         of_masks = by_key[row["key"]]
         assert row["kept_key"] == names[of_masks["kept_neighbour"]]
         assert row["similarity"] == pytest.approx(of_masks["kept_similarity"], abs=1e-6)
-        assert row["by_chain"] == (of_masks["kept_similarity"] <= 0.8)
+        assert row["is_orphan"] == (of_masks["kept_similarity"] <= 0.8)
         assert row["file"] == str(made / "source" / f"{row['key'].partition('-')[0]}.parquet")
-        assert f"-{row['row']}" == row["key"][2:]
+        assert f"-{row['file_row']}" == row["key"][2:]
+        assert row["kept_key"] == f"{Path(row['kept_file']).stem}-{row['kept_file_row']}"
 
     status, lines, _ = semdedup("removed", made, "--epsilon", "0.2", "--format", "csv", "--limit", 5)
     assert [row["key"] for row in csv.DictReader(lines)] == [row["key"] for row in rows[:5]]

@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from semdedup_assets.command_line.removed import COLUMNS
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
@@ -53,7 +54,7 @@ def test_a_run_imports_no_dagster_reads_in_a_pipe_and_is_adopted_by_dagster(fold
         ["bash", "-c", piped], env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     assert (read.returncode, read.stderr) == (0, "")
-    assert set(json.loads(read.stdout)) == {"key", "file", "row", "kept_key", "similarity", "by_chain"}
+    assert set(json.loads(read.stdout)) == set(COLUMNS)
 
     with dg.DagsterInstance.ephemeral() as instance:
         runs = PipelineRuns(instance, vectors_settings(folder), MAIN_WAY)
