@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def masks(folder: Path, epsilon: str) -> pl.DataFrame:
     """The masks of an epsilon as they lie in the store."""
-    record = json.loads(next(folder.glob(f"store/**/epsilon={epsilon}/keep_masks.result.json")).read_text())
-    files = [next(folder.glob(f"store/**/{name.rpartition('/')[2]}")) for name in _paths(record)]
-    return pl.concat([pl.read_parquet(file) for file in files if file.suffix == ".parquet"])
-
-
-def _paths(record: dict[str, Any]) -> Iterator[str]:
-    for entry in record["files"].values():
-        yield entry["path"]
+    return pl.concat(pl.read_parquet(file) for file in folder.glob(f"store/**/epsilon={epsilon}/masks.*.parquet"))
 
 
 def test_run_makes_a_manifest_and_says_what_it_keeps_and_a_second_time_nothing(tmp_path: Path) -> None:
