@@ -15,8 +15,8 @@ import yaml
 from reporting import Report, made
 
 from semdedup_assets import compare_manifests
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context
 

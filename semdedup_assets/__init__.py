@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from semdedup_assets.algorithm.deduplication import Deduplication, Removed, semdedup
     from semdedup_assets.analyses.manifest_comparison import compare_manifests
     from semdedup_assets.component import ManifestComparison, SemDedupPipeline, TrainingComparison
+    from semdedup_assets.defs_folder import load_from_defs_folder
     from semdedup_assets.storage.manifests import read_manifest
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SemDedupPipeline",
     "TrainingComparison",
     "compare_manifests",
+    "load_from_defs_folder",
     "read_manifest",
     "semdedup",
 ]
@@ -26,6 +28,7 @@ _HOMES = {
     "SemDedupPipeline": "semdedup_assets.component",
     "TrainingComparison": "semdedup_assets.component",
     "compare_manifests": "semdedup_assets.analyses.manifest_comparison",
+    "load_from_defs_folder": "semdedup_assets.defs_folder",
     "read_manifest": "semdedup_assets.storage.manifests",
     "semdedup": "semdedup_assets.algorithm.deduplication",
 }

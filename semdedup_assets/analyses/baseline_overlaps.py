@@ -10,13 +10,12 @@ import numpy as np
 from semdedup_assets.algorithm.choice_overlap import Choice, ChoiceOverlap, choice_overlap, found_alone
 from semdedup_assets.algorithm.random_choice import random_choice
 from semdedup_assets.algorithm.sampling import id_hash
-from semdedup_assets.analyses.gallery_items import read_cards
+from semdedup_assets.analyses.gallery_items import cards_version, read_cards
 from semdedup_assets.baselines import exact_masks, near_duplicate_masks, perceptual_masks
 from semdedup_assets.baselines.random_choices import RANDOM, sized_mask, sizes_of, sizes_version
 from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
@@ -293,7 +292,7 @@ def _optional_inputs(pipeline: Pipeline, selection: Selection) -> tuple[str, ...
 def _input_version(context: StageContext, name: str, record: ResultRecord) -> str:
     """Of the items only what the page shows counts, of embeddings only sizes."""
     if name == "items":
-        return columns_version(record, ("key", "caption", "text"))
+        return cards_version(context, record)
     return sizes_version(context, name, record)
 
 
@@ -302,7 +301,7 @@ def _settings(context: StageContext) -> dict[str, Any]:
     return {
         "random_pruning": analyses.random_pruning.model_dump(mode="json"),
         "pairs": analyses.baseline_overlaps.model_dump(),
-        "files": galleries.files,
+        "mib": galleries.mib,
     }
 
 
@@ -345,6 +344,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

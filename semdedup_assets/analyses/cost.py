@@ -360,6 +360,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="pipelines",
 )

@@ -312,6 +312,6 @@ STAGE = Stage(
     selected=True,
     on_demand=True,
     applies=_applies,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

@@ -227,7 +227,7 @@ STAGE = Stage(
     input_version=page_input_version,
     settings=lambda context: {
         "items": context.pipeline.analyses.outliers.items,
-        "files": context.pipeline.galleries.files,
+        "mib": context.pipeline.galleries.mib,
     },
     location=lambda layout, partition, _: layout.of_clustering(partition.required_clustering, "outliers"),
     worker=_worker,

@@ -201,7 +201,7 @@ STAGE = Stage(
     input_version=page_input_version,
     settings=lambda context: {
         "remove": sorted(name for name, each in context.pipeline.references.items() if each.remove),
-        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "files"}),
+        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "mib"}),
     },
     location=lambda layout, partition, _: layout.of_clustering(partition.required_clustering, "reference_leaks"),
     worker=_worker,
@@ -223,6 +223,6 @@ STAGE = Stage(
         inputs_up_to_date("reference_leaks"),
     ),
     shown=_shown,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

@@ -1,20 +1,17 @@
 """Checks of stages, as Dagster's asset checks."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
-from semdedup_assets.assets.events import EventSink
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.stage import Check, CheckResult
-
-_LISTED = 50
-_NAMED = 5
+from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate
+from semdedup_assets.execution.pipeline_stages import StageAsset
 
 
 def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
@@ -32,96 +29,70 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A check of an asset, evaluated.
-
-    Attributes:
-        result: for Dagster.
-        failure: why what follows must be held back; None where nothing must.
-    """
-
-    result: dg.AssetCheckResult
-    failure: str | None
-
-
-def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[Evaluated]:
+def evaluated_checks(asset: StageAsset, context: StageContext) -> list[Evaluated]:
     """What the checks find on all partitions that are there, also those of earlier runs: a run does not clear another's.
 
     Each failing partition is reported to the log.
     """
-    return [_evaluated(builder, asset, context, check) for check in asset.stage.checks if not check.alone]
+    return [evaluate(check, context) for check in asset.stage.checks if not check.alone]
 
 
-def _evaluated(builder: AssetBuilder, asset: StageAsset, context: StageContext, check: Check) -> Evaluated:
-    found = check.evaluate(context)
-    for problem in found.problems[:_LISTED]:
-        progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
-    metadata: dict[str, Any] = {**found.measured, "failing_partitions": len(found.problems)}
-    if found.problems:
+def check_result(builder: AssetBuilder, asset: StageAsset, found: Evaluated) -> dg.AssetCheckResult:
+    """What a check found, for Dagster."""
+    problems = found.result.problems
+    metadata: dict[str, Any] = {**found.result.measured, "failing_partitions": len(problems)}
+    if problems:
         rows = [
             {"partition": problem.partition, "measured": problem.measured, "remedy": problem.remedy}
-            for problem in found.problems[:_LISTED]
+            for problem in problems[:LISTED]
         ]
         metadata["failing"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-    sentence = _sentence(builder, check.name, found) if found.problems else None
-    result = dg.AssetCheckResult(
+    fails = found.check.blocking and found.result.certain
+    return dg.AssetCheckResult(
         asset_key=builder.key(asset),
-        check_name=check.name,
-        passed=not found.problems,
-        severity=dg.AssetCheckSeverity.ERROR if check.blocking and found.certain else dg.AssetCheckSeverity.WARN,
+        check_name=found.check.name,
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
         # Dagster renders it, and the keys and captions of users in it, as Markdown.
-        description=markdown_text(sentence) if sentence else None,
+        description=markdown_text(found.sentence) if found.sentence else None,
         metadata=metadata,
     )
-    return Evaluated(result, sentence if check.blocking and found.certain else None)
 
 
-def raise_failures(evaluated: Sequence[Evaluated]) -> None:
+@contextmanager
+def failing_runs() -> Iterator[None]:
     """End a run whose blocking checks fail with a sentence on each: Dagster's own counts them only.
 
     Raises:
-        dagster.Failure: names checks, partitions and remedies.
+        dagster.Failure: a blocking check failed, whichever run made what is wrong; names partitions and remedies.
     """
-    failures = [each.failure for each in evaluated if each.failure is not None]
-    if failures:
-        raise dg.Failure("\n".join(failures), allow_retries=False)
+    try:
+        yield
+    except FailedChecksError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
-def _sentence(builder: AssetBuilder, name: str, found: CheckResult) -> str:
-    named = ", ".join(f"{problem.partition} ({problem.measured})" for problem in found.problems[:_NAMED])
-    more = ", …" if len(found.problems) > _NAMED else ""
-    count = f"{len(found.problems)} of {builder.pipeline.dataset}'s {found.fault}"
-    return f"{name}: {count}: {named}{more}; {found.problems[0].remedy}"
-
-
-def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext, sink: EventSink) -> None:
-    """Evaluate an asset's checks, report the results as events, and hold back what follows where one fails.
+def check_event(
+    builder: AssetBuilder, asset: StageAsset, context: StageContext, found: Evaluated
+) -> dg.AssetCheckEvaluation:
+    """What a check found, as an event outside a step of the asset.
 
     Args:
         builder: of the pipeline.
-        asset: whose checks.
+        asset: whose check it is.
         context: of its stage.
-        sink: takes the events.
-
-    Raises:
-        dagster.Failure: a blocking check fails, whichever run made what is wrong; names partitions and remedies.
+        found: what it found.
     """
-    evaluated = [_evaluated(builder, asset, context, check) for check in asset.stage.checks]
-    for check, each in zip(asset.stage.checks, evaluated, strict=True):
-        result = each.result
-        sink(
-            dg.AssetCheckEvaluation(
-                asset_key=builder.key(asset),
-                check_name=check.name,
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                blocking=check.blocking and not check.only_warns(context),
-            )
-        )
-    raise_failures(evaluated)
+    check, result = found.check, check_result(builder, asset, found)
+    return dg.AssetCheckEvaluation(
+        asset_key=builder.key(asset),
+        check_name=check.name,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        blocking=check.blocking and not check.only_warns(context),
+    )
 
 
 def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
@@ -143,6 +114,6 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield _evaluated(builder, asset, first.with_selection(asset.selection), check).result
+                    yield check_result(builder, asset, evaluate(check, first.with_selection(asset.selection)))
 
     return inputs_up_to_date

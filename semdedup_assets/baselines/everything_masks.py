@@ -48,5 +48,5 @@ STAGE = Stage(
     columns=lambda _: COLUMNS,
     checks=(inputs_up_to_date("everything_masks"),),
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

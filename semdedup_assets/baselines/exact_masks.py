@@ -82,5 +82,5 @@ STAGE = Stage(
     checks=(inputs_up_to_date("exact_masks"),),
     applies=has_content,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

@@ -107,5 +107,5 @@ STAGE = Stage(
     checks=(inputs_up_to_date("near_duplicate_masks"),),
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

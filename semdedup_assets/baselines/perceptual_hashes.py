@@ -114,6 +114,6 @@ STAGE = Stage(
     checks=(inputs_up_to_date("perceptual_hashes"),),
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

@@ -81,5 +81,5 @@ STAGE = Stage(
     checks=(inputs_up_to_date("perceptual_masks"),),
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

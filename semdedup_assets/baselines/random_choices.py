@@ -194,7 +194,7 @@ def random_masks_stage(
         checks=(inputs_up_to_date(baseline.masks),),
         selected=True,
         on_demand=True,
-        pool=None,
+        pool="cpu",
         unit="kept sets",
     )
 

@@ -111,6 +111,6 @@ STAGE = Stage(
     checks=(inputs_up_to_date("text_signatures"),),
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

@@ -1,5 +1,5 @@
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -47,6 +47,7 @@ ARRAYS = (".npy", ".npz")
 """Suffixes of files that hold one array of vectors, without names."""
 
 _RAW = (".memmap", ".mmap", ".dat", ".bin", ".raw", ".f16", ".f32", ".fvecs")
+_CLIP_RETRIEVAL, _CLIP_METADATA = ("img_emb", "text_emb"), "metadata"
 _ROWS, _BATCH_BYTES, _CHUNK = 8192, 64 << 20, 1 << 16
 
 _Rows = Iterator[dict[str, Any]]
@@ -279,7 +280,23 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
             found = raw
         if all(file.path.lower().endswith(_RAW) for file in found):
             raise ValueError(_raw_numbers(found[0].path))
+        if problem := _mixed_folders(found):
+            raise ValueError(problem)
         return found
+
+
+def _mixed_folders(files: Sequence[FileStat]) -> str | None:
+    """Why the files that clip-retrieval wrote into several folders are no one set of vectors; None where there is one."""
+    folders = {parts[-2]: "/".join(parts[:-1]) for file in files if len(parts := file.path.split("/")) > 1}
+    found = {name: folders[name] for name in (*_CLIP_RETRIEVAL, _CLIP_METADATA) if name in folders}
+    if len(found) < 2 or not set(found) & set(_CLIP_RETRIEVAL):
+        return None
+    metadata = f" and `metadata: {found[_CLIP_METADATA]}`" if _CLIP_METADATA in found else ""
+    choices = " or ".join(f"`path: {found[name]}`" for name in _CLIP_RETRIEVAL if name in found)
+    return (
+        f"path: clip-retrieval's folders {', '.join(found)} lie below it, which are not one set of vectors: vectors of "
+        f"images, of texts, and tables that belong to them; set {choices}{metadata}"
+    )
 
 
 def _raw_numbers(path: str) -> str:

@@ -344,7 +344,7 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         columns=manifest_columns,
         checks=manifest_checks(stage),
         selected=True,
-        pool=None,
+        pool="cpu",
         unit="shards",
     )
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 
-from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
+from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets_tests.dagster_process import ROOT
 
 STARTED = dg.DagsterRunStatus.STARTED

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import FailedPartitionsError
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.kept_sets import Clustering, KeptSet, Target
 from semdedup_assets.storage import vectors
 from semdedup_assets.storage.results import RECORD, ResultRecord, read_record
