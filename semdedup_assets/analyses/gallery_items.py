@@ -1,7 +1,6 @@
 """Read some items again to look at them: keys, captions and texts from the items' tables, images from the source."""
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, find_items, item_keys, items_file
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.records import ColumnValue, id_shards
-from semdedup_assets.rendering.gallery import CardColumn, ItemCard, web_address
+from semdedup_assets.rendering.gallery import CardColumn, ItemCard, shown_details, web_address
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import ReadLimitError
 from semdedup_assets.storage.results import ResultRecord
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 # Of a thumbnail: pixels of its longer side, and JPEG quality.
 _SIDE, _QUALITY = 160, 88
 _MAX_TEXT, _MAX_CAPTION, _MAX_VALUE = 4000, 200, 120
-# Of a page, so that its size stays bounded; and reasons that are listed.
-_MAX_COLUMNS, _MAX_REASONS = 20, 5
+# Of a card, so that a page's size stays bounded.
+_MAX_COLUMNS = 20
 
 
 @dataclass
@@ -46,14 +45,8 @@ class ItemCards:
 
     def details(self) -> dict[str, Any]:
         """What a record says of them: how many there are, what was read, and why some show nothing."""
-        reasons = unavailable_because(self.by_id.values())
-        return {
-            "items_shown": len(self.by_id) - sum(reasons.values()),
-            "items_unavailable": sum(reasons.values()),
-            "unavailable_because": dict(reasons.most_common(_MAX_REASONS)),
-            "files_read": self.files_read,
-            "mib_read": self.bytes_read / (1 << 20),
-        }
+        read = {"files_read": self.files_read, "mib_read": self.bytes_read / (1 << 20)}
+        return {**shown_details(self.by_id), **read}
 
 
 def card_columns(pipeline: Pipeline) -> tuple[str, ...]:
@@ -86,11 +79,6 @@ def read_cards(context: StageContext, ids: Sequence[int]) -> ItemCards:
         found.files_read = reader.files_read
     found.bytes_read = limit.meter.read
     return found
-
-
-def unavailable_because(cards: Iterable[ItemCard]) -> Counter[str]:
-    """How many cards show nothing, by reason."""
-    return Counter(card.unavailable for card in cards if card.unavailable is not None)
 
 
 def _cards(context: StageContext, ids: list[int], limit: ReadLimit) -> dict[int, ItemCard]:
