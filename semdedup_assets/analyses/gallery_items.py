@@ -83,8 +83,9 @@ def read_cards(context: StageContext, ids: Sequence[int]) -> ItemCards:
 
 def _cards(context: StageContext, ids: list[int], limit: ReadLimit) -> dict[int, ItemCard]:
     """Cards with keys, columns, captions and texts, in the order of the ids."""
-    beyond = _beyond(context, ids, limit) if context.pipeline.source.content == "text" else set[int]()
-    columns = _stored_columns(context, ids)
+    tables = _tables(context, ids)
+    beyond = _beyond(ids, tables, limit) if context.pipeline.source.content == "text" else set[int]()
+    columns = _stored_columns(context, tables.values())
     rows = find_items(context, set(ids) - beyond, columns)
     rows |= find_items(context, beyond, [name for name in columns if name != "text"])
     names = item_keys(context, [item for item in ids if item not in rows])
@@ -95,31 +96,31 @@ def _cards(context: StageContext, ids: list[int], limit: ReadLimit) -> dict[int,
     return {item: cards[item] for item in ids}
 
 
-def _beyond(context: StageContext, ids: list[int], limit: ReadLimit) -> set[int]:
-    """The items whose texts are not read: those of the shards after the limit is reached."""
-    beyond, sizes = set[int](), dict[int, bool]()
-    for item, shard in zip(ids, id_shards(np.array(ids, dtype=np.uint64)).tolist(), strict=True):
-        if shard not in sizes:
-            sizes[shard] = limit.meter.is_spent
-            record = _items_record(context, shard)
-            if not sizes[shard] and record is not None:
-                with suppress(ReadLimitError):
-                    limit.meter.count(items_file(record).entry.size)
-        if sizes[shard]:
-            beyond.add(item)
-    return beyond
+def _beyond(ids: list[int], tables: Mapping[int, ResultRecord], limit: ReadLimit) -> set[int]:
+    """The items whose texts are not read: those of the tables after the limit is reached, in the order of the ids."""
+    shards = id_shards(np.array(ids, dtype=np.uint64)).tolist()
+    unread = set[int]()
+    for shard in dict.fromkeys(shards):
+        if limit.meter.is_spent:
+            unread.add(shard)
+        elif shard in tables:
+            # The last one may go beyond, so that there is something to see of a single large table too.
+            with suppress(ReadLimitError):
+                limit.meter.count(items_file(tables[shard]).entry.size)
+    return {item for item, shard in zip(ids, shards, strict=True) if shard in unread}
 
 
-def _items_record(context: StageContext, shard: int) -> ResultRecord | None:
-    names = {each.index: each.name for each in context.shard_index.shards}
-    return context.index.record("items", Partition(shard=names[shard])) if shard in names else None
-
-
-def _stored_columns(context: StageContext, ids: list[int]) -> list[str]:
-    """The carried columns that the tables of all items have: a column of new settings may not be read yet."""
+def _tables(context: StageContext, ids: list[int]) -> dict[int, ResultRecord]:
+    """The records of the items' tables, by the index of their shard; of those that are there."""
+    names = {shard.index: shard.name for shard in context.shard_index.shards}
     shards = np.unique(id_shards(np.array(ids, dtype=np.uint64))).tolist()
-    records = [record for shard in shards if (record := _items_record(context, shard)) is not None]
-    stored = [record.details["column_versions"].keys() for record in records]
+    found = {shard: context.index.record("items", Partition(shard=names[shard])) for shard in shards if shard in names}
+    return {shard: record for shard, record in found.items() if record is not None}
+
+
+def _stored_columns(context: StageContext, tables: Iterable[ResultRecord]) -> list[str]:
+    """The carried columns that all tables have: one of new settings may not be read yet."""
+    stored = [record.details.get("column_versions", {}).keys() for record in tables]
     return [name for name in context.pipeline.source.column_types if all(name in names for names in stored)]
 
 
