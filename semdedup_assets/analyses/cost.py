@@ -358,6 +358,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="pipelines",
 )

@@ -221,6 +221,6 @@ STAGE = Stage(
     on_demand=True,
     # Of pairs within clusters.
     applies=lambda _, selection: selection.repair is None,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

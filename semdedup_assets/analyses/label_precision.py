@@ -311,6 +311,6 @@ STAGE = Stage(
     selected=True,
     on_demand=True,
     applies=_applies,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

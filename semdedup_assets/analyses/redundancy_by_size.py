@@ -286,6 +286,6 @@ STAGE = Stage(
     selected=True,
     on_demand=True,
     applies=_keeps_at_random,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

@@ -61,6 +61,7 @@ def list_leaks(context: StageContext, partition: Partition) -> ResultRecord:
                 _counts(name, reference, table) for name, reference in sorted(context.pipeline.references.items())
             ],
             "examples": {name: _examples(table, name) for name in context.pipeline.references},
+            **gallery.details(),
             "page": PAGE,
             "parts": parts,
         }
@@ -200,7 +201,7 @@ STAGE = Stage(
     input_version=page_input_version,
     settings=lambda context: {
         "remove": sorted(name for name, each in context.pipeline.references.items() if each.remove),
-        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "files"}),
+        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "mib"}),
     },
     location=lambda layout, partition, _: layout.of_clustering(partition.required_clustering, "reference_leaks"),
     worker=_worker,
@@ -221,6 +222,6 @@ STAGE = Stage(
         ),
     ),
     shown=_shown,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

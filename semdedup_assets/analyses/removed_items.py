@@ -126,6 +126,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

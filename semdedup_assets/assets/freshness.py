@@ -12,12 +12,13 @@ from functools import cached_property
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import freshness
-from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.lost_runs import end_lost_runs
+from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.checks.up_to_date import NAME
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.storage.files import folder_stamp
 from semdedup_assets.storage.results import MissingResultError, fingerprint
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,16 @@ from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import alive, end_lost_runs
-from semdedup_assets.execution.context import StageContext
+from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
+from semdedup_assets.execution.source_index import updated_index
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.sources.shard_index import ShardIndex
-from semdedup_assets.storage.files import Listing, write_bytes
+from semdedup_assets.sources.shard_index import VanishedFilesError
+from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
+_FILES_CHECK = "source_has_files"
 _VERSION = "dagster/data_version"
 _ATTEMPTS = 5
 _REASONS = 20  # for passing names over, that are listed
@@ -32,26 +36,6 @@ _SHARD_INDEX = (
 )
 
 
-def update_shard_index(context: StageContext) -> ShardIndex:
-    """List the source's files and remember which shard each belongs to.
-
-    Known files stay where they are, new ones form new shards, vanished ones leave theirs.
-
-    Raises:
-        FileNotFoundError: the source has no file.
-        PermissionError: the store cannot be written.
-    """
-    return _updated_index(context, context.pipeline.source.listing())
-
-
-def _updated_index(context: StageContext, listing: Listing) -> ShardIndex:
-    known = context.shard_index
-    updated = known.updated(listing.files, group=context.pipeline.new_shards)
-    if updated != known:
-        write_bytes(context.layout.shard_index, updated.to_json())
-    return updated
-
-
 @dataclass(frozen=True, slots=True)
 class SourceChanges:
     """What is new in a source since it was last observed.
@@ -60,11 +44,13 @@ class SourceChanges:
         shards: fingerprint of each shard that is new or has changed.
         shard_index: version of the set of shards, where one came or vanished.
         listing: the files, and what was passed over.
+        unfollowed: why known shards are not as a setting says; None where they are.
     """
 
     shards: dict[str, str]
     shard_index: str | None
     listing: Listing
+    unfollowed: str | None = None
 
     def observations(self, builder: AssetBuilder) -> Iterator[dg.AssetObservation]:
         """The same as events for Dagster."""
@@ -84,6 +70,7 @@ class SourceChanges:
         return (
             f"{len(self.shards)} shards new or changed{f': {shards}' if shards else ''}; "
             f"{len(self.listing.files):,} files{f', passed over: {reasons}' if reasons else ''}"
+            f"{f'; {self.unfollowed}' if self.unfollowed else ''}"
         )
 
 
@@ -96,9 +83,12 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
 
     Raises:
         FileNotFoundError: the source has no file.
+        VanishedFilesError: more files are missing than `refresh.max_vanished` allows. Nothing was changed, but for the
+            check of the files.
     """
-    listing = builder.pipeline.source.listing()
-    index = _updated_index(builder.context(builder.assets[0]), listing)
+    with _files_checked(builder, instance):
+        listing = builder.pipeline.source.listing()
+        index = updated_index(builder.context(builder.assets[0]), listing)
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -109,6 +99,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
         listing,
+        unfollowed_shard_setting(builder.pipeline, index),
     )
 
 
@@ -134,8 +125,33 @@ def _latest_version(key: dg.AssetKey, instance: dg.DagsterInstance) -> str | Non
     return event.tags.get(_VERSION) if event else None
 
 
+@contextmanager
+def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Iterator[None]:
+    """Have the check of the files fail with what is raised here, and pass again once nothing is: whoever looks finds it."""
+    key = dg.AssetCheckKey(builder.source_key("shard_index"), _FILES_CHECK)
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    # One that a run has only planned has no result.
+    found = record.evaluation if record is not None else None
+    known = found if isinstance(found, dg.AssetCheckEvaluation) else None
+
+    def evaluated(problem: str | None) -> None:
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=key.asset_key, check_name=key.name, passed=problem is None, metadata={}, description=problem
+        )
+        instance.report_runless_asset_event(evaluation)
+
+    try:
+        yield
+    except (OSError, VanishedFilesError) as error:
+        if known is None or known.passed or known.description != str(error):
+            evaluated(str(error))
+        raise
+    if known is not None and not known.passed:
+        evaluated(None)
+
+
 def observe_source(builder: AssetBuilder, instance: dg.DagsterInstance) -> SourceChanges:
-    """Observe the source outside a run of its own."""
+    """Observe the source outside a run of its own; raises what `source_changes` does."""
     changes = source_changes(builder, instance)
     for observation in changes.observations(builder):
         instance.report_runless_asset_event(observation)
@@ -152,11 +168,11 @@ def source_definitions(builder: AssetBuilder) -> dg.Definitions:
     """
     pipeline = builder.pipeline
     # What a model reads of an item (a column, a text) is its own affair: the files are the same.
-    interval = pipeline.refresh.interval_seconds
-    key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, pipeline.owners))
+    interval, most = pipeline.refresh.interval_seconds, pipeline.refresh.max_vanished
+    key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, most, pipeline.owners))
     if key not in _made:
         assets = [_owned(builder, asset) for asset in (_shards(builder), _shard_index(builder))]
-        checks = [_files_check(builder)]
+        checks = [_files_check(builder), _shard_setting_check(builder)]
         _made[key] = dg.Definitions(assets=assets, asset_checks=checks, sensors=[_files_sensor(builder)])
     return _made[key]
 
@@ -217,17 +233,37 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(
         asset=builder.source_key("shard_index"),
-        name="source_has_files",
-        description="The source has files that can be listed from here.",
+        name=_FILES_CHECK,
+        description="The source has files that can be listed from here, and no more of those that it had are missing than "
+        "`refresh.max_vanished` allows.",
     )
     def source_has_files() -> dg.AssetCheckResult:
+        known, most = builder.context(builder.assets[0]).shard_index, builder.pipeline.refresh.max_vanished
         try:
             listing = builder.pipeline.source.listing()
-        except (OSError, ValueError) as error:
+            known.require_present(listing.files, max_vanished=most)
+        except (OSError, ValueError, VanishedFilesError) as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files
+
+
+def _shard_setting_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
+    """The check whether a changed setting waits for new files, which a person may not expect."""
+
+    @dg.asset_check(
+        asset=builder.source_key("shard_index"),
+        name="shards_follow_settings",
+        description="The shards were made with today's `shards.files_per_shard`: it counts for new files only.",
+    )
+    def shards_follow_settings() -> dg.AssetCheckResult:
+        unfollowed = unfollowed_shard_setting(builder.pipeline, builder.context(builder.assets[0]).shard_index)
+        return dg.AssetCheckResult(
+            passed=unfollowed is None, severity=dg.AssetCheckSeverity.WARN, description=markdown_text(unfollowed or "")
+        )
+
+    return shards_follow_settings
 
 
 def _listing_metadata(listing: Listing) -> dict[str, Any]:
@@ -256,6 +292,8 @@ def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
             events = list(source_changes(builder, context.instance).observations(builder))
         except FileNotFoundError as error:
             return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
+        except (OSError, VanishedFilesError) as error:
+            return dg.SkipReason(str(error))
         return dg.SensorResult(asset_events=events) if events else dg.SkipReason("no file is new, changed or missing")
 
     return files

@@ -46,5 +46,5 @@ STAGE = Stage(
     kinds=frozenset({"numpy", "parquet"}),
     columns=lambda _: COLUMNS,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

@@ -80,5 +80,5 @@ STAGE = Stage(
     columns=lambda _: COLUMNS,
     applies=has_content,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

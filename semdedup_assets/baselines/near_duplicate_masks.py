@@ -105,5 +105,5 @@ STAGE = Stage(
     columns=lambda _: COLUMNS,
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

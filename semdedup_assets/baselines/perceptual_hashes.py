@@ -112,6 +112,6 @@ STAGE = Stage(
     columns=lambda _: (ID, Column("hash", "uint64", "Perceptual hash.")),
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

@@ -79,5 +79,5 @@ STAGE = Stage(
     columns=lambda _: COLUMNS,
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

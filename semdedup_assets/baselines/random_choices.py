@@ -192,7 +192,7 @@ def random_masks_stage(
         columns=lambda _: COLUMNS,
         selected=True,
         on_demand=True,
-        pool=None,
+        pool="cpu",
         unit="kept sets",
     )
 

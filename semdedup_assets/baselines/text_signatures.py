@@ -109,6 +109,6 @@ STAGE = Stage(
     columns=lambda _: (ID, Column("vector", "fixed_size_list<uint32>", "MinHash signature.")),
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

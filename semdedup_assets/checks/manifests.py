@@ -210,7 +210,11 @@ def files_can_be_named(context: StageContext, stage: ManifestStage = MANIFESTS) 
     problems = []
     for partition, record in context.index.records(stage.name).items():
         count, formats = record.details["unnameable"], record.details["rows_written"]
-        effects = {"open_clip.csv": "open_clip.csv leaves them out", "parquet": "Parquet holds escaped names"}
+        effects = {
+            "open_clip.csv": "open_clip.csv leaves them out",
+            "parquet": "Parquet holds escaped names",
+            "filtered": "copies have escaped names",
+        }
         affected = [effect for name, effect in effects.items() if name in formats]
         if count and affected:
             names = ", ".join(record.details["unnameable_examples"][:_NAMED])

@@ -70,7 +70,7 @@ CHECKS = (
     ),
     Check(
         reference_files_unchanged,
-        "The references' files are the ones that were embedded; refreshes list them anew, Dagster's automation does not.",
+        "The references' files are the ones that were embedded; refreshes list them anew.",
         blocking=False,
         alone=True,
     ),

@@ -1,6 +1,5 @@
 """Encoded images to RGB."""
 
-import io
 import re
 import struct
 import sys
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.encoders.brightness import crowded_window, eight_bit, outlier_limits, varies
+from semdedup_assets.image_formats import excluded_format, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +46,7 @@ def rgb_image(encoded: bytes, *, shortest_side: int | None, max_pixels: int = MA
     on white, or on black where less than 1% of the visible pixels would differ from white by 16 levels or more.
 
     Args:
-        encoded: a file's content in a format that Pillow reads.
+        encoded: a file's content in one of the formats that are read.
         shortest_side: pixels to which the shortest side will be resized; None where the whole picture is
             squeezed or padded, so that its proportions do not matter.
         max_pixels: of the picture.
@@ -67,9 +67,7 @@ def rgb_image(encoded: bytes, *, shortest_side: int | None, max_pixels: int = MA
             return _to_rgb(image, encoded, max_pixels)
     except UnidentifiedImageError as error:
         # Pillow's own message holds an address, different in each run.
-        tiff = encoded.startswith(_TIFF_HEADS)
-        message = "a kind of TIFF that Pillow does not read" if tiff else "not an image in a known format"
-        raise UndecodableImageError(message) from error
+        raise UndecodableImageError(_unread(encoded)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = f"more pixels than `max_pixels`, {max_pixels} ({error})"
         raise UndecodableImageError(message) from error
@@ -84,12 +82,20 @@ def _opened(encoded: bytes, max_pixels: int) -> "Image.Image":
     # Pillow has one limit for the whole process, and only warns below twice of it. It stays as a second guard.
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
-    image = Image.open(io.BytesIO(encoded))
+    image = open_image(encoded)
     width, height = image.size
     if width * height > max_pixels:
         message = f"more pixels than `max_pixels`, {max_pixels} ({width} x {height})"
         raise UndecodableImageError(message)
     return image
+
+
+def _unread(encoded: bytes) -> str:
+    """Why an image cannot be identified."""
+    if encoded.startswith(_TIFF_HEADS):
+        return "a kind of TIFF that Pillow does not read"
+    excluded = excluded_format(encoded)
+    return f"{excluded}, a format that is not read; convert it to PNG" if excluded else "not an image in a known format"
 
 
 def _check_elongation(image: "Image.Image", *, shortest_side: int, max_pixels: int) -> None:

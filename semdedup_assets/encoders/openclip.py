@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower
+from semdedup_assets.encoders.own_code import (
+    EMBED_YOURSELF,
+    needs_own_code,
+    refusing_own_code,
+    why_not_loaded,
+)
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, resolve_dtype
 from semdedup_assets.encoders.text_tower import TextTower
 from semdedup_assets.records import Content
@@ -24,7 +30,16 @@ if TYPE_CHECKING:
 
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
 # What OpenCLIP raises on a hub out of reach, a damaged file, or weights of another model.
-_LOADING_ERRORS = (RuntimeError, OSError, ValueError, LookupError, EOFError, AssertionError, pickle.UnpicklingError)
+_LOADING_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    AssertionError,
+    TypeError,
+    pickle.UnpicklingError,
+)
 
 
 class OpenClip(BaseModel, frozen=True, extra="forbid"):
@@ -132,6 +147,22 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             found.append(f"pretrained: {error}")
         return found
 
+    def configuration_problems(self) -> list[str]:
+        """What OpenCLIP, which this imports, or the model's folder have against the settings; begins with the setting's name.
+
+        Returns:
+            A tag of weights is compared with those that OpenCLIP knows: no hub is asked.
+        """
+        if self.problems():
+            return []
+        if self.folder is not None:
+            return missing_weights(self.folder)
+        try:
+            _check_names(self.model, None if local_path(self.pretrained or "") else self.pretrained)
+        except ValueError as error:
+            return [str(error)]
+        return []
+
     def text_identity(self) -> dict[str, Any]:
         """What can change the vectors of texts.
 
@@ -232,15 +263,15 @@ def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], t
     # OpenCLIP only warns when a tag's weights need QuickGELU and the model's name does not end in -quickgelu.
     quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"))
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            name, pretrained or None, force_quick_gelu=quick_gelu, device="cpu"
-        )
+        with refusing_own_code():
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, pretrained or None, force_quick_gelu=quick_gelu, device="cpu"
+            )
     except (*_LOADING_ERRORS, SafetensorError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = (
-            f"model {name}, pretrained {pretrained or '(its own)'}: the weights cannot be loaded ({cause}); "
-            "without access to their hub, set `pretrained` to a local checkpoint file that fits the model"
-        )
+        remedy = "without access to their hub, set `pretrained` to a local checkpoint file that fits the model"
+        why = why_not_loaded(error, remedy, instead=EMBED_YOURSELF)
+        part = "the model" if needs_own_code(error) else "the weights"
+        message = f"model {name}, pretrained {pretrained or '(its own)'}: {part} {why}"
         raise ValueError(message) from error
     return model, preprocess
 
@@ -253,11 +284,12 @@ def _tokenizer(name: str, model: Any) -> "Callable[[list[str]], torch.Tensor]":
     text = getattr(model, "text", model)
     tokens = getattr(getattr(text, "token_embedding", None), "num_embeddings", None)
     try:
-        tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
+        with refusing_own_code():
+            tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
         # The token that ends a text is among the last ones.
         greatest = int(tokenizer(["a caption"]).max())
     except _LOADING_ERRORS as error:
-        message = f"model {name}: its tokenizer cannot be loaded ({error}); {remedy}"
+        message = f"model {name}: its tokenizer {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
         raise ValueError(message) from error
     if tokens is not None and greatest >= tokens:
         message = f"model {name}: its tokenizer gives token {greatest}, its text tower knows {tokens} tokens; {remedy}"

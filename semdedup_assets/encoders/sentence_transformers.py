@@ -12,9 +12,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, missing_weights, short_name
+from semdedup_assets.encoders.own_code import EMBED_YOURSELF, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
-from semdedup_assets.encoders.text import quiet_transformers, token_limit
+from semdedup_assets.encoders.sentence_modules import read_in_cache, read_in_folder
+from semdedup_assets.encoders.text import TRANSFORMERS_ERRORS, quiet_transformers, token_limit
 from semdedup_assets.encoders.text_windows import (
     DEFAULT_MAX_TOKENS,
     MAX_TOKENS_DESCRIPTION,
@@ -91,6 +93,26 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
             return [f"model: {error}"]
         return _missing_modules(folder) if folder else []
 
+    def configuration_problems(self) -> list[str]:
+        """What the model's own files, in its folder or the hub's cache, have against the settings.
+
+        Returns:
+            Sentences that begin with the setting's name.
+
+        Raises:
+            ValueError: one of the files is damaged.
+        """
+        if self.problems():
+            return []
+        folder = local_path(self.model)
+        config = (read_in_folder(folder) if folder else read_in_cache(self.model))("config_sentence_transformers.json")
+        found = missing_weights(folder) if folder else []
+        prompts = (config or {}).get("prompts") or {}
+        if self.prompt_name is not None and self.prompt_name not in prompts and (folder or config):
+            known = ", ".join(prompts) or "none"
+            found.append(f"prompt_name: {self.model} has no prompt {self.prompt_name!r}; it has: {known}")
+        return found
+
     def load(self, compute: Compute) -> "SentenceModel":
         """Load the model.
 
@@ -162,13 +184,15 @@ def _loaded(name: str) -> "SentenceTransformer":
         with quiet_transformers():
             if folder is not None and _is_bare_static(folder):
                 return SentenceTransformer(modules=[_static_module(folder)], device="cpu")
-            return SentenceTransformer(str(folder or name), device="cpu", model_kwargs={"dtype": torch.float32})
-    except (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError, SafetensorError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = (
-            f"model: {name} cannot be loaded ({cause}); name a model of sentence-transformers on a hub that can be "
-            "reached, or a local folder with modules.json and weights"
+            return SentenceTransformer(
+                str(folder or name), device="cpu", trust_remote_code=False, model_kwargs={"dtype": torch.float32}
+            )
+    except (*TRANSFORMERS_ERRORS, SafetensorError) as error:
+        remedy = (
+            "name a model of sentence-transformers on a hub that can be reached, or a local folder with modules.json and "
+            "weights"
         )
+        message = f"model: {name} {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
         raise ValueError(message) from error
 
 

@@ -1,5 +1,6 @@
 """Texts by a transformers model: last token, mean or first token of the last layer."""
 
+import pickle
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, missing_weights, short_name
+from semdedup_assets.encoders.own_code import EMBED_YOURSELF, refusing_own_code, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.sentence_modules import (
     HubOutOfReachError,
     Pooling,
     SentenceModules,
+    read_in_cache,
     read_in_folder,
     read_on_hub,
     read_sentence_modules,
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 _DEFAULT_POOLING: Pooling = "last_token"
 _OTHER_KIND = "use `kind: sentence_transformers`"
 _TOKENIZED_TOGETHER = 512
+
+TRANSFORMERS_ERRORS = (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError, pickle.UnpicklingError)
+"""What transformers raises on a hub out of reach, a damaged file, or one that is no model of its own."""
 
 
 class Transformers(BaseModel, frozen=True, extra="forbid"):
@@ -134,6 +140,32 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
             )
             raise ValueError(message + _OTHER_KIND)
 
+    def configuration_problems(self) -> list[str]:
+        """What the model's own files, in its folder or the hub's cache, have against the settings.
+
+        Returns:
+            Sentences that begin with the setting's name.
+
+        Raises:
+            ValueError: one of the files is damaged.
+        """
+        if self.problems():
+            return []
+        folder = local_path(self.model)
+        read = read_in_folder(folder) if folder else read_in_cache(self.model)
+        modules = read_sentence_modules(read)
+        config = read(f"{modules.subfolder}/config.json" if modules and modules.subfolder else "config.json") or {}
+        found = missing_weights(folder) if folder else []
+        if self.pooling is None and modules is None and _reads_both_ways(config):
+            found.append(
+                f"pooling: {self.model} is an encoder ({config.get('model_type')}) that does not say how it pools, and "
+                "`last_token`, the default, is for decoders; set `mean` or `cls`, as it was trained"
+            )
+        most = config.get("max_position_embeddings")
+        if self.max_tokens is not None and isinstance(most, int) and self.max_tokens > most:
+            found.append(f"max_tokens: {self.max_tokens} is more than {self.model} can take; at most {most}")
+        return found
+
     def load(self, compute: Compute) -> "TextModel":
         """Load model and tokenizer.
 
@@ -172,6 +204,13 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         )
 
 
+def _reads_both_ways(config: dict[str, Any]) -> bool:
+    """Whether a model was trained on texts with gaps, so that its last token stands for nothing."""
+    architectures, kind = config.get("architectures") or [], str(config.get("model_type", ""))
+    masked = any(str(name).endswith("ForMaskedLM") for name in architectures)
+    return not config.get("is_decoder") and (masked or "bert" in kind or kind in ("mpnet", "electra", "ernie"))
+
+
 # The hub has no list to ask offline: the paper's models, and those most used for texts.
 _USUAL = (
     "facebook/opt-125m",
@@ -195,25 +234,42 @@ def _from_pretrained(name: str, subfolder: str) -> "tuple[PreTrainedModel, PreTr
     source = str(local_path(name) or name)
     try:
         with quiet_transformers():
-            model = AutoModel.from_pretrained(source, subfolder=subfolder, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            model, loading = AutoModel.from_pretrained(
+                source, subfolder=subfolder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder, trust_remote_code=False)
+    except (*TRANSFORMERS_ERRORS, SafetensorError) as error:
         near = ", ".join(get_close_matches(name, _USUAL, n=3, cutoff=0.3)) or ", ".join(_USUAL[:3])
-        message = (
-            f"model: {name} cannot be loaded ({cause}); name a model of the hub that can be reached (near: {near}), "
-            "or a local folder with config.json, weights and tokenizer"
+        remedy = (
+            f"name a model of the hub that can be reached (near: {near}), or a local folder with config.json, weights "
+            "and tokenizer"
         )
+        message = f"model: {name} {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
         raise ValueError(message) from error
+    _require_weights(name, loading["missing_keys"])
     # Of an encoder and a decoder, the first reads the text.
     model = model.get_encoder() if model.config.is_encoder_decoder else model
     model.config.use_cache = False
     return model, tokenizer
 
 
+def _require_weights(name: str, missing: Iterable[str]) -> None:
+    """Raise where transformers would leave parts of a model at random, but for the layer after the last, which is not used.
+
+    So it does with weights that belong to code of the model's own under the name of an architecture that it has.
+    """
+    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    if lacking:
+        message = (
+            f"model: {name} holds no weights for {len(lacking)} of its parts ({lacking[0]}, …), which would be random; name "
+            "a whole model, of the architecture that its config.json names"
+        )
+        raise ValueError(message)
+
+
 @contextmanager
 def quiet_transformers() -> Generator[None, None, None]:
-    """Without warnings and bars while a model is loaded."""
+    """Without warnings and bars, and without running a model's own code, while it is loaded."""
     from transformers.utils import logging as untyped_logging
 
     logging: Any = untyped_logging
@@ -221,7 +277,8 @@ def quiet_transformers() -> Generator[None, None, None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with refusing_own_code():
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:

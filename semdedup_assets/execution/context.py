@@ -13,7 +13,7 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import Shard, ShardIndex
-from semdedup_assets.storage.files import exists, join, read_bytes, remove_all
+from semdedup_assets.storage.files import join, read_many, remove_all
 from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import (
     FileEntry,
@@ -94,6 +94,12 @@ class StageContext:
         """The same pipeline with another selection; both share what is known of the store."""
         return self if selection == self.selection else self._sharing(replace(self, selection=selection))
 
+    def with_shard_index(self, shard_index: ShardIndex) -> "StageContext":
+        """The same with shards of which the store does not know yet."""
+        other = replace(self)
+        other.__dict__["shard_index"] = shard_index
+        return other
+
     def of_worker(self, threads: int, *, parallelism: int) -> "StageContext":
         """The same as each of several workers is given it; shares what is known of the store.
 
@@ -129,8 +135,9 @@ class StageContext:
     @cached_property
     def shard_index(self) -> ShardIndex:
         """Which files the shards hold; empty before the source was first observed."""
-        path = self.layout.shard_index
-        return ShardIndex.from_json(read_bytes(path)) if exists(path) else ShardIndex.empty()
+        # A store that does not answer has an index all the same: with an empty one, every file would get a new shard.
+        content = read_many([self.layout.shard_index])[0]
+        return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
 
     @property
     def shards(self) -> tuple[Shard, ...]:

@@ -41,8 +41,7 @@ class RecordCache:
 
     Attributes:
         versions: of several results together, by what was asked; see `ResultIndex`.
-        all_current: whether all of a stage is up to date, by its name and the path of the selection that has it.
-        stale: what of a stage is not up to date and why, by the same.
+        stale: what of a stage is not up to date and why, by its name and the path of the selection that has it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +50,6 @@ class RecordCache:
         self._reader = RecordReader()
         self._put: dict[str, ResultRecord] = {}
         self.versions: dict[tuple[str, ...], str] = {}
-        self.all_current: dict[tuple[str, str], bool] = {}
         self.stale: dict[tuple[str, str], dict[Partition, str]] = {}
 
     def get(self, locations: Sequence[str]) -> list[ResultRecord | None]:
@@ -168,7 +166,6 @@ class ResultIndex:
 
     def _changed(self, stage: str) -> None:
         """Drop what was concluded from a stage's results."""
-        self.cache.all_current.clear()
         self.cache.stale.clear()
         self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
@@ -409,21 +406,3 @@ class ResultIndex:
             if name != "shards":
                 self.records(name)  # All are read together.
         return [partition for partition in wanted if not self.is_current(stage, partition)]
-
-    def inputs_are_current(self, stage: str) -> bool:
-        """Whether everything that a stage depends on, however indirectly, is up to date."""
-        context = self._context
-        found = context.graph[stage]
-        try:
-            before = context.graph.before(found, context.pipeline, context.selection)
-            return all(self._all_current(each.name) for each in before)
-        except MissingResultError:
-            return False
-
-    def _all_current(self, stage: str) -> bool:
-        """Whether all of a stage is up to date; asked of the same stages for every asset that waits for them."""
-        selected = self._context.graph[stage].selected
-        known, key = self.cache.all_current, (stage, self._context.selection.path if selected else "")
-        if key not in known:
-            known[key] = not self.stale(stage)
-        return known[key]

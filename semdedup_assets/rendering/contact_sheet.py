@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from semdedup_assets.image_formats import open_image
 from semdedup_assets.rendering.gallery import Group, ItemCard, RowItem, Section
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _thumbnail(content: bytes, side: int, *, dimmed: bool = False) -> "Image.Ima
     """An encoded image in the middle of a white square; dimmed, only 40 % of it shows."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(content)).convert("RGBA")
+    image = open_image(content).convert("RGBA")
     image.thumbnail((side, side))
     white = Image.new("RGBA", (side, side), "white")
     square = white.copy()

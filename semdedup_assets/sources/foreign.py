@@ -9,7 +9,7 @@ _TEXTS = (
     (b"version https://hawser.github.com/spec/", "a git-lfs pointer, not the file itself; run `git lfs pull` there"),
     (b"<!doctype html", "a web page, such as that of an error or a login, not the file; download it again"),
     (b"<html", "a web page, such as that of an error or a login, not the file; download it again"),
-    (b"<?xml", "an XML document, such as an object store's error, not the file; download it again"),
+    (b"<?xml", "an XML document, such as an object store's error or an SVG drawing, not the file; download it again"),
 )
 _KNOWN = (
     *_TEXTS,

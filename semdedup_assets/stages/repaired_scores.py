@@ -160,5 +160,5 @@ STAGE = Stage(
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},
     applies=lambda _, selection: selection.repair is not None,
     unit="ranges",
-    pool=None,
+    pool="cpu",
 )

@@ -282,10 +282,15 @@ def _hidden_from(root: str, segments: list[str]) -> Callable[[str], str | None]:
     return hidden
 
 
-def open_file(path: str) -> IO[bytes]:
-    """Open a file for reading, as a stream of bytes."""
+def open_file(path: str, *, block_size: int | None = None) -> IO[bytes]:
+    """Open a file for reading, as a stream of bytes.
+
+    Args:
+        path: local path or URL.
+        block_size: bytes of a request to an object store; None: what its file system takes for a whole file.
+    """
     fs, name = filesystem(path)
-    stream: IO[bytes] = fs.open(name, "rb")
+    stream: IO[bytes] = fs.open(name, "rb") if block_size is None else fs.open(name, "rb", block_size=block_size)
     return stream
 
 

@@ -265,6 +265,6 @@ STAGE = Stage(
     selected=True,
     on_demand=True,
     applies=lambda pipeline, _: pipeline.training is not None,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

@@ -8,8 +8,16 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from semdedup_assets.assets.checks import evaluated_checks, freshness, lone_checks, report_checks
+from semdedup_assets.assets.checks import (
+    check_event,
+    check_result,
+    evaluated_checks,
+    failing_runs,
+    freshness,
+    lone_checks,
+)
 from semdedup_assets.execution import progress
+from semdedup_assets.execution.evaluated_checks import evaluate, raise_failures
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, EVALUATE
 from semdedup_assets.stage_graph import GRAPH
@@ -40,7 +48,7 @@ BLOCKING = {
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
-    "embeddings": {"files_are_whole", "vectors_tell_items_apart", "no_shard_excluded"},
+    "embeddings": {"files_are_whole", "skipped_share_of_shards", "vectors_tell_items_apart", "no_shard_excluded"},
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
@@ -99,14 +107,19 @@ def failing(result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> list[dict[
 
 
 def result_of(runs: PipelineRuns, asset: str, check: str) -> dg.AssetCheckResult:
-    found = [each.result for each in evaluated_checks(runs.builder, runs.asset(asset), runs.context)]
-    return next(result for result in found if result.check_name == check)
+    found = next(
+        each for each in evaluated_checks(runs.builder, runs.asset(asset), runs.context) if each.check.name == check
+    )
+    return check_result(runs.builder, runs.asset(asset), found)
 
 
 def report(runs: PipelineRuns, asset: str) -> list[Any]:
     """Report an asset's checks as a refresh does; the events."""
-    events: list[Any] = []
-    report_checks(runs.builder, runs.asset(asset), runs.context, events.append)
+    found, context = runs.asset(asset), runs.context
+    evaluated = [evaluate(check, context) for check in found.stage.checks]
+    events = [check_event(runs.builder, found, context, each) for each in evaluated]
+    with failing_runs():
+        raise_failures(evaluated)
     return events
 
 

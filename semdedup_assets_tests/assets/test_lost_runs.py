@@ -15,8 +15,8 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from semdedup_assets.assets import lost_runs
-from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
+from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.execution.processes import this_process
 from semdedup_assets_tests.dagster_process import ROOT
 

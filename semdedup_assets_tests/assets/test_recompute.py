@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import FailedPartitionsError
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.kept_sets import Clustering, KeptSet, Target
 from semdedup_assets.storage import vectors
 from semdedup_assets.storage.results import RECORD, ResultRecord, read_record
@@ -245,7 +245,8 @@ def test_another_source_column_embeds_and_compares_nothing(tmp_path: Path) -> No
         runs = PipelineRuns(instance, settings, UNDRAWN)
         assert runs.refresh() == everything()
         more = runs.changed(source={"columns": {"quality": "int"}})
-        assert more.refresh() == {"items": SHARDS, "manifests": ["0.05|3"]}
+        # The gallery shows the column.
+        assert more.refresh() == {"items": SHARDS, "galleries": ["0.05|3"], "manifests": ["0.05|3"]}
         assert more.stale() == {}
         # What orders the items by the column depends on it; what orders them otherwise does not.
         ordered = more.changed(selection={"keep": {"column": "quality"}})

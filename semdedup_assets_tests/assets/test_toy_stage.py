@@ -84,9 +84,7 @@ def test_it_is_an_asset_with_its_key_dependencies_and_place_in_the_graph(toy: Pi
     assert node.description == TOY.description
     assert node.partitions_def is not None
     assert node.partitions_def.get_partition_keys() == ["3"]
-    sensors = {sensor.name: sensor for sensor in toy.definitions.sensors or []}
-    selection = sensors["toy__precomputed__automation"].asset_selection  # type: ignore[attr-defined]
-    assert node.key in selection.resolve(toy.definitions.resolve_asset_graph())
+    assert "cluster_sizes" in map(str, toy.builder.automatic)
     dg.Definitions.validate_loadable(toy.definitions)
 
 

@@ -111,6 +111,7 @@ def test_every_check_is_here() -> None:
         "sample_is_large_enough",
         "similarity_has_not_drifted",
         "skipped_share",
+        "skipped_share_of_shards",
         "values_are_valid",
         "vectors_are_finite_unit",
         "vectors_tell_items_apart",
@@ -231,7 +232,7 @@ def test_a_shard_with_the_ids_of_another_is_reported(runs: StageRuns) -> None:
     assert found(runs, embeddings.ids_are_unique) == {"s000001": "the same ids as s000000"}
 
 
-@pytest.mark.parametrize(("limit", "fails"), [(0.04, True), (0.05, False)])
+@pytest.mark.parametrize(("limit", "fails"), [(0.016, True), (0.017, False)])
 def test_too_many_invalid_items_are_reported(runs: StageRuns, sound: SoundStore, limit: float, fails: bool) -> None:
     vectors = near_duplicates(0)
     vectors[:3] = 0
@@ -241,19 +242,21 @@ def test_too_many_invalid_items_are_reported(runs: StageRuns, sound: SoundStore,
     result = embeddings.skipped_share(strict.context())
     assert [problem.partition for problem in result.problems] == (["s000000"] if fails else [])
     assert result.measured["skipped"] == 3
-    if fails:
-        assert result.measured["shards_above"] == {"s000000": 0.05}
-        assert "5.00%: [['0.npy:0', 'zero vector" in result.problems[0].measured
+    assert result.measured["share"] == pytest.approx(3 / 180, abs=1e-6)
+    shards = embeddings.skipped_share_of_shards(strict.context())
+    assert shards.measured["shards_above"] == {"s000000": 0.05}
+    for problem in [*result.problems, *shards.problems]:
+        assert "5.00%, 3 of 60: [['0.npy:0', 'zero vector" in problem.measured
 
 
 def test_items_that_the_source_itself_has_no_payload_of_are_no_invalid_ones(runs: StageRuns) -> None:
     record = runs.record("embeddings", "s000001")
-    change_details(record, records=100, skipped=41, expected_missing=40)
-    assert {name: measured.partition(":")[0] for name, measured in found(runs, embeddings.skipped_share).items()} == {
-        "s000001": "1.67%"
-    }
+    change_details(record, records=100, skipped=42, expected_missing=40)
+    for check in (embeddings.skipped_share, embeddings.skipped_share_of_shards):
+        assert found(runs, check)["s000001"].startswith("3.33%, 2 of 60:")
     change_details(record, records=100, skipped=40, expected_missing=40)
-    assert found(runs, embeddings.skipped_share) == {}
+    for check in (embeddings.skipped_share, embeddings.skipped_share_of_shards):
+        assert found(runs, check) == {}
     assert embeddings.skipped_share(runs.context()).measured["expected_missing"] == 40
 
 

@@ -1,12 +1,16 @@
 import io
 import re
+import struct
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, TiffImagePlugin
 
 from semdedup_assets.encoders.brightness import eight_bit
@@ -396,3 +400,66 @@ print(peak() - before)
     assert refused < 8
     assert plain < 1.3 * 61  # 4 bytes for each of 16 million pixels are 61 MiB
     assert clear < 3 * 61
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which a program of Ghostscript's name leaves its arguments when anything starts it."""
+    called, program = tmp_path / "called", tmp_path / "gs"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {called}\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # else an earlier look for it counts
+    return called
+
+
+def eps() -> bytes:
+    return encoded(Image.fromarray(COLOURS), "EPS")
+
+
+def eps_in_iptc() -> bytes:
+    """A picture of 40 x 30 pixels by the standard of news agencies, whose data are themselves an encoded image."""
+    size = [(3, 20, b"\0\x28"), (3, 30, b"\0\x1e")]
+    fields = [(3, 60, b"\1\0"), (3, 65, b"\1"), *size, (3, 120, b"\0\5"), (8, 10, eps())]
+    return b"".join(struct.pack(">BBBH", 0x1C, record, field, len(data)) + data for record, field, data in fields)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [eps(), b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, 1 << 16) + bytes(18) + eps(), eps_in_iptc()],
+    ids=["text", "DOS", "IPTC"],
+)
+def test_no_picture_starts_a_program(ghostscript: Path, payload: bytes) -> None:
+    with pytest.raises(UndecodableImageError, match=r"EPS, a format that is not read|not an image in a known format"):
+        decoded(payload)
+    assert not ghostscript.exists()
+    with pytest.raises(subprocess.CalledProcessError), Image.open(io.BytesIO(payload)) as opened:
+        opened.load()  # what Pillow does by itself
+    assert ghostscript.exists()
+
+
+@pytest.mark.parametrize(
+    "format_", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "QOI", "ICO", "TGA"]
+)
+def test_formats_of_training_sets_are_read(format_: str) -> None:
+    image = Image.fromarray(COLOURS).resize((32, 32))
+    assert rgb_image(encoded(image, format_), shortest_side=None).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"), (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"), (b"%PDF-1.7\n", "PDF"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"), (b'\n<svg xmlns="x"/>', "SVG"), (b"8BPS\0\1", "PSD"), (b"%!PS-Adobe-3.0", "EPS"),
+        (b"\xd7\xcd\xc6\x9a\0\0", "WMF"), (b"icns", "ICNS"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"SIMPLE  =", "FITS"),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_listed_with_its_format(head: bytes, name: str) -> None:
+    with pytest.raises(UndecodableImageError, match=f"^{name}, a format that is not read"):
+        decoded(head + bytes(64))
+
+
+@given(st.binary(min_size=1, max_size=64))
+def test_any_bytes_are_an_image_or_a_reason(payload: bytes) -> None:
+    with suppress(UndecodableImageError):
+        decoded(payload)

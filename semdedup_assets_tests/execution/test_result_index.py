@@ -254,7 +254,6 @@ def test_nothing_is_made_from_what_is_stale_itself(runs: StageRuns, sound: Sound
     write_shard(sound.folder, "1", near_duplicates(5))
     runs.observe()
     runs.make("embeddings", "s000001")
-    assert not runs.context().index.inputs_are_current("keep_masks")
     with pytest.raises(MissingResultError, match=r"made from other inputs .*assignments, partition 3\|s000001"):
         runs.make("duplicate_scores", "b0000|3")
     with pytest.raises(MissingResultError, match=r"made from other inputs .*duplicate_scores|assignments"):
@@ -266,9 +265,7 @@ def test_nothing_is_made_from_what_is_stale_itself(runs: StageRuns, sound: Sound
     with pytest.raises(MissingResultError, match=r"made from other inputs .*keep_masks, partition 0\.05\|3"):
         runs.make("manifests", "0.05|3")
     runs.make("keep_masks")
-    assert not runs.context().index.inputs_are_current("manifests")  # the items of the changed file are still the old
     runs.make("items", "s000001")
-    assert runs.context().index.inputs_are_current("manifests")
     assert runs.run() == {"manifests": ["0.05|3"]}
 
 

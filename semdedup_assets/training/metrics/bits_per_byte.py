@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.text import quiet_transformers, token_limit
+from semdedup_assets.encoders.own_code import OWN_CODE, needs_own_code
+from semdedup_assets.encoders.text import TRANSFORMERS_ERRORS, quiet_transformers, token_limit
 from semdedup_assets.encoders.text_windows import batches_by_length
 from semdedup_assets.records import Invalid, Record
 from semdedup_assets.sources import JsonLines
@@ -68,10 +69,11 @@ def load_language_model(folder: Path, device: str) -> LanguageModel:
     place = Compute(device=device).torch_device
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        message = f"{folder}: no causal language model with a tokenizer can be loaded from it ({error})"
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (*TRANSFORMERS_ERRORS, SafetensorError) as error:
+        cause = f"it {OWN_CODE}" if needs_own_code(error) else error
+        message = f"{folder}: no causal language model with a tokenizer can be loaded from it ({cause})"
         raise ValueError(message) from error
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if begin is None or not tokenizer.is_fast:

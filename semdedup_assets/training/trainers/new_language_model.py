@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from semdedup_assets.encoders.checkpoints import content_hash, local_model
-from semdedup_assets.encoders.text import quiet_transformers
+from semdedup_assets.encoders.own_code import why_not_loaded
+from semdedup_assets.encoders.text import TRANSFORMERS_ERRORS, quiet_transformers
 from semdedup_assets.training_settings import CausalLmTraining
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _MODEL, _CONTEXT = "training.causal_lm.model", "training.causal_lm.context_tokens"
 _REMEDY = "name a folder with a configuration and a tokenizer, or a hub id that can be reached"
+_INSTEAD = "name a model whose architecture transformers has, or train by `training.command`"
 
 
 def model_content(name: str) -> str | None:
@@ -64,7 +66,7 @@ def new_language_model(settings: CausalLmTraining, *, tokenizer_size: int, seed:
     _fit(config, settings, tokenizer_size)
     torch.manual_seed(seed)
     try:
-        model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
         message = (
             f"{_MODEL}: {settings.model} is no causal language model ({_first_line(error)}); name one, such as an OPT"
@@ -119,9 +121,9 @@ def _loaded(kind: Any, name: str) -> Any:
     folder = _folder(name)
     try:
         with quiet_transformers():
-            return kind.from_pretrained(str(folder or name))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        message = f"{_MODEL}: {name} cannot be loaded ({_first_line(error)}); {_REMEDY}"
+            return kind.from_pretrained(str(folder or name), trust_remote_code=False)
+    except TRANSFORMERS_ERRORS as error:
+        message = f"{_MODEL}: {name} {why_not_loaded(error, _REMEDY, instead=_INSTEAD)}"
         raise ValueError(message) from error
 
 

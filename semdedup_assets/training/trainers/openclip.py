@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.compute import Compute
+from semdedup_assets.encoders.own_code import refusing_own_code
 from semdedup_assets.training.trainers.image_text import (
     Batches,
     ImageText,
@@ -354,12 +355,13 @@ def train(spec: TrainerSpec, report: Report, warn: Callable[[str], None]) -> Non
     for sentence in _cautions(training, steps):
         warn(sentence)
     shutil.rmtree(training.folder, ignore_errors=True)
-    with training.followed(program, batches):
-        ended = program.main([*arguments, "--delete-previous-checkpoint"])
-    if ended == -1:
-        message = f"OpenCLIP's training program gave up; its message stands above, or in {training.state}/out.log"
-        raise ValueError(message)
-    training.save()
+    with refusing_own_code():
+        with training.followed(program, batches):
+            ended = program.main([*arguments, "--delete-previous-checkpoint"])
+        if ended == -1:
+            message = f"OpenCLIP's training program gave up; its message stands above, or in {training.state}/out.log"
+            raise ValueError(message)
+        training.save()
 
 
 def main() -> None:

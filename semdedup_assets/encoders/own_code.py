@@ -1,0 +1,63 @@
+"""Models that bring Python code of their own: it is never run, and nobody is asked whether to run it."""
+
+import pickle
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+OWN_CODE = "needs Python code of its own, which is never run, and no setting allows it"
+
+EMBED_YOURSELF = "name a model whose architecture the library has, or embed with your own program and read the vectors with `kind: vectors`"
+"""What can be done instead of running the code of an encoder."""
+
+_PICKLED = (
+    "the weights are damaged, or a pickle of more than tensors, which could run code; convert them to .safetensors"
+)
+
+
+@contextmanager
+def refusing_own_code() -> Generator[None, None, None]:
+    """Refuse models whose configuration names Python code of their own (`auto_map`), while they are loaded.
+
+    Transformers asks on standard input whether to run it where its caller says nothing, as OpenCLIP does; and what the
+    configuration of a model gives OpenCLIP or sentence-transformers as arguments can say yes.
+
+    Raises:
+        ValueError: a model needs such code; `needs_own_code` knows it.
+    """
+    from transformers import dynamic_module_utils
+
+    module: Any = dynamic_module_utils
+    saved = {name: getattr(module, name) for name in ("TIME_OUT_REMOTE_CODE", "get_class_in_module")}
+    # Without time for an answer nothing is asked; and through the other all code of a model comes.
+    vars(module).update(TIME_OUT_REMOTE_CODE=0, get_class_in_module=_refuse)
+    try:
+        yield
+    finally:
+        vars(module).update(saved)
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    message = "the model contains custom code"
+    raise ValueError(message)
+
+
+def needs_own_code(error: Exception) -> bool:
+    """Whether a model cannot be loaded because its own code is not run."""
+    return "custom code" in str(error)
+
+
+def why_not_loaded(error: Exception, remedy: str, *, instead: str) -> str:
+    """Why a library cannot load a model, and what to do, as the end of a sentence.
+
+    Args:
+        error: what the library raised; its first line is quoted.
+        remedy: in general.
+        instead: of the remedy, where the model needs code of its own.
+    """
+    if needs_own_code(error):
+        return f"{OWN_CODE}; {instead}"
+    cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    # PyTorch's own remedy would run what they hold.
+    cause = _PICKLED if isinstance(error, pickle.UnpicklingError) or "weights_only" in cause else cause
+    return f"cannot be loaded ({cause}); {remedy}"
