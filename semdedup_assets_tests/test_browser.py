@@ -62,7 +62,7 @@ def settings(folder: Path) -> dict[str, Any]:
         "epsilons": ["0.05", "keep=70%"],
         "manifests": ["parquet"],
         # A minute that a test never meets.
-        "refresh": {"schedule": "0 4 29 2 *"},
+        "refresh": {"schedule": "0 4 29 2 *", "interval_seconds": 10},
     }
 
 
