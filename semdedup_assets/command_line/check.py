@@ -6,7 +6,7 @@ from collections import Counter
 
 import typer
 
-from semdedup_assets.command_line.lines import warn
+from semdedup_assets.command_line.lines import warn, whole_path
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.estimate.outlook import StageOutlook, outlook
 from semdedup_assets.estimate.readable import readable_bytes
@@ -38,7 +38,7 @@ def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> No
     """
     typer.echo(f"{written.name} in {written.document.path}")
     context = _observed(plan)
-    _row("store", context.layout.folder)
+    _row("store", whole_path(context.layout.folder))
     if estimated:
         with progress.reporting_to(warn):
             for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
