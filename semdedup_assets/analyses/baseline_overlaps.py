@@ -106,13 +106,14 @@ def compare_baselines(context: StageContext, partition: Partition) -> ResultReco
             choices = _choices(context, masks)
             _write_tables(choices, result)
         with usage.phase("draw"):
-            parts = _draw(context, partition, choices, result)
+            parts, shown = _draw(context, partition, choices, result)
         result.details = {
             "items": len(choices.ids),
             "removed": int((~choices.method.kept).sum()),
             "only_semdedup": len(choices.alone),
             "same": context.pipeline.analyses.random_pruning.same,
             "by_baseline": [_summary(*each) for each in choices.overlaps],
+            **shown,
             "parts": parts,
         }
     return result.committed
@@ -204,8 +205,14 @@ def _write_tables(choices: _Choices, result: ResultWriter) -> None:
         )
 
 
-def _draw(context: StageContext, partition: Partition, choices: _Choices, result: ResultWriter) -> dict[str, str]:
-    """Write the picture of all overlaps and the page of pairs; returns the file of each section's picture or table."""
+def _draw(
+    context: StageContext, partition: Partition, choices: _Choices, result: ResultWriter
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write the picture of all overlaps and the page of pairs.
+
+    Returns:
+        The file of each section's picture or table, and how many items the page shows.
+    """
     pipeline, kept_set = context.pipeline, partition.kept_set(context.selection)
     labels = [name.replace("_", " ") if seed == _NO_SEED else f"random {seed}" for name, seed, _ in choices.overlaps]
     counts = np.array([[getattr(each, name) for name in _REMOVED] for *_, each in choices.overlaps], np.int64)
@@ -233,7 +240,7 @@ def _draw(context: StageContext, partition: Partition, choices: _Choices, result
             stream.write(_sheet(section, gallery))
         else:
             stream.write(json.dumps(section_table(gallery, section), indent=1).encode())
-    return {section.name: name}
+    return {section.name: name}, cards.details()
 
 
 def _sheet(section: Section, gallery: Gallery) -> bytes:

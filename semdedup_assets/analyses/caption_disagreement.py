@@ -57,8 +57,9 @@ def compare_captions(context: StageContext, partition: Partition) -> ResultRecor
         with usage.phase("draw"):
             with result.open(PICTURE) as stream:
                 stream.write(pairs.picture(_subject(context, partition)))
-            parts = write_page(_gallery(context, partition, table, pairs), result)
-        result.details = {**pairs.details(), "page": PAGE, "parts": parts}
+            gallery = _gallery(context, partition, table, pairs)
+            parts = write_page(gallery, result)
+        result.details = {**pairs.details(), **gallery.details(), "page": PAGE, "parts": parts}
     return result.committed
 
 

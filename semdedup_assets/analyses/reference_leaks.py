@@ -62,6 +62,7 @@ def list_leaks(context: StageContext, partition: Partition) -> ResultRecord:
                 _counts(name, reference, table) for name, reference in sorted(context.pipeline.references.items())
             ],
             "examples": {name: _examples(table, name) for name in context.pipeline.references},
+            **gallery.details(),
             "page": PAGE,
             "parts": parts,
         }

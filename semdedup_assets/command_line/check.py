@@ -7,7 +7,9 @@ from collections import Counter
 import typer
 
 from semdedup_assets.command_line.lines import warn, whole_path
+from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
+from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.estimate.outlook import StageOutlook, outlook
 from semdedup_assets.estimate.readable import readable_bytes
 from semdedup_assets.execution import progress
@@ -33,11 +35,17 @@ def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> No
         estimated: whether what it takes is estimated, by a trial run of some seconds.
 
     Raises:
+        SettingsError: the source or the model has not what the settings say.
         FileNotFoundError: the source has no file.
         Exception: what the trial run raised.
     """
     typer.echo(f"{written.name} in {written.document.path}")
+    problems = checked_source(written.pipeline)
+    if wrong := [each for each in problems if not each.warning]:
+        raise SettingsError(written.reported(wrong))
     context = _observed(plan)
+    for line in reported_lines((each, written.document.located(each.path)) for each in problems):
+        warn(line)
     _row("store", whole_path(context.layout.folder))
     if estimated:
         with progress.reporting_to(warn):
