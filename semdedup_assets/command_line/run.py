@@ -55,13 +55,18 @@ def run(written: WrittenPipeline, plan: RefreshPlan) -> None:
         FailedChecksError: a blocking check fails.
         Exception: what a stage raised; what was finished before stays.
     """
-    started = time.monotonic()
-    say(f"{written.name}: store {whole_path(plan.first.layout.folder)}")
+    started, folder = time.monotonic(), whole_path(plan.first.layout.folder)
+    say(f"{written.name}: store {folder}")
     listener = _Shown(plan)
     try:
         with progress.reporting_to(listener.log):
             for _ in refresh(plan, listener):
                 pass
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        # A write to a full disk does not say where: it is the store's.
+        raise OSError(error.errno, error.strerror, folder) from error
     finally:
         listener.close()
     made = f"{listener.partitions} partitions made" if listener.partitions else "everything was up to date"

@@ -132,3 +132,16 @@ def test_what_fails_is_a_line_and_a_traceback_for_who_asks(folder: Path) -> None
     ran = subprocess.run(command, env=asked, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
+
+
+def test_a_full_disk_is_a_line_that_names_the_store(folder: Path) -> None:
+    # No file may be larger than a few blocks, as where the disk is full but for these.
+    limited = f"ulimit -f 4; exec {' '.join(SEMDEDUP)} run {folder} --only embeddings"
+    write_shard(folder, "0", near_duplicates(0, groups=1000))
+    command = ["bash", "-c", limited]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 1
+    line = ran.stderr.splitlines()[-1]
+    assert str(folder / "store") in line
+    assert "make room, then run again: what was finished is kept" in line
+    assert "Traceback" not in ran.stderr
