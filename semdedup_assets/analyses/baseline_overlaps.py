@@ -13,7 +13,6 @@ from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.analyses.gallery_items import cards_version, read_cards
 from semdedup_assets.baselines import exact_masks, near_duplicate_masks, perceptual_masks
 from semdedup_assets.baselines.random_choices import RANDOM, sized_mask, sizes_of, sizes_version
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -347,7 +346,6 @@ STAGE = Stage(
         Column("kept_jaccard", "float64", "Kept by both, of those that either keeps."),
         Column("removed_jaccard", "float64", "Removed by both, of those that either removes."),
     ),
-    checks=(inputs_up_to_date("baseline_overlaps"),),
     shown=_shown,
     selected=True,
     on_demand=True,

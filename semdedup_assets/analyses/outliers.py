@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.analyses.galleries import page_input_version
 from semdedup_assets.analyses.gallery_items import ItemCards, read_cards
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -242,7 +241,6 @@ STAGE = Stage(
         Column("cluster", "int64", "Index of its cluster."),
         Column("similarity", "float64", "To the centroid, or to the most similar other item; null where it is alone."),
     ),
-    checks=(inputs_up_to_date("outliers"),),
     shown=_shown,
     on_demand=True,
     unit="clusterings",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.checks import check_event, failing_runs
+from semdedup_assets.assets.checks import check_event, failing_runs, freshness
 from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
@@ -94,6 +94,7 @@ class _Reporter(RefreshListener):
         log_problems(evaluated)
         for each in evaluated:
             self.sink(check_event(self.builder, asset, context, each))
+        self.sink(freshness(self.builder, asset, context))
 
     def _of(self, asset: StageAsset, context: StageContext) -> PartitionEvents:
         return PartitionEvents(self.builder, asset, context, self.instance)
