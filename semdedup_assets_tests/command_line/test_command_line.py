@@ -212,6 +212,24 @@ def test_of_several_pipelines_one_is_named_and_run_makes_them_all(tmp_path: Path
     assert (status, "`semdedup run` makes" in err[0]) == (FAILURE, True)
 
 
+def test_all_pipelines_of_a_file_are_checked_and_none_may_take_anothers_place(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    path = write_defs(tmp_path, settings_of(tmp_path, vectors="float8"), settings_of(tmp_path, max_skipped="much"))
+    _, _, err = semdedup("run", path)
+    assert [line.split()[1] for line in err if line.startswith(str(path))] == [
+        "attributes.vectors:",
+        "attributes.max_skipped:",
+    ]
+    write_defs(tmp_path, settings_of(tmp_path), settings_of(tmp_path))
+    status, _, (line,) = semdedup("check", path)
+    assert (status, "there are two pipelines toy/precomputed" in line) == (FAILURE, True)
+    other = settings_of(tmp_path, model="other")
+    other["source"]["path"] += "/s0.parquet"
+    write_defs(tmp_path, settings_of(tmp_path), other)
+    status, _, (line,) = semdedup("check", path)
+    assert (status, "has another source" in line) == (FAILURE, True)
+
+
 def test_paths_begin_where_the_project_of_the_file_lies(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool.dg]\ndirectory_type = 'project'\n")
     write_table(tmp_path, "s0", near_duplicates(0))
