@@ -127,7 +127,8 @@ def _checked_array(vectors: Any) -> np.ndarray:
         )
         raise TypeError(message)
     _check_shape(array.shape, str(array.dtype), is_float=array.dtype.kind == "f" and array.dtype.itemsize <= 8)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    native: np.ndarray = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return native
 
 
 def _check_shape(shape: tuple[int, ...], dtype: str, *, is_float: bool) -> None:

@@ -70,7 +70,7 @@ def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.
     return pa.table(arrays, schema=schema)
 
 
-def _removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
+def removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
     """Removed items of a shard: where each lies, its key, and the kept item that stands for it."""
     import pyarrow as pa
 
@@ -138,7 +138,7 @@ def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> It
 def _removed(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
     """`removed/<shard>.parquet`: the removed items, each with the kept one that stands for it."""
     with result.open(f"removed/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-        yield lambda _, go: writer.write_arrow(_removed_table(context, kept, go))
+        yield lambda _, go: writer.write_arrow(removed_table(context, kept, go))
 
 
 @contextmanager
