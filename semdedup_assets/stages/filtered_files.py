@@ -80,12 +80,13 @@ def _write_vectors(context: StageContext, source: Vectors, kept: ChosenShard, re
     for path, first, keep in kept.of_files():
         table = tables.get(path)
         beside = None if table is None else (table.path, source.metadata or "")
-        name, seen = relative_name(path, source.path, beside), vectors and vectors.of_file(path, first, keep)
+        name = relative_name(path, source.path, beside)
+        seen = None if vectors is None else vectors.of_file(path, first, keep)
         with _unchanged(files[path], keep), result.open(f"{FILTERED}/{name}") as stream:
             if is_array(path):
                 write_array_rows(path, keep, stream, most_mib=source.max_item_mib, seen=seen)
             else:
-                write_table_rows(path, keep, stream, seen=seen and _in_tables(source, path, seen))
+                write_table_rows(path, keep, stream, seen=None if seen is None else _in_tables(source, path, seen))
         if table is not None:
             _write_metadata(source, files[path], table, keep, result)
 
