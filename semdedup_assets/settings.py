@@ -233,7 +233,9 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         "are equal but for white space too (`normalised`: the vectors of such texts change). Or `never`.",
     )
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
-    max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
+    max_skipped: float = Field(
+        0.01, ge=0, le=1, description="Share of the dataset's invalid items above which a check fails."
+    )
     cut_files: Literal["exclude", "accept"] = Field(
         "exclude",
         description="What becomes of a file that ends early (a tar cut off, half a .gz): its shard is tried again, then "

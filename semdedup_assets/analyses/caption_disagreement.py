@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.analyses.galleries import PAGE, page_input_version, shown_page, write_page
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import item_texts
@@ -57,8 +56,9 @@ def compare_captions(context: StageContext, partition: Partition) -> ResultRecor
         with usage.phase("draw"):
             with result.open(PICTURE) as stream:
                 stream.write(pairs.picture(_subject(context, partition)))
-            parts = write_page(_gallery(context, partition, table, pairs), result)
-        result.details = {**pairs.details(), "page": PAGE, "parts": parts}
+            gallery = _gallery(context, partition, table, pairs)
+            parts = write_page(gallery, result)
+        result.details = {**pairs.details(), **gallery.details(), "page": PAGE, "parts": parts}
     return result.committed
 
 
@@ -286,7 +286,6 @@ STAGE = Stage(
         Column("image_similarity", "float32", "Cosine similarity of the two images; above 1 - epsilon."),
         Column("caption_similarity", "float64", "Cosine similarity of the two captions; below `agree_from`."),
     ),
-    checks=(inputs_up_to_date("caption_disagreement"),),
     shown=_shown,
     selected=True,
     on_demand=True,

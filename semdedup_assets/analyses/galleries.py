@@ -4,7 +4,6 @@ import json
 from typing import TYPE_CHECKING
 
 from semdedup_assets.analyses.gallery_items import cards_version
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -135,7 +134,6 @@ STAGE = Stage(
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "gallery"),
     worker=_worker,
     kinds=frozenset({"html"}),
-    checks=(inputs_up_to_date("galleries"),),
     shown=shown_page,
     selected=True,
     pool="cpu",

@@ -1,7 +1,6 @@
 """Read some items again to look at them: keys, captions and texts from the items' tables, images from the source."""
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, find_items, item_keys, items_file
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.records import ColumnValue, id_shards
-from semdedup_assets.rendering.gallery import CardColumn, ItemCard, web_address
+from semdedup_assets.rendering.gallery import CardColumn, ItemCard, shown_details, web_address
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import ReadLimitError
 from semdedup_assets.storage.results import ResultRecord
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 # Of a thumbnail: pixels of its longer side, and JPEG quality.
 _SIDE, _QUALITY = 160, 88
 _MAX_TEXT, _MAX_CAPTION, _MAX_VALUE = 4000, 200, 120
-# Of a page, so that its size stays bounded; and reasons that are listed.
-_MAX_COLUMNS, _MAX_REASONS = 20, 5
+# Of a card, so that a page's size stays bounded.
+_MAX_COLUMNS = 20
 
 
 @dataclass
@@ -46,14 +45,8 @@ class ItemCards:
 
     def details(self) -> dict[str, Any]:
         """What a record says of them: how many there are, what was read, and why some show nothing."""
-        reasons = unavailable_because(self.by_id.values())
-        return {
-            "items_shown": len(self.by_id) - sum(reasons.values()),
-            "items_unavailable": sum(reasons.values()),
-            "unavailable_because": dict(reasons.most_common(_MAX_REASONS)),
-            "files_read": self.files_read,
-            "mib_read": self.bytes_read / (1 << 20),
-        }
+        read = {"files_read": self.files_read, "mib_read": self.bytes_read / (1 << 20)}
+        return {**shown_details(self.by_id), **read}
 
 
 def card_columns(pipeline: Pipeline) -> tuple[str, ...]:
@@ -88,15 +81,11 @@ def read_cards(context: StageContext, ids: Sequence[int]) -> ItemCards:
     return found
 
 
-def unavailable_because(cards: Iterable[ItemCard]) -> Counter[str]:
-    """How many cards show nothing, by reason."""
-    return Counter(card.unavailable for card in cards if card.unavailable is not None)
-
-
 def _cards(context: StageContext, ids: list[int], limit: ReadLimit) -> dict[int, ItemCard]:
     """Cards with keys, columns, captions and texts, in the order of the ids."""
-    beyond = _beyond(context, ids, limit) if context.pipeline.source.content == "text" else set[int]()
-    columns = _stored_columns(context, ids)
+    tables = _tables(context, ids)
+    beyond = _beyond(ids, tables, limit) if context.pipeline.source.content == "text" else set[int]()
+    columns = _stored_columns(context, tables.values())
     rows = find_items(context, set(ids) - beyond, columns)
     rows |= find_items(context, beyond, [name for name in columns if name != "text"])
     names = item_keys(context, [item for item in ids if item not in rows])
@@ -107,31 +96,31 @@ def _cards(context: StageContext, ids: list[int], limit: ReadLimit) -> dict[int,
     return {item: cards[item] for item in ids}
 
 
-def _beyond(context: StageContext, ids: list[int], limit: ReadLimit) -> set[int]:
-    """The items whose texts are not read: those of the shards after the limit is reached."""
-    beyond, sizes = set[int](), dict[int, bool]()
-    for item, shard in zip(ids, id_shards(np.array(ids, dtype=np.uint64)).tolist(), strict=True):
-        if shard not in sizes:
-            sizes[shard] = limit.meter.is_spent
-            record = _items_record(context, shard)
-            if not sizes[shard] and record is not None:
-                with suppress(ReadLimitError):
-                    limit.meter.count(items_file(record).entry.size)
-        if sizes[shard]:
-            beyond.add(item)
-    return beyond
+def _beyond(ids: list[int], tables: Mapping[int, ResultRecord], limit: ReadLimit) -> set[int]:
+    """The items whose texts are not read: those of the tables after the limit is reached, in the order of the ids."""
+    shards = id_shards(np.array(ids, dtype=np.uint64)).tolist()
+    unread = set[int]()
+    for shard in dict.fromkeys(shards):
+        if limit.meter.is_spent:
+            unread.add(shard)
+        elif shard in tables:
+            # The last one may go beyond, so that there is something to see of a single large table too.
+            with suppress(ReadLimitError):
+                limit.meter.count(items_file(tables[shard]).entry.size)
+    return {item for item, shard in zip(ids, shards, strict=True) if shard in unread}
 
 
-def _items_record(context: StageContext, shard: int) -> ResultRecord | None:
-    names = {each.index: each.name for each in context.shard_index.shards}
-    return context.index.record("items", Partition(shard=names[shard])) if shard in names else None
-
-
-def _stored_columns(context: StageContext, ids: list[int]) -> list[str]:
-    """The carried columns that the tables of all items have: a column of new settings may not be read yet."""
+def _tables(context: StageContext, ids: list[int]) -> dict[int, ResultRecord]:
+    """The records of the items' tables, by the index of their shard; of those that are there."""
+    names = {shard.index: shard.name for shard in context.shard_index.shards}
     shards = np.unique(id_shards(np.array(ids, dtype=np.uint64))).tolist()
-    records = [record for shard in shards if (record := _items_record(context, shard)) is not None]
-    stored = [record.details["column_versions"].keys() for record in records]
+    found = {shard: context.index.record("items", Partition(shard=names[shard])) for shard in shards if shard in names}
+    return {shard: record for shard, record in found.items() if record is not None}
+
+
+def _stored_columns(context: StageContext, tables: Iterable[ResultRecord]) -> list[str]:
+    """The carried columns that all tables have: one of new settings may not be read yet."""
+    stored = [record.details.get("column_versions", {}).keys() for record in tables]
     return [name for name in context.pipeline.source.column_types if all(name in names for names in stored)]
 
 

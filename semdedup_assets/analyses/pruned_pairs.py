@@ -11,7 +11,6 @@ from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.analyses.pair_contents import Contents, hashes_of
 from semdedup_assets.analyses.source_items import file_hashes
 from semdedup_assets.baselines.fingerprints import require_library
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, item_keys, items_file
@@ -431,7 +430,6 @@ STAGE = Stage(
         Column("shown", "bool", "Whether the page shows it."),
         Column("contents", "string", "Content hashes of both, hexadecimal."),
     ),
-    checks=(inputs_up_to_date("pruned_pairs"),),
     shown=_shown,
     selected=True,
     on_demand=True,

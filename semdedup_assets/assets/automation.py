@@ -57,7 +57,7 @@ def _named(partitions: list[Partition]) -> str:
     return f"{len(partitions)} missing or stale{f' ({named}{more})' if named else ''}"
 
 
-def wanted(builder: AssetBuilder) -> Wanted:
+def find_wanted(builder: AssetBuilder) -> Wanted:
     """What refreshes would make, by the store's records."""
     first = builder.context(builder.assets[0])
     found = {}
@@ -131,7 +131,7 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         except FileNotFoundError as error:
             return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
         observe_references(builder.context(builder.assets[0]))
-        found = wanted(builder)
+        found = find_wanted(builder)
         if not found.partitions:
             return dg.SensorResult(asset_events=events, skip_reason="everything is up to date")
         if reason := held_back(builder, context.instance, found, datetime.now(timezone.utc)):

@@ -8,8 +8,7 @@ from semdedup_assets.assets.builder import dagster_name
 from semdedup_assets.assets.metadata import markdown_text
 
 _EXPLAINED = (
-    "**Not loaded.** What is listed below is wrong with its settings. Mend it, or remove the file, and reload the code "
-    "location (*Deployment*, *Reload*): the assets, jobs, sensors and schedules come back with all that was made. Until "
+    "Mend the settings, or remove the file, and reload the code location (*Deployment*, *Reload*): the assets, jobs, sensors and schedules come back with all that was made. Until "
     "then none of them is there, and nothing of it is refreshed. What else is loaded is not affected. `dg check defs` "
     "prints the same, and fails."
 )
@@ -51,7 +50,7 @@ def not_loaded_definitions(broken: NotLoaded, name: str) -> dg.Definitions:
     @dg.asset(
         key=key,
         group_name=dagster_name(name),
-        description=f"{_EXPLAINED}\n\n{listed}",
+        description=f"**Not loaded**, for its settings are wrong:\n\n{listed}\n\n{_EXPLAINED}",
         kinds={"yaml"},
         metadata=metadata,
     )

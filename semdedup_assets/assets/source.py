@@ -10,7 +10,7 @@ import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
-from semdedup_assets.assets.lost_runs import end_lost_runs
+from semdedup_assets.assets.lost_runs import alive, end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
 from semdedup_assets.execution.source_index import updated_index
@@ -199,7 +199,8 @@ def _shards(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"source": dg.MetadataValue.json(files_of(builder.pipeline))},
     )
     def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
-        changes = source_changes(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = source_changes(builder, context.instance)
         context.log.info(str(changes))
         for observation in SourceChanges({}, changes.shard_index, changes.listing).observations(builder):
             context.instance.report_runless_asset_event(observation)
@@ -219,7 +220,8 @@ def _shard_index(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"dagster/uri": path, "dagster/storage_kind": "json"},
     )
     def shard_index(context: dg.AssetExecutionContext) -> dg.DataVersion:
-        changes = observe_source(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = observe_source(builder, context.instance)
         context.log.info(str(changes))
         return dg.DataVersion(_latest_version(builder.source_key("shard_index"), context.instance) or "")
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version, inputs_up_to_date
+from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
@@ -153,5 +153,4 @@ CHECKS = (
         "Whatever lies within epsilon of an item of a reference with `remove: true` is removed, protected items too.",
         blocking=False,
     ),
-    inputs_up_to_date("keep_masks"),
 )

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from semdedup_assets.checks.counting import MOST_NAMED, current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import MOST_NAMED, current_records
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.reference_files import files_fingerprint
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
@@ -74,5 +74,4 @@ CHECKS = (
         blocking=False,
         alone=True,
     ),
-    inputs_up_to_date("reference_embeddings"),
 )

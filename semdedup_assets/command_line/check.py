@@ -7,7 +7,9 @@ from collections import Counter
 import typer
 
 from semdedup_assets.command_line.lines import warn
+from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
+from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.estimate.outlook import StageOutlook, outlook
 from semdedup_assets.estimate.readable import readable_bytes
 from semdedup_assets.execution import progress
@@ -15,6 +17,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.refresh import RefreshPlan
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
 
 _ESTIMATE = GRAPH["estimate"]
@@ -32,11 +35,17 @@ def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> No
         estimated: whether what it takes is estimated, by a trial run of some seconds.
 
     Raises:
+        SettingsError: the source or the model has not what the settings say.
         FileNotFoundError: the source has no file.
         Exception: what the trial run raised.
     """
     typer.echo(f"{written.name} in {written.document.path}")
+    problems = checked_source(written.pipeline)
+    if wrong := [each for each in problems if not each.warning]:
+        raise SettingsError(written.reported(wrong))
     context = _observed(plan)
+    for line in reported_lines((each, written.document.located(each.path)) for each in problems):
+        warn(line)
     _row("store", context.layout.folder)
     if estimated:
         with progress.reporting_to(warn):
@@ -58,7 +67,7 @@ def _observed(plan: RefreshPlan) -> StageContext:
     """A context with the files that the source has now; the store does not learn of them, for shards once made stay."""
     context = plan.first
     listing = context.pipeline.source.listing()
-    index = context.shard_index.updated(listing.files, group=context.pipeline.new_shards)
+    index = index_of(context, listing)
     reasons = Counter(listing.passed_over)
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_REASONS))
     size = readable_bytes(sum(file.size for file in listing.files))

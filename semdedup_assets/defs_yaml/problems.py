@@ -18,6 +18,7 @@ from semdedup_assets.sources.reading import some
 
 # A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
 _NAMED = re.compile(r"([a-z_]+(?:\.(?:[a-z_]+|\d+))*)(:?) ")
+_QUOTED = re.compile("'([^']*)'")
 _LISTED = 30  # names, where none is near
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 _ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
@@ -121,6 +122,11 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: typ
     elif kind == "missing":
         description = fields_at(model, location[:-1])[str(location[-1])].description
         yield Problem(path, f"missing. {description}" if description else "missing")
+    elif kind == "union_tag_not_found":
+        name = detail["ctx"]["discriminator"].strip("'")
+        given = list(detail["input"]) if isinstance(detail["input"], Mapping) else []
+        near = get_close_matches(name, map(str, given), n=1)
+        yield Problem((*path, name), f"missing{f'; is {near[0]} meant?' if near else ''}")
     elif kind == "too_short" and detail["input"]:
         # Of what is in it, each is reported.
         return
@@ -129,7 +135,15 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: typ
     else:
         found = detail["input"]
         shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
-        yield Problem(path, detail["msg"] + shown)
+        yield Problem(path, detail["msg"] + shown + _near_choices(detail))
+
+
+def _near_choices(detail: ErrorDetails) -> str:
+    """The choices that are near to a value that is none of several, in words; empty where none is."""
+    context = detail.get("ctx", {})
+    choices = _QUOTED.findall(str(context.get("expected") or context.get("expected_tags") or ""))
+    near = get_close_matches(str(context.get("tag") or detail["input"]), choices, n=3, cutoff=0.6)
+    return f"; near names: {', '.join(near)}" if near else ""
 
 
 def _unknown(name: str, known: list[str]) -> str:

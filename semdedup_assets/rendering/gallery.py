@@ -4,8 +4,9 @@ import base64
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from semdedup_assets.rendering.text_diff import highlighted_diff
@@ -180,16 +181,28 @@ class Gallery:
     cards: Mapping[int, ItemCard] = field(repr=False)
     content: Literal["image", "text", "vector"]
 
-    @property
-    def unavailable(self) -> list[tuple[str, int]]:
-        """Why cards show nothing, the most frequent reasons first, each with how many items it concerns."""
-        reasons = Counter(card.unavailable for card in self.cards.values() if card.unavailable is not None)
-        return reasons.most_common(_MAX_REASONS)
+    def details(self) -> dict[str, Any]:
+        """How many items the page shows, and how many it only names, by reason; for a result's record."""
+        return shown_details(self.cards)
 
     @property
     def has_links(self) -> bool:
         """Whether anything on the page leads to the web."""
         return any(web_address(card.key) or any(column.link for column in card.columns) for card in self.cards.values())
+
+
+def shown_details(cards: Mapping[int, ItemCard]) -> dict[str, Any]:
+    """How many items a page shows, and how many it only names, by its five most frequent reasons.
+
+    Args:
+        cards: by id.
+    """
+    reasons = Counter(card.unavailable for card in cards.values() if card.unavailable is not None)
+    return {
+        "items_shown": len(cards) - reasons.total(),
+        "items_unavailable": reasons.total(),
+        "unavailable_because": dict(reasons.most_common(_MAX_REASONS)),
+    }
 
 
 def gallery_page(gallery: Gallery) -> bytes:
@@ -230,8 +243,9 @@ def section_table(gallery: Gallery, section: Section) -> list[dict[str, str]]:
     return table[:_MAX_TABLE_ROWS]
 
 
+@cache
 def page_template(name: str) -> "Template":
-    """A template of this folder, which escapes all that it is given."""
+    """A template of this folder, which escapes all that it is given; to compile one takes longer than to fill it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

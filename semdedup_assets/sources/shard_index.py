@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Literal
 
+from semdedup_assets.records import MOST_SHARDS
 from semdedup_assets.storage.files import FileStat
 
 _FORMAT = 1
@@ -80,7 +81,7 @@ class ShardIndex:
             paths, get new shards.
 
         Raises:
-            ValueError: a path is repeated.
+            ValueError: a path is repeated, or there are more shards than ids can number.
         """
         unclaimed = {file.path: file for file in files}
         if len(unclaimed) < len(files):
@@ -93,6 +94,12 @@ class ShardIndex:
         }
         new = [unclaimed[path] for path in sorted(unclaimed)]
         added = [Shard(index, joined) for index, joined in enumerate(group(new), self.next_index)]
+        if self.next_index + len(added) > MOST_SHARDS:
+            message = (
+                f"{len(new):,} new files make {len(added):,} shards after {self.next_index:,} earlier ones, more than ids can "
+                f"number ({MOST_SHARDS:,}); join more of them by `shards.files_per_shard`"
+            )
+            raise ValueError(message)
         return ShardIndex(
             (*(Shard(index, found) for index, found in known.items() if found), *added),
             self.next_index + len(added),

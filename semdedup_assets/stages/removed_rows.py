@@ -13,16 +13,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-COLUMNS = ("key", "file", "row", "kept_key", "similarity", "by_chain")
-"""Of the tables: key, file and row in the file of what was removed; key of the kept item; cosine similarity of the two;
-whether that is not within epsilon, so that the item was removed by a chain of others (SemDeDup, Alg. A7)."""
-
-# The same in the manifest format `removed`.
-_OF_FORMAT = ["key", "file", "file_row", "kept_key", "similarity", "is_orphan"]
-
 
 def removed_rows(context: StageContext, partition: Partition) -> "Iterator[pa.Table]":
-    """The removed items of a kept set, a row group of a shard's items at a time.
+    """The removed items of a kept set as the manifest format `removed` has them, a row group of a shard's items at a time.
 
     Args:
         context: of the pipeline and the selection.
@@ -30,8 +23,9 @@ def removed_rows(context: StageContext, partition: Partition) -> "Iterator[pa.Ta
 
     Raises:
         MissingResultError: items, embeddings or masks are missing.
+        SourceChangedError: a shard's items and its vectors are not of one state of the source.
     """
     masks = context.index.require("keep_masks", partition)
     for kept in kept_shards(context, masks, ShardChunk(0, EVERY_SHARD.stop, closed=False, copied=False)):
         for _, removed in kept_and_removed_rows(kept):
-            yield removed_table(context, kept, removed).select(_OF_FORMAT).rename_columns(list(COLUMNS))
+            yield removed_table(context, kept, removed)

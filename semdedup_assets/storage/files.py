@@ -437,6 +437,20 @@ def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile
     }
 
 
+def folder_stamp(folder: str) -> str:
+    """What changes when a file comes into a local folder, leaves it or is replaced; "" where nothing can be seen so.
+
+    Args:
+        folder: local path or URL.
+    """
+    if not is_local(folder):
+        return ""
+    try:
+        return str(Path(filesystem(folder)[1]).stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
 def list_folders(folders: Iterable[str], *, recursive: bool = False) -> dict[str, dict[str, ListedFile]]:
     """The files of many folders, as `list_folder` gives those of one; a store is asked for several at once.
 

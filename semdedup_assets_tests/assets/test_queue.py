@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from semdedup_assets.stage_graph import GRAPH
@@ -27,7 +29,14 @@ def run_of(runs: PipelineRuns, key: dg.AssetKey | None, status: dg.DagsterRunSta
     if key is not None:
         job = runs.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection={key})
     selection = frozenset({key}) if key is not None else None
-    return runs.instance.create_run_for_job(job, asset_selection=selection, status=status).run_id
+    # The queue asks where a run comes from, but does not look there.
+    origin = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="their_project.definitions"))
+    return runs.instance.create_run_for_job(
+        job,
+        asset_selection=selection,
+        status=status,
+        remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(origin, "__repository__"), job.name),
+    ).run_id
 
 
 def test_observing_and_estimating_pass_long_runs_and_what_is_long_waits_for_its_like(tmp_path: Path) -> None:
@@ -36,8 +45,9 @@ def test_observing_and_estimating_pass_long_runs_and_what_is_long_waits_for_its_
         runs = PipelineRuns(instance, vectors_settings(tmp_path), GRAPH)
         light = [runs.builder.source_key("shards"), runs.builder.source_key("shard_index"), runs.key("estimate")]
         of_gpu, of_cpu = [run_of(runs, runs.key(name), QUEUED) for name in ("embeddings", "manifests")]
-        # One of each at a time.
-        assert let_through(runs) == {of_gpu, of_cpu, *(waiting := [run_of(runs, key, QUEUED) for key in light])}
+        waiting = [run_of(runs, key, QUEUED) for key in light]
+        # One of each pool at a time.
+        assert let_through(runs) == {of_gpu, of_cpu, *waiting}
         run_of(runs, None, STARTED)
         assert let_through(runs) == {of_cpu, *waiting}
         run_of(runs, runs.key("items"), STARTED)

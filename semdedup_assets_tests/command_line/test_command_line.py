@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def masks(folder: Path, epsilon: str) -> pl.DataFrame:
     """The masks of an epsilon as they lie in the store."""
-    record = json.loads(next(folder.glob(f"store/**/epsilon={epsilon}/keep_masks.result.json")).read_text())
-    files = [next(folder.glob(f"store/**/{name.rpartition('/')[2]}")) for name in _paths(record)]
-    return pl.concat([pl.read_parquet(file) for file in files if file.suffix == ".parquet"])
-
-
-def _paths(record: dict[str, Any]) -> Iterator[str]:
-    for entry in record["files"].values():
-        yield entry["path"]
+    return pl.concat(pl.read_parquet(file) for file in folder.glob(f"store/**/epsilon={epsilon}/masks.*.parquet"))
 
 
 def test_run_makes_a_manifest_and_says_what_it_keeps_and_a_second_time_nothing(tmp_path: Path) -> None:
@@ -117,9 +109,10 @@ def test_removed_lists_what_the_masks_remove_with_the_kept_item_of_each(made: Pa
         of_masks = by_key[row["key"]]
         assert row["kept_key"] == names[of_masks["kept_neighbour"]]
         assert row["similarity"] == pytest.approx(of_masks["kept_similarity"], abs=1e-6)
-        assert row["by_chain"] == (of_masks["kept_similarity"] <= 0.8)
+        assert row["is_orphan"] == (of_masks["kept_similarity"] <= 0.8)
         assert row["file"] == str(made / "source" / f"{row['key'].partition('-')[0]}.parquet")
-        assert f"-{row['row']}" == row["key"][2:]
+        assert f"-{row['file_row']}" == row["key"][2:]
+        assert row["kept_key"] == f"{Path(row['kept_file']).stem}-{row['kept_file_row']}"
 
     status, lines, _ = semdedup("removed", made, "--epsilon", "0.2", "--format", "csv", "--limit", 5)
     assert [row["key"] for row in csv.DictReader(lines)] == [row["key"] for row in rows[:5]]

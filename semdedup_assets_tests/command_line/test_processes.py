@@ -13,8 +13,10 @@ import dagster as dg
 import pytest
 import yaml
 
+from semdedup_assets.command_line.removed import COLUMNS
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
+from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
 SEMDEDUP = (sys.executable, "-m", "semdedup_assets")
@@ -53,7 +55,7 @@ def test_a_run_imports_no_dagster_reads_in_a_pipe_and_is_adopted_by_dagster(fold
         ["bash", "-c", piped], env=environment(), capture_output=True, text=True, timeout=120, check=False
     )
     assert (read.returncode, read.stderr) == (0, "")
-    assert set(json.loads(read.stdout)) == {"key", "file", "row", "kept_key", "similarity", "by_chain"}
+    assert set(json.loads(read.stdout)) == set(COLUMNS)
 
     with dg.DagsterInstance.ephemeral() as instance:
         runs = PipelineRuns(instance, vectors_settings(folder), MAIN_WAY)
@@ -77,26 +79,27 @@ def lines_of_terminal(ours: int) -> Iterator[str]:
 
 
 def test_ctrl_c_in_a_terminal_ends_at_once_with_a_line_and_what_was_finished_is_kept(folder: Path) -> None:
-    # One shard cannot be read: what is left after the other is a pause before the next attempt.
-    (folder / "source" / "1.npy").write_bytes(b"no vectors")
-    settings = vectors_settings(folder, refresh={"retry_seconds": 600, "max_excluded": 1.0})
+    # Thousands of masks: there is time to press a key.
+    settings = vectors_settings(folder, epsilons=[f"{number / 10_000}" for number in range(1, 5000)])
     document = {"type": "semdedup_assets.SemDedupPipeline", "attributes": settings}
     (folder / "defs.yaml").write_text(yaml.safe_dump(document))
     ours, theirs = pty.openpty()
     # The terminal of a session of its own, so that the key's byte becomes a signal.
-    command = ["setsid", "--ctty", "--wait", *SEMDEDUP, "run", str(folder)]
+    command = ["setsid", "--ctty", "--wait", *SEMDEDUP, "run", str(folder), "--only", "keep_masks"]
     with subprocess.Popen(command, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         seen = []
         for line in lines_of_terminal(ours):
             seen.append(line)
-            if "the next attempt is in 600 s" in line:
+            if line.startswith("  duplicate_scores"):
                 os.write(ours, b"\x03")
         assert process.wait(timeout=60) == 130, seen
     os.close(ours)
     assert "interrupted: what was finished is kept; the same command goes on from there" in seen
     assert not any("Traceback" in line for line in seen)
-    assert list((folder / "store").glob("**/items/*0*.result.json"))
+    kept = StageRuns(settings)
+    assert kept.stale("duplicate_scores") == []
+    assert kept.stale("keep_masks")
 
 
 def test_ctrl_c_ends_what_python_cannot_interrupt(tmp_path: Path) -> None:

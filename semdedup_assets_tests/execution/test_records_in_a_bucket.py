@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from semdedup_assets.assets.automation import wanted
+from semdedup_assets.assets.automation import find_wanted
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution import result_index
 from semdedup_assets.execution.partitions import Partition
@@ -117,7 +117,7 @@ def test_one_look_of_the_automation_lists_the_store_once_for_all_assets(
     with as_new_process(finished[MORE]) as new:
         builder = new.builder
     with served_store.counted_kinds() as sent:
-        assert wanted(builder).partitions == {}
+        assert find_wanted(builder).partitions == {}
     assert sent["LIST"] <= 2 * len({asset.stage.name for asset in builder.automatic})
 
 

@@ -216,3 +216,12 @@ def test_a_listing_that_lacks_more_than_a_share_of_the_files_is_refused(
             index.require_present([*listing.values()], max_vanished=share)
     else:
         index.require_present([*listing.values()], max_vanished=share)
+
+
+def test_no_more_shards_are_made_than_ids_can_number() -> None:
+    almost = ShardIndex((), 2**31 - 2)
+    files = [FileStat(name, 1, "s") for name in "abc"]
+    assert almost.updated(files[:2], group=by(1)).next_index == 2**31
+    with pytest.raises(ValueError, match=r"3 new files make 3 shards after 2,147,483,646 .*`shards\.files_per_shard`"):
+        almost.updated(files, group=by(1))
+    assert almost.updated(files, group=by(3)).next_index == 2**31 - 1
