@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import dagster as dg
+try:
+    import dagster as dg
+except ModuleNotFoundError as error:
+    from semdedup_assets.extras import without_dagster
+
+    raise without_dagster(error) from error
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.builder import dagster_name

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-import dagster as dg
+try:
+    import dagster as dg
+except ModuleNotFoundError as error:
+    from semdedup_assets.extras import without_dagster
+
+    raise without_dagster(error) from error
 
 from semdedup_assets.defs_folder import load_from_defs_folder
 

@@ -117,6 +117,14 @@ def content_bytes(payload: bytes | str) -> bytes:
     return payload if isinstance(payload, bytes) else payload.encode("utf-8", "surrogatepass")
 
 
+MOST_ROWS, MOST_SHARDS = 1 << 32, 1 << 31
+"""What ids can number: rows of a shard, and shards."""
+
+
+class TooManyRowsError(RuntimeError):
+    """A shard has more rows than ids can number; names it, its files and the remedy. No attempt can mend that."""
+
+
 def item_ids(shard: int, rows: np.ndarray) -> np.ndarray:
     """The identity of items: 64 bits, the shard's index above, the row in the shard below.
 
@@ -128,14 +136,18 @@ def item_ids(shard: int, rows: np.ndarray) -> np.ndarray:
         (n,) uint64.
 
     Raises:
-        ValueError: a row does not fit into 32 bits, so that its id would be that of another shard's item.
+        TooManyRowsError: a row does not fit into 32 bits, so that its id would be that of another shard's item.
+        ValueError: the shard's index is out of range.
     """
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < 1 << 32:
+    if not 0 <= shard < MOST_SHARDS:
+        message = f"shard {shard}: its index exceeds the range 0 to 2**31 - 1"
+        raise ValueError(message)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < MOST_ROWS:
         message = (
             f"shard {shard}: rows {rows.min()} to {rows.max()} exceed the range 0 to 2**32 - 1 of one shard; "
             "use smaller files, or a lower `shards.files_per_shard` in a new store"
         )
-        raise ValueError(message)
+        raise TooManyRowsError(message)
     return (np.uint64(shard) << np.uint64(32)) | rows.astype(np.uint64)
 
 

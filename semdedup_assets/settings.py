@@ -48,11 +48,12 @@ def _one_or_several(value: Any) -> Any:
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
 EpsilonOrShare = Annotated[str, BeforeValidator(_target)]
 
-ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset"]
+ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset", "filtered"]
 SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
     "csv": ("folder",),
     "webdataset": ("webdataset", "folder"),
     "jsonl": ("jsonl",),
+    "filtered": ("parquet", "vectors"),
 }
 """The kinds of source that a manifest format needs; the others are of any."""
 
@@ -136,7 +137,12 @@ class Galleries(BaseModel, frozen=True, extra="forbid"):
     groups: int = Field(12, ge=1, le=20, description="Largest groups of duplicates that are shown.")
     seeds: int = Field(6, ge=1, description="Items that are shown with their neighbours at rising epsilon.")
     items: int = Field(8, ge=2, description="Items of a group, and neighbours of a seed, that are shown.")
-    files: int = Field(32, ge=1, description="Source files that are read at most; items of others are only named.")
+    mib: int = Field(
+        2048,
+        ge=1,
+        description="MiB of the source that are read at most: of a file only what leads to the items that are shown. Items "
+        "beyond are only named.",
+    )
     seed: int = Field(0, ge=0, description="Of the choice of seed items.")
 
 
@@ -183,13 +189,20 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
     partitions_per_run: int | None = Field(
         None,
         ge=1,
-        description="Partitions of an asset that one run makes where a backfill or the automation launches many, so that "
+        description="Partitions of an asset that one run makes where a backfill launches many, so that "
         "Dagster's launcher spreads the runs over machines; empty: one run makes them all and loads a model once.",
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
     retry_seconds: float = Field(30, ge=0, description="Pause before the failed shards of a run are tried again.")
     max_excluded: float = Field(
         0.05, ge=0, le=1, description="Share of shards, but always one, that may fail every attempt and be excluded."
+    )
+    max_vanished: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the source's files, but always one, that may be missing at a look; where more are, the source "
+        "is taken to be away, and nothing is changed. 1 allows all, for sources whose files are replaced by others.",
     )
     max_drift: float = Field(
         0.05,

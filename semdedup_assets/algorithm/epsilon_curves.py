@@ -233,10 +233,13 @@ class ClusterSample:
         cluster = torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))).to(device)
         for start, stop in _blocks(offsets, chosen):
             queries = torch.from_numpy(start + np.flatnonzero(chosen[start:stop])).to(device)
-            for columns in torch.arange(start, stop, device=device).split(_COLUMNS):
+            for first_column in range(start, stop, _COLUMNS):
+                columns = torch.arange(first_column, min(first_column + _COLUMNS, stop), device=device)
                 # In float64, so that no pair changes its bin with the shape of a tile.
                 others = unit_rows(vectors[columns], dtype=torch.float64).T
-                for rows in queries.split(max(1, _TILE // len(columns))):
+                step = max(1, _TILE // len(columns))
+                for at in range(0, len(queries), step):
+                    rows = queries[at : at + step]
                     is_pair = rows[:, None] < columns if rate >= 1 else rows[:, None] != columns
                     is_pair &= cluster[rows][:, None] == cluster[columns]
                     yield (unit_rows(vectors[rows], dtype=torch.float64) @ others)[is_pair].cpu().numpy()

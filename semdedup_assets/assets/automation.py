@@ -46,7 +46,9 @@ class Wanted:
         return {REASON_TAG: str(self), STATE_TAG: self.state, STALE_TAG: self.stale}
 
     def __str__(self) -> str:
-        return "; ".join(f"{asset}: {_named(found)}" for asset, found in self.partitions.items())
+        more = f"; and {len(self.partitions) - _NAMED} more assets" if len(self.partitions) > _NAMED else ""
+        first = list(self.partitions.items())[:_NAMED]
+        return "; ".join(f"{asset}: {_named(found)}" for asset, found in first) + more
 
 
 def _named(partitions: list[Partition]) -> str:
@@ -55,7 +57,7 @@ def _named(partitions: list[Partition]) -> str:
     return f"{len(partitions)} missing or stale{f' ({named}{more})' if named else ''}"
 
 
-def wanted(builder: AssetBuilder) -> Wanted:
+def find_wanted(builder: AssetBuilder) -> Wanted:
     """What refreshes would make, by the store's records."""
     first = builder.context(builder.assets[0])
     found = {}
@@ -97,12 +99,11 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
     if last is None or last.dagster_run.tags.get(STATE_TAG) != found.state:
         return None
     run, again = last.dagster_run, datetime.fromtimestamp(last.end_time or 0, timezone.utc) + _RETRY
-    made_nothing = run.is_success and run.tags.get(STALE_TAG) == found.stale
-    if (run.is_success and not made_nothing) or now >= again:
+    if now >= again or (run.is_success and run.tags.get(STALE_TAG) != found.stale):
         return None
-    ended = "made nothing of it" if made_nothing else "failed" if run.is_failure_or_canceled else "ended"
+    ended = {dg.DagsterRunStatus.SUCCESS: "made nothing of it", dg.DagsterRunStatus.CANCELED: "was ended by hand"}
     return (
-        f"run {run.run_id} {ended}; the next is at {again:%H:%M} UTC, or when files or settings change, "
+        f"run {run.run_id} {ended.get(run.status, 'failed')}; the next is at {again:%H:%M} UTC, or when files or settings change, "
         f"or when you launch {builder.refresh_job}; {found}"
     )
 
@@ -130,7 +131,7 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         except FileNotFoundError as error:
             return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
         observe_references(builder.context(builder.assets[0]))
-        found = wanted(builder)
+        found = find_wanted(builder)
         if not found.partitions:
             return dg.SensorResult(asset_events=events, skip_reason="everything is up to date")
         if reason := held_back(builder, context.instance, found, datetime.now(timezone.utc)):

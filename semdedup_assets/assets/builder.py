@@ -54,14 +54,26 @@ class AssetBuilder(PipelineStages):
         return dagster_name("__".join(self.prefix))
 
     def group_of(self, asset: StageAsset) -> str:
-        """The group of an asset: analyses and training have their own, so that the main way stays in sight."""
-        own = _GROUPS.get(asset.stage.step)
+        """The group of an asset: analyses and training have their own, so that the main way stays in sight.
+
+        What nobody asks for is no part of it either: the group's buttons, "Materialize unsynced" too, are for the way.
+        """
+        own = _GROUPS.get(asset.stage.step, _GROUPS[ANALYSE] if asset.stage.on_demand else None)
         return f"{self.group}__{own}" if own else self.group
 
     @property
     def refresh_job(self) -> str:
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
+
+    def is_run_of_pipeline(self, run: dg.DagsterRun) -> bool:
+        """Whether a run executes the pipeline's refresh, or makes nothing but its assets."""
+        assets = run.asset_selection or set()
+        return run.job_name == self.refresh_job or (bool(assets) and assets <= self._keys)
+
+    @cached_property
+    def _keys(self) -> set[dg.AssetKey]:
+        return {self.key(asset) for asset in self.assets}
 
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.

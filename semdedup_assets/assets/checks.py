@@ -8,10 +8,19 @@ import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.checks.up_to_date import up_to_date
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate
+from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate, log_problems
 from semdedup_assets.execution.pipeline_stages import StageAsset
+from semdedup_assets.execution.stage import Check
+
+
+def _freshness_check(builder: AssetBuilder, asset: StageAsset) -> Check:
+    """The check of an asset that it has beside those of its stage: whether it is up to date."""
+    refreshed = builder.is_automatic(asset)
+    remedy = f"launch {builder.refresh_job}" if refreshed else f"materialise {builder.key(asset).to_user_string()}"
+    return up_to_date(asset.stage.name, refreshed=refreshed, remedy=remedy)
 
 
 def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
@@ -24,17 +33,20 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
             blocking=check.blocking and not check.only_warns(context),
             description=check.description,
         )
-        for check in asset.stage.checks
+        for check in (*asset.stage.checks, _freshness_check(builder, asset))
         if not check.alone
     ]
 
 
-def evaluated_checks(asset: StageAsset, context: StageContext) -> list[Evaluated]:
+def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[Evaluated]:
     """What the checks find on all partitions that are there, also those of earlier runs: a run does not clear another's.
 
     Each failing partition is reported to the log.
     """
-    return [evaluate(check, context) for check in asset.stage.checks if not check.alone]
+    evaluated = [evaluate(check, context) for check in asset.stage.checks if not check.alone]
+    log_problems(evaluated)
+    # What is stale is no fault of what a run has made: the check shows it, the run's log does not.
+    return [*evaluated, evaluate(_freshness_check(builder, asset), context)]
 
 
 def check_result(builder: AssetBuilder, asset: StageAsset, found: Evaluated) -> dg.AssetCheckResult:
@@ -95,8 +107,13 @@ def check_event(
     )
 
 
-def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
-    """The checks whether what is there is up to date, as a job of their own: they change while nothing is made."""
+def freshness(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> dg.AssetCheckEvaluation:
+    """Whether an asset is up to date, as an event."""
+    return check_event(builder, asset, context, evaluate(_freshness_check(builder, asset), context))
+
+
+def lone_checks(builder: AssetBuilder) -> list[dg.AssetChecksDefinition]:
+    """The checks that change while nothing is made of their asset, as a job of their own; none where there is none."""
     found = {
         dg.AssetCheckKey(builder.key(asset), check.name): (asset, check)
         for asset in builder.assets
@@ -107,13 +124,17 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         dg.AssetCheckSpec(key.name, asset=key.asset_key, description=check.description)
         for key, (_, check) in found.items()
     ]
+    if not specs:
+        return []
 
-    @dg.multi_asset_check(name=f"{builder.group}__inputs_up_to_date", specs=specs, can_subset=True)
-    def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(name=f"{builder.group}__lone_checks", specs=specs, can_subset=True)
+    def lone(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         first = builder.context(builder.assets[0])
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield check_result(builder, asset, evaluate(check, first.with_selection(asset.selection)))
+                    evaluated = evaluate(check, first.with_selection(asset.selection))
+                    log_problems([evaluated])
+                    yield check_result(builder, asset, evaluated)
 
-    return inputs_up_to_date
+    return [lone]

@@ -12,6 +12,7 @@ from semdedup_assets.assets.kept_set_lookup import (
     dependencies,
     find_kept_set,
 )
+from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.assets.metadata import as_metadata, markdown_text, shown_metadata
 from semdedup_assets.comparison_settings import ComparedManifest, Comparison, ModelComparison, NamedKeptSet
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError, chosen
@@ -201,9 +202,10 @@ def _definitions(
         tags={STEP_TAG: ANALYSE},
         metadata={"dagster/uri": asset.location, "dagster/storage_kind": "parquet"},
         deps=list(dependencies(kept_sets)),
+        pool="cpu",
     )
     def compare(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        with reporting_to(context.log.info):
+        with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             record = asset.write()
         shown = shown_metadata(asset.shown(record))
         details = {name: value for name, value in record.details.items() if name not in asset.hidden}

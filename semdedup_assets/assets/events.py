@@ -144,21 +144,31 @@ class PartitionEvents:
     def _older_than_inputs(self, partitions: Mapping[Partition, ResultRecord]) -> set[str]:
         """Partitions whose last event is older than that of an input whose version they do not depend on as a whole.
 
-        Other buckets group the same scores, another column leaves the others as they are: what was made from them is up
-        to date, and would be stale for Dagster.
+        Other buckets group the same scores, another column leaves the others as they are, a frozen sample stays: what was
+        made from them is up to date, and would be stale for Dagster.
         """
-        graph, key = self.builder.graph, self.builder.key(self.asset)
-        part = self.asset.stage.reads_part_of_inputs
-        names = [name for name in self.builder.inputs(self.asset) if name in graph and (part or graph[name].by_range)]
-        if not names or not self.asset.stage.dimensions:
+        graph, stage = self.builder.graph, self.asset.stage
+        any_version = stage.reads_part_of_inputs or stage.frozen
+        names = [
+            name for name in self.builder.inputs(self.asset) if name in graph and (any_version or graph[name].by_range)
+        ]
+        if not names or not (stage.dimensions or stage.frozen):
             return set()
-        known = self.instance.event_log_storage.get_latest_storage_id_by_partition(key, _MADE)
+        known = self._last_ids()
         return {
             str(partition)
             for partition in partitions
             for name in names
             if (latest := self._latest(name, partition)) and known.get(str(partition), 0) < int(latest[0])
         }
+
+    def _last_ids(self) -> Mapping[str, int]:
+        """Storage id of each partition's last event, "" standing for the only one of an unpartitioned asset."""
+        key = self.builder.key(self.asset)
+        if self.asset.stage.dimensions:
+            return self.instance.event_log_storage.get_latest_storage_id_by_partition(key, _MADE)
+        records = self.instance.fetch_materializations(key, limit=1).records
+        return {"": records[0].storage_id} if records else {}
 
     def _known_versions(self) -> dict[str, str]:
         """Data version of each partition's last event, "" standing for the only one of an unpartitioned asset."""

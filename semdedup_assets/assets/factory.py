@@ -54,7 +54,7 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
                 made = _made(context, builder, asset, stage_context, again=again)
             finally:
                 end_resting()
-            checks = evaluated_checks(asset, stage_context)
+            checks = evaluated_checks(builder, asset, stage_context)
             as_one = len(made) == 1 and not builder.selected_through(asset)
             yield from _ended(context, made, [check_result(builder, asset, check) for check in checks], as_one=as_one)
             with failing_runs():

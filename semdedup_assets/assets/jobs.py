@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
 from semdedup_assets.assets.automation import automation_sensor
 from semdedup_assets.assets.builder import AssetBuilder
@@ -11,6 +12,8 @@ from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.execution.progress import reporting_to
+
+DATASET_TAG, MODEL_TAG, MADE_TAG = "semdedup/dataset", "semdedup/model", "semdedup/made"
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -24,15 +27,29 @@ def job_definitions(builder: AssetBuilder) -> dg.Definitions:
 
 
 def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
-    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu")
+    allowing = dg.Field(
+        bool, default_value=False, description="Take all files of the source that are missing for deleted, this once."
+    )
+
+    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu", config_schema={"allow_vanished": allowing})
     def refresh_all(context: dg.OpExecutionContext) -> None:
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             _require_only(context, builder)
-            runs = refresh(builder.pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
+            pipeline = builder.pipeline
+            if context.op_config["allow_vanished"]:
+                settings = pipeline.refresh.model_copy(update={"max_vanished": 1.0})
+                pipeline = pipeline.model_copy(update={"refresh": settings})
+            runs = refresh(pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
+            counts: dict[str, int] = {}
             for run in runs:
                 made = f"{len(run.partitions)} partitions made" if run.partitions else "up to date"
                 known = f", {run.adopted} found in the store" if run.adopted else ""
                 context.log.info(f"{run.asset}: {made}{known}")
+                if run.partitions:
+                    counts[run.asset] = counts.get(run.asset, 0) + len(run.partitions)
+                    _tag(context, MADE_TAG, ", ".join(f"{asset} {count}" for asset, count in counts.items()))
+            if not counts:
+                _tag(context, MADE_TAG, "nothing")
 
     @dg.job(
         name=builder.refresh_job,
@@ -40,6 +57,7 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
             "Looks through the source, then makes whatever is missing, stale or failed, asset by asset, in this one run; "
             "excluded shards are tried again. What the store holds already is made known to Dagster, not made again."
         ),
+        tags={DATASET_TAG: builder.pipeline.dataset, MODEL_TAG: builder.pipeline.model_name},
         executor_def=dg.in_process_executor,
         logger_defs={"console": console_logger},
         # Dagster uses a logger only where the configuration of the run names it.
@@ -49,6 +67,14 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
         refresh_all()
 
     return refresh_job
+
+
+def _tag(context: dg.OpExecutionContext, tag: str, value: str) -> None:
+    """Tag a run with what a person looks for in a list of runs; a busy database must not end it."""
+    try:
+        context.instance.add_run_tags(context.run.run_id, {tag: value})
+    except SQLAlchemyError as error:
+        context.log.warning(f"the run could not be tagged with what it made: {error}")
 
 
 def _require_only(context: dg.OpExecutionContext, builder: AssetBuilder) -> None:

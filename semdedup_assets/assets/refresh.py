@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.checks import check_event, failing_runs
+from semdedup_assets.assets.checks import check_event, failing_runs, freshness
 from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
+from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.evaluated_checks import Evaluated
+from semdedup_assets.execution.evaluated_checks import Evaluated, log_problems
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, StageRun
@@ -77,7 +78,9 @@ class _Reporter(RefreshListener):
         adopt(self._of(asset, context), self.sink, _current(context, asset.stage.name))
 
     def up_to_date(self, asset: StageAsset, context: StageContext, partitions: Sequence[Partition]) -> int:
-        """What Dagster does not know is reported."""
+        """What Dagster does not know is reported, and how much is next."""
+        if missing := len(context.index.partitions(asset.stage.name)) - len(partitions):
+            progress.log(f"{progress.in_part(str(asset))}: {missing:,} partitions to make")
         self._events = self._of(asset, context)
         return adopt(self._events, self.sink, context.index.results(asset.stage.name, partitions))
 
@@ -87,9 +90,11 @@ class _Reporter(RefreshListener):
         self.sink(events.event(partition, record))
 
     def checked(self, asset: StageAsset, context: StageContext, evaluated: Sequence[Evaluated]) -> None:
-        """An event for each check."""
+        """An event for each check, and a line for each failing partition."""
+        log_problems(evaluated)
         for each in evaluated:
             self.sink(check_event(self.builder, asset, context, each))
+        self.sink(freshness(self.builder, asset, context))
 
     def _of(self, asset: StageAsset, context: StageContext) -> PartitionEvents:
         return PartitionEvents(self.builder, asset, context, self.instance)

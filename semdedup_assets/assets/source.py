@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,17 @@ import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
-from semdedup_assets.assets.lost_runs import end_lost_runs
+from semdedup_assets.assets.lost_runs import alive, end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
 from semdedup_assets.execution.source_index import updated_index
 from semdedup_assets.settings import Pipeline
+from semdedup_assets.sources.shard_index import VanishedFilesError
 from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
+_FILES_CHECK = "source_has_files"
 _VERSION = "dagster/data_version"
 _ATTEMPTS = 5
 _REASONS = 20  # for passing names over, that are listed
@@ -80,9 +83,12 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
 
     Raises:
         FileNotFoundError: the source has no file.
+        VanishedFilesError: more files are missing than `refresh.max_vanished` allows. Nothing was changed, but for the
+            check of the files.
     """
-    listing = builder.pipeline.source.listing()
-    index = updated_index(builder.context(builder.assets[0]), listing)
+    with _files_checked(builder, instance):
+        listing = builder.pipeline.source.listing()
+        index = updated_index(builder.context(builder.assets[0]), listing)
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -119,8 +125,33 @@ def _latest_version(key: dg.AssetKey, instance: dg.DagsterInstance) -> str | Non
     return event.tags.get(_VERSION) if event else None
 
 
+@contextmanager
+def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Iterator[None]:
+    """Have the check of the files fail with what is raised here, and pass again once nothing is: whoever looks finds it."""
+    key = dg.AssetCheckKey(builder.source_key("shard_index"), _FILES_CHECK)
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    # One that a run has only planned has no result.
+    found = record.evaluation if record is not None else None
+    known = found if isinstance(found, dg.AssetCheckEvaluation) else None
+
+    def evaluated(problem: str | None) -> None:
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=key.asset_key, check_name=key.name, passed=problem is None, metadata={}, description=problem
+        )
+        instance.report_runless_asset_event(evaluation)
+
+    try:
+        yield
+    except (OSError, VanishedFilesError) as error:
+        if known is None or known.passed or known.description != str(error):
+            evaluated(str(error))
+        raise
+    if known is not None and not known.passed:
+        evaluated(None)
+
+
 def observe_source(builder: AssetBuilder, instance: dg.DagsterInstance) -> SourceChanges:
-    """Observe the source outside a run of its own."""
+    """Observe the source outside a run of its own; raises what `source_changes` does."""
     changes = source_changes(builder, instance)
     for observation in changes.observations(builder):
         instance.report_runless_asset_event(observation)
@@ -137,8 +168,8 @@ def source_definitions(builder: AssetBuilder) -> dg.Definitions:
     """
     pipeline = builder.pipeline
     # What a model reads of an item (a column, a text) is its own affair: the files are the same.
-    interval = pipeline.refresh.interval_seconds
-    key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, pipeline.owners))
+    interval, most = pipeline.refresh.interval_seconds, pipeline.refresh.max_vanished
+    key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, most, pipeline.owners))
     if key not in _made:
         assets = [_owned(builder, asset) for asset in (_shards(builder), _shard_index(builder))]
         checks = [_files_check(builder), _shard_setting_check(builder)]
@@ -168,7 +199,8 @@ def _shards(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"source": dg.MetadataValue.json(files_of(builder.pipeline))},
     )
     def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
-        changes = source_changes(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = source_changes(builder, context.instance)
         context.log.info(str(changes))
         for observation in SourceChanges({}, changes.shard_index, changes.listing).observations(builder):
             context.instance.report_runless_asset_event(observation)
@@ -188,7 +220,8 @@ def _shard_index(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"dagster/uri": path, "dagster/storage_kind": "json"},
     )
     def shard_index(context: dg.AssetExecutionContext) -> dg.DataVersion:
-        changes = observe_source(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = observe_source(builder, context.instance)
         context.log.info(str(changes))
         return dg.DataVersion(_latest_version(builder.source_key("shard_index"), context.instance) or "")
 
@@ -200,13 +233,16 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(
         asset=builder.source_key("shard_index"),
-        name="source_has_files",
-        description="The source has files that can be listed from here.",
+        name=_FILES_CHECK,
+        description="The source has files that can be listed from here, and no more of those that it had are missing than "
+        "`refresh.max_vanished` allows.",
     )
     def source_has_files() -> dg.AssetCheckResult:
+        known, most = builder.context(builder.assets[0]).shard_index, builder.pipeline.refresh.max_vanished
         try:
             listing = builder.pipeline.source.listing()
-        except (OSError, ValueError) as error:
+            known.require_present(listing.files, max_vanished=most)
+        except (OSError, ValueError, VanishedFilesError) as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
@@ -256,6 +292,8 @@ def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
             events = list(source_changes(builder, context.instance).observations(builder))
         except FileNotFoundError as error:
             return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
+        except (OSError, VanishedFilesError) as error:
+            return dg.SkipReason(str(error))
         return dg.SensorResult(asset_events=events) if events else dg.SkipReason("no file is new, changed or missing")
 
     return files

@@ -123,7 +123,8 @@ def removed(
 ) -> None:
     """List what was removed, and for which kept item.
 
-    In the order of the source: key, file, row, key of the kept item, similarity, whether by a chain of others.
+    In the order of the source: key, file, row in the file, the same of the kept item, cosine similarity of the two,
+    and whether that is not within epsilon: such an orphan was removed by a chain of others.
     """
     with in_a_line(traceback=traceback):
         from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines

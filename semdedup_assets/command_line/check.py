@@ -17,6 +17,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.refresh import RefreshPlan
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
 
 _ESTIMATE = GRAPH["estimate"]
@@ -66,7 +67,7 @@ def _observed(plan: RefreshPlan) -> StageContext:
     """A context with the files that the source has now; the store does not learn of them, for shards once made stay."""
     context = plan.first
     listing = context.pipeline.source.listing()
-    index = context.shard_index.updated(listing.files, group=context.pipeline.new_shards)
+    index = index_of(context, listing)
     reasons = Counter(listing.passed_over)
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_REASONS))
     size = readable_bytes(sum(file.size for file in listing.files))

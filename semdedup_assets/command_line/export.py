@@ -31,10 +31,10 @@ def with_formats(pipeline: Pipeline, formats: Sequence[str]) -> Pipeline:
         if name not in FORMATS:
             message = f"--format: there is no {name!r}; {near_names(name, FORMATS)}"
             raise UsageError(message)
-    # What trains on the manifests is of no matter here.
-    settings = {**pipeline.model_dump(exclude_unset=True), "manifests": list(dict.fromkeys(formats)), "training": None}
+    # What trains on the manifests, and asks for formats, is of no matter here.
+    settings = pipeline.model_dump(exclude_unset=True, exclude={"training", "evaluation"})
     try:
-        return Pipeline.model_validate({**settings, "evaluation": None})
+        return Pipeline.model_validate({**settings, "manifests": list(dict.fromkeys(formats))})
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         message = f"--format: {reason}"

@@ -39,6 +39,9 @@ def ending_at_once(line: str) -> Iterator[None]:
         signal.set_wakeup_fd(before)
         # Ends the thread, unless it is at ending the process.
         theirs.close()
+        if not said.is_set():
+            thread.join()
+            ours.close()
 
 
 def _end(signals: socket.socket, line: str, said: threading.Event) -> None:

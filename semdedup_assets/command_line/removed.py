@@ -10,8 +10,12 @@ from typing import Any, TextIO
 from semdedup_assets.command_line.lines import LineFormat, table
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.stages.removed_rows import COLUMNS, removed_rows
+from semdedup_assets.stages.removed_rows import removed_rows
 
+COLUMNS = ("key", "file", "file_row", "kept_key", "kept_file", "kept_file_row", "similarity", "is_orphan")
+"""Of the lines, named as in the manifest format `removed`; a table has no room for the file of what is kept."""
+
+_NARROW = tuple(name for name in COLUMNS if not name.startswith("kept_file"))
 _AT_ONCE = 1000
 _WIDEST = 60
 
@@ -29,33 +33,34 @@ def write_removed(context: StageContext, partition: Partition, form: LineFormat,
         MissingResultError: items or vectors are missing.
         BrokenPipeError: whoever reads has enough.
     """
-    rows = islice(_rows(context, partition), limit)
-    out = sys.stdout
+    columns = _NARROW if form == LineFormat.table else COLUMNS
+    rows, out = islice(_rows(context, partition, columns), limit), sys.stdout
     match form:
         case LineFormat.table:
             _write_tables(rows, out)
         case LineFormat.csv:
-            # A key may hold what no line can: it is quoted.
             writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(["" if each is None else each for each in row] for row in rows)
+            writer.writerow(columns)
+            writer.writerows([json.dumps(each) if isinstance(each, bool) else each for each in row] for row in rows)
         case LineFormat.jsonl:
             for row in rows:
-                out.write(json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+                out.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
     out.flush()
 
 
-def _rows(context: StageContext, partition: Partition) -> Iterator[Sequence[Any]]:
+def _rows(context: StageContext, partition: Partition, columns: Sequence[str]) -> Iterator[Sequence[Any]]:
     for part in removed_rows(context, partition):
-        for key, file, row, kept, similarity, by_chain in zip(*(each.to_pylist() for each in part), strict=True):
-            yield key, file, row, kept, None if similarity is None else round(similarity, 6), by_chain
+        for row in zip(*(part.column(name).to_pylist() for name in columns), strict=True):
+            # float32 has seven digits.
+            yield [round(value, 7) if isinstance(value, float) else value for value in row]
 
 
 def _write_tables(rows: Iterator[Sequence[Any]], out: TextIO) -> None:
-    """Write rows below one another, as wide as the first thousand need."""
+    """Write rows below one another, a thousand at a time as wide as they need."""
+    head = list[Sequence[str]]([_NARROW])
     while part := list(islice(rows, _AT_ONCE)):
-        lines = table([COLUMNS, *(list(map(_cell, row)) for row in part)], right={2, 4})
-        out.writelines(f"{line}\n" for line in lines)
+        out.writelines(f"{line}\n" for line in table([*head, *(list(map(_cell, row)) for row in part)], right={2, 4}))
+        head = []
 
 
 def _cell(value: Any) -> str:

@@ -150,7 +150,7 @@ class _Shown(RefreshListener):
         if ahead and ahead[0].seconds is not None:
             ahead = [replace(ahead[0], seconds=ahead[0].seconds * (1 - done)), *ahead[1:]]
         left = seconds_left(ahead)
-        self._bar.set_postfix_str("" if left is None else f" about {readable_seconds(left)} left")
+        self._bar.set_postfix_str("" if left is None else f"about {readable_seconds(left)} left")
 
     def close(self) -> None:
         """Take the bar away."""

@@ -12,10 +12,8 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.held_out import remaining_share
 from semdedup_assets.records import Invalid, Record, VectorBatch
 from semdedup_assets.sources import Folder, TruncatedFile
-from semdedup_assets.sources.parquet import PARQUET
 from semdedup_assets.sources.reading import file_name
-from semdedup_assets.sources.tables import parquet_table
-from semdedup_assets.sources.vectors import ARRAYS, array_rows
+from semdedup_assets.sources.stated_rows import stated_rows
 from semdedup_assets.storage.files import FileStat, open_file
 
 # What is read of one file, and of how many; of images in folders, each of which is a file, of more.
@@ -124,14 +122,4 @@ def _head(context: StageContext, file: FileStat) -> FileHead:
 
 def _stated_items(context: StageContext, path: str) -> int | None:
     """How many items a file says it has; None where only reading tells."""
-    if isinstance(context.pipeline.source, Folder):
-        return 1
-    try:
-        if path.lower().endswith(PARQUET):
-            with parquet_table(path) as table:
-                return table.rows
-        if path.lower().endswith(ARRAYS):
-            return array_rows(path)
-    except ValueError:
-        return 0  # Damaged: reading it says what is wrong, or lists it as invalid.
-    return None
+    return 1 if isinstance(context.pipeline.source, Folder) else stated_rows(path)

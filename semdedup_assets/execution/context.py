@@ -13,7 +13,7 @@ from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import Shard, ShardIndex
-from semdedup_assets.storage.files import exists, join, read_bytes, remove_all
+from semdedup_assets.storage.files import join, read_many, remove_all
 from semdedup_assets.storage.layout import Layout
 from semdedup_assets.storage.results import (
     FileEntry,
@@ -28,6 +28,9 @@ from semdedup_assets.storage.results import (
 
 if TYPE_CHECKING:
     from semdedup_assets.execution.result_index import ResultIndex
+
+SETTINGS = "settings"
+"""Under which a record's details hold the settings that determined it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class StageContext:
     together: tuple[Selection, ...] = ()
     parallelism: int = 1
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
-    _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+    _code_versions: dict[tuple[str, str], tuple[str, dict[str, Any]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def layout(self) -> Layout:
@@ -112,19 +117,27 @@ class StageContext:
 
     def code_version(self, stage: str) -> str:
         """Hash of the settings that determine a stage's result."""
+        return self._determined(stage)[0]
+
+    def determining(self, stage: str) -> dict[str, Any]:
+        """The settings that determine a stage's result: its code's `version`, the pipeline's, and the selection's."""
+        return self._determined(stage)[1]
+
+    def _determined(self, stage: str) -> tuple[str, dict[str, Any]]:
         found = self.graph[stage]
         identity = dict(found.selection_settings(self.selection)) if found.selected else {}
         key = stage, repr(identity)
         if key not in self._code_versions:
             settings = {"version": found.version, "settings": dict(found.settings(self)), "selection": identity}
-            self._code_versions[key] = fingerprint(settings)[:16]
+            self._code_versions[key] = fingerprint(settings)[:16], settings
         return self._code_versions[key]
 
     @cached_property
     def shard_index(self) -> ShardIndex:
         """Which files the shards hold; empty before the source was first observed."""
-        path = self.layout.shard_index
-        return ShardIndex.from_json(read_bytes(path)) if exists(path) else ShardIndex.empty()
+        # A store that does not answer has an index all the same: with an empty one, every file would get a new shard.
+        content = read_many([self.layout.shard_index])[0]
+        return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -197,6 +210,8 @@ class StageContext:
         used = used_for(writer.details.get("items"))
         size = sum(entry.size for entry in writer.files.values())
         writer.details = {**used, "device": str(self.compute.torch_device), **writer.details, "bytes": size}
+        # So that what is stale can be told with the setting that changed.
+        writer.details[SETTINGS] = self.determining(stage)
         # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
         # replaced all the same, and its files are removed as leftovers are.
         keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)

@@ -35,17 +35,22 @@ class Evaluated:
 
 
 def evaluate(check: Check, context: StageContext) -> Evaluated:
-    """What a check finds on all partitions that are there, whichever run made them; each failing one is logged.
+    """What a check finds on all partitions that are there, whichever run made them.
 
     Args:
         check: of a stage.
         context: of the pipeline and the selection.
     """
     found = check.evaluate(context)
-    for problem in found.problems[:LISTED]:
-        progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
     sentence = _sentence(context.pipeline.dataset, check.name, found) if found.problems else None
     return Evaluated(check, found, sentence, sentence if check.blocking and found.certain else None)
+
+
+def log_problems(evaluated: Sequence[Evaluated]) -> None:
+    """Report each failing partition to the log."""
+    for each in evaluated:
+        for problem in each.result.problems[:LISTED]:
+            progress.log(f"{each.check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
 
 
 def _sentence(dataset: str, name: str, found: CheckResult) -> str:

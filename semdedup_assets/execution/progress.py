@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _REPORT_SECONDS = 15.0
+# Nobody waits for longer, and dates have an end.
+_FAR_SECONDS = 1e9
 
 
 def _terminal() -> TextIO | None:
@@ -88,9 +91,21 @@ def part(name: str) -> Iterator[None]:
         _part.set(before)
 
 
+def in_part(title: str) -> str:
+    """A title below the part of the whole that runs: `stage 3 of 9, assignments`."""
+    return ", ".join(filter(None, (_part.get(), title)))
+
+
 def log(line: str) -> None:
     """Report a line."""
     _listener.get()(line)
+
+
+def _clock_after(seconds: float) -> str:
+    """The time of day after some seconds, with the day where that is another one."""
+    now = datetime.now().astimezone()
+    end = now + timedelta(seconds=min(seconds, _FAR_SECONDS))
+    return f"{end:%H:%M:%S}" if end.date() == now.date() else f"{end:%d %b %Y %H:%M}"
 
 
 @dataclass
@@ -126,10 +141,8 @@ class Progress:
         """Such as `stage 3 of 9, assignments: 120 of 400 partitions, 12.3 a second, about 23 s left, until 14:32:05`."""
         rate = self.done / max(seconds, 1e-9)
         of = f" of {self.total:,}" if self.total else ""
-        named = ", ".join(filter(None, (_part.get(), self.title)))
-        line = f"{named}: {self.done:,}{of} {self.unit}, {rate:,.1f} a second"
+        line = f"{in_part(self.title)}: {self.done:,}{of} {self.unit}, {rate:,.1f} a second"
         if self.total and rate:
             left = (self.total - self.done) / rate
-            end = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-            line += f", about {left:,.0f} s left, until {end}"
+            line += f", about {left:,.0f} s left, until {_clock_after(left)}"
         return line

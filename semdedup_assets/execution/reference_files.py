@@ -9,7 +9,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.sources.shard_sizes import grouped
-from semdedup_assets.storage.files import FileStat, exists, read_bytes, write_bytes
+from semdedup_assets.storage.files import FileStat, read_many, write_bytes
 from semdedup_assets.storage.results import fingerprint
 
 
@@ -92,6 +92,6 @@ def note_references(context: StageContext, fingerprints: dict[str, str]) -> None
 
 def observed_references(context: StageContext) -> dict[str, str]:
     """The fingerprints that were last remembered, by reference."""
-    path = context.layout.observed_references
-    found: dict[str, str] = json.loads(read_bytes(path)) if exists(path) else {}
+    content = read_many([context.layout.observed_references])[0]
+    found: dict[str, str] = {} if content is None else json.loads(content)
     return found

@@ -4,7 +4,7 @@ The records alone decide what is stale. A result is up to date if its record was
 versions that its inputs have now; no event log is asked.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from semdedup_assets.execution.stage import Stage
 from semdedup_assets.storage.collected_records import RecordReader, collect_written, folder_of
 from semdedup_assets.storage.files import ListedFile, join, list_folders
 from semdedup_assets.storage.results import (
+    DAMAGED,
     RECORD,
     MissingResultError,
     ResultRecord,
@@ -40,6 +41,7 @@ class RecordCache:
 
     Attributes:
         versions: of several results together, by what was asked; see `ResultIndex`.
+        stale: what of a stage is not up to date and why, by its name and the path of the selection that has it.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class RecordCache:
         self._reader = RecordReader()
         self._put: dict[str, ResultRecord] = {}
         self.versions: dict[tuple[str, ...], str] = {}
+        self.stale: dict[tuple[str, str], dict[Partition, str]] = {}
 
     def get(self, locations: Sequence[str]) -> list[ResultRecord | None]:
         """The records of some results; None where there is none, or where its files are not all there."""
@@ -74,6 +77,15 @@ class RecordCache:
         """Whether no record lay there when its folder was listed; False where that is not known."""
         listed = self._folders.get(folder_of(location))
         return listed is not None and f"{location}{RECORD}" not in listed and self._records.get(location) is None
+
+    def was_set_aside(self, location: str) -> bool:
+        """Whether a damaged record lay there when its folder was listed."""
+        return f"{location}{RECORD}{DAMAGED}" in self._folders.get(folder_of(location), {})
+
+    @property
+    def folders(self) -> Set[str]:
+        """The folders that were listed."""
+        return self._folders.keys()
 
     def collect(self) -> None:
         """Copy what was put where others read it together; who makes a stage does so once it is made."""
@@ -154,6 +166,7 @@ class ResultIndex:
 
     def _changed(self, stage: str) -> None:
         """Drop what was concluded from a stage's results."""
+        self.cache.stale.clear()
         self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
     def partitions(self, stage: str, within: Partition | None = None) -> list[Partition]:

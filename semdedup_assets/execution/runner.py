@@ -13,13 +13,16 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.placement import Placement, WorkerSetup, placement_of
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.execution.stage import Stage
+from semdedup_assets.records import TooManyRowsError
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 # What a shard's own data make a reader raise. Whatever else is raised (a store out of reach, memory or a disk that is
 # full, a model that fails) is no fault of the shard's; but what ends each worker that makes it, while others live, is.
 _DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, WorkerDiedError)
-# A machine or a store that cannot take results: all that follows would fail too.
+# What no further attempt can mend.
+_FINAL = (PermissionError, MissingResultError, TooManyRowsError)
 _NAMED = 3
+# A machine or a store that cannot take results: all that follows would fail too.
 _STORE_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -199,7 +202,7 @@ def _finished(context: StageContext, stage: Stage, partition: Partition, values:
 def _raise_unless_retried(stage: Stage, error: Exception) -> None:
     """Raise what ends the stage at once: another attempt, or another partition, would only fail again."""
     of_the_store = isinstance(error, OSError) and error.errno in _STORE_ERRORS
-    if stage.exclude is None or of_the_store or isinstance(error, PermissionError | MissingResultError):
+    if stage.exclude is None or of_the_store or isinstance(error, _FINAL):
         raise error
 
 

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.records import VectorBatch
+from semdedup_assets.records import MOST_ROWS, TooManyRowsError, VectorBatch
 from semdedup_assets.sources.reading import TruncatedFile
 from semdedup_assets.sources.shard_index import Shard
+from semdedup_assets.sources.stated_rows import stated_rows
 from semdedup_assets.storage.files import FileStat, file_stat
 from semdedup_assets.storage.results import ResultRecord
 
@@ -38,7 +39,7 @@ class ShardReader(Generic[T]):
         self.rows_by_file: list[list[Any]] = []
         self.cut_files: list[list[str]] = []
         self.passed_over = Counter[str]()
-        self._files, self._read = shard.files, read
+        self._shard, self._read = shard, read
         self._accepts_cut = context.pipeline.cut_files == "accept"
 
     @property
@@ -52,14 +53,21 @@ class ShardReader(Generic[T]):
         Raises:
             TruncatedFile: a file ends early, and `cut_files` does not accept it.
             SourceChangedError: a file vanished, or was changed, since it was observed.
+            TooManyRowsError: there are more rows than ids can number; before anything is read where the files state that.
             OSError: a file cannot be read for a cause of the machine or the store.
         """
-        for file in self._files:
+        self._require_ids()
+        read = 0
+        for file in self._shard.files:
             counted: list[Any] = [file.path, 0]
             self.rows_by_file.append(counted)
             try:
                 for record in self._records(file.path):
-                    counted[1] += len(record.keys) if isinstance(record, VectorBatch) else 1
+                    rows = len(record.keys) if isinstance(record, VectorBatch) else 1
+                    counted[1] += rows
+                    read += rows
+                    if read > MOST_ROWS:
+                        self._refuse(read)
                     yield record
             except TruncatedFile as cut:
                 require_unchanged(file)
@@ -74,6 +82,22 @@ class ShardReader(Generic[T]):
                 raise
             # Afterwards: a file that was changed before or while it was read shows it now.
             require_unchanged(file)
+
+    def _require_ids(self) -> None:
+        """Look into the files only where there can be so many rows: each takes a byte at least, but for odd ones."""
+        if sum(file.size for file in self._shard.files) >= MOST_ROWS:
+            stated = sum(stated_rows(file.path) or 0 for file in self._shard.files)
+            if stated > MOST_ROWS:
+                self._refuse(stated)
+
+    def _refuse(self, rows: int) -> NoReturn:
+        files = self._shard.files
+        remedy = "lower `shards.files_per_shard` in a new store" if len(files) > 1 else "split the file"
+        message = (
+            f"shard {self._shard.index} ({len(files):,} files, the first is {files[0].path}) has {rows:,} rows or more; ids "
+            f"can number {MOST_ROWS:,} of a shard: {remedy}"
+        )
+        raise TooManyRowsError(message)
 
     def _records(self, path: str) -> Iterator[T]:
         """What a file holds; a source may return what it passed over at the end."""

@@ -12,6 +12,7 @@ def update_shard_index(context: StageContext) -> ShardIndex:
 
     Raises:
         FileNotFoundError: the source has no file.
+        VanishedFilesError: more files are missing than `refresh.max_vanished` allows.
         PermissionError: the store cannot be written.
     """
     return updated_index(context, context.pipeline.source.listing())
@@ -19,12 +20,18 @@ def update_shard_index(context: StageContext) -> ShardIndex:
 
 def updated_index(context: StageContext, listing: Listing) -> ShardIndex:
     """The same of a listing that was made."""
+    updated = index_of(context, listing)
+    if updated != context.shard_index:
+        write_bytes(context.layout.shard_index, updated.to_json())
+    return updated
+
+
+def index_of(context: StageContext, listing: Listing) -> ShardIndex:
+    """The shard index after a listing; nothing is written."""
     known = context.shard_index
-    updated = known.updated(
+    known.require_present(listing.files, max_vanished=context.pipeline.refresh.max_vanished)
+    return known.updated(
         listing.files,
         group=context.pipeline.new_shards,
         files_per_shard=context.pipeline.shards.files_per_shard or "automatic",
     )
-    if updated != known:
-        write_bytes(context.layout.shard_index, updated.to_json())
-    return updated

@@ -4,7 +4,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from semdedup_assets.kept_sets import Target
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 TITLES = {
@@ -547,7 +546,7 @@ def _png(figure: "Figure") -> bytes:
     """The figure in 256 colours: half the bytes, and it looks the same."""
     from PIL import Image
 
-    canvas = cast("FigureCanvasAgg", figure.canvas)
+    canvas: Any = figure.canvas
     if len(figure.axes) == 1:
         _fit(figure, canvas.get_renderer())
     # `savefig` draws twice, and packs what would be unpacked here.

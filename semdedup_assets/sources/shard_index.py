@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Literal
 
+from semdedup_assets.records import MOST_SHARDS
 from semdedup_assets.storage.files import FileStat
 
 _FORMAT = 1
+
+
+class VanishedFilesError(RuntimeError):
+    """More of a source's files are missing than are taken for deleted: it may be away for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class ShardIndex:
             paths, get new shards.
 
         Raises:
-            ValueError: a path is repeated.
+            ValueError: a path is repeated, or there are more shards than ids can number.
         """
         unclaimed = {file.path: file for file in files}
         if len(unclaimed) < len(files):
@@ -89,12 +94,44 @@ class ShardIndex:
         }
         new = [unclaimed[path] for path in sorted(unclaimed)]
         added = [Shard(index, joined) for index, joined in enumerate(group(new), self.next_index)]
+        if self.next_index + len(added) > MOST_SHARDS:
+            message = (
+                f"{len(new):,} new files make {len(added):,} shards after {self.next_index:,} earlier ones, more than ids can "
+                f"number ({MOST_SHARDS:,}); join more of them by `shards.files_per_shard`"
+            )
+            raise ValueError(message)
         return ShardIndex(
             (*(Shard(index, found) for index, found in known.items() if found), *added),
             self.next_index + len(added),
             tuple((index, orders[index]) for index, found in known.items() if len(found) < len(orders[index])),
             files_per_shard if added else self.files_per_shard,
         )
+
+    def require_present(self, files: Sequence[FileStat], *, max_vanished: float) -> None:
+        """See that a new listing still has enough of the files that the last one had.
+
+        A folder that is mounted late, or a listing that is cut short, looks as if its files were deleted.
+
+        Args:
+            files: all files of the new listing.
+            max_vanished: share of the known files, but always one, that may be missing.
+
+        Raises:
+            VanishedFilesError: more are missing; gives their number, an example and the remedy.
+        """
+        paths = {file.path for file in files}
+        known = [file.path for shard in self.shards for file in shard.files]
+        missing = [path for path in known if path not in paths]
+        if len(missing) <= max(max_vanished * len(known), 1):
+            return
+        new = len(paths) - (len(known) - len(missing))
+        moved = f" ({new:,} new ones have come; files under another path are embedded anew)" if new else ""
+        message = (
+            f"{len(missing):,} of the {len(known):,} files that the source had are missing, such as {missing[0]}{moved}: "
+            "nothing was registered or removed; bring them back under their old paths, or, where they are gone for good, "
+            "launch the refresh once with `allow_vanished: true`, or raise `refresh.max_vanished`"
+        )
+        raise VanishedFilesError(message)
 
     def to_json(self) -> bytes:
         """The index as compact JSON: `[index, [[path, size, stamp], …]]` a shard, `[index, [path, …]]` a home."""

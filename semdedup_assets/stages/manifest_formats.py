@@ -18,10 +18,11 @@ from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
 from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
+from semdedup_assets.stages.filtered_files import write_filtered
 from semdedup_assets.stages.item_groups import NO_GROUP
 from semdedup_assets.stages.kept_rows import KeptShard, ShardRows, kept_and_removed_rows, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
-from semdedup_assets.stages.manifest_rows import has_header
+from semdedup_assets.stages.manifest_rows import CountingFolder, has_header
 from semdedup_assets.stages.source_copies import kept_records
 from semdedup_assets.storage.results import ResultWriter
 from semdedup_assets.storage.tables import TableWriter, arrow_type
@@ -37,7 +38,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Counts = dict[str, int]
 """What a format changed, or counted as it was written, by name."""
 
-Writer = Callable[[StageContext, KeptShard, ResultWriter], Counts]
+Writer = Callable[[StageContext, KeptShard, CountingFolder], Counts]
 """Writes the files of a format that reads the source again."""
 
 TakeRows = Callable[[ShardRows, ShardRows], None]
@@ -69,7 +70,7 @@ def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.
     return pa.table(arrays, schema=schema)
 
 
-def _removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
+def removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
     """Removed items of a shard: where each lies, its key, and the kept item that stands for it."""
     import pyarrow as pa
 
@@ -137,7 +138,7 @@ def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> It
 def _removed(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
     """`removed/<shard>.parquet`: the removed items, each with the kept one that stands for it."""
     with result.open(f"removed/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-        yield lambda _, go: writer.write_arrow(_removed_table(context, kept, go))
+        yield lambda _, go: writer.write_arrow(removed_table(context, kept, go))
 
 
 @contextmanager
@@ -158,7 +159,7 @@ ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "removed": _removed,
 """The formats that are made of a shard's items alone."""
 
 
-def write_shard(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+def write_shard(context: StageContext, kept: KeptShard, result: CountingFolder) -> Counts:
     """Write what one shard gives to the formats with files for each shard; `ITEM_FORMATS` read its items once."""
     found: Counts = {}
     formats = [ITEM_FORMATS[name] for name in context.pipeline.manifests if name in ITEM_FORMATS]
@@ -299,7 +300,7 @@ def _members(record: dict[str, bytes] | Record, path: str, caption: object) -> d
     return members if caption is None else {**members, "txt": str(caption).encode()}
 
 
-SOURCE_FORMATS: dict[str, Writer] = {"jsonl": _jsonl, "webdataset": _webdataset}
+SOURCE_FORMATS: dict[str, Writer] = {"jsonl": _jsonl, "webdataset": _webdataset, "filtered": write_filtered}
 """The formats that copy records of the source, which is read again for that."""
 
 COPIES = frozenset(SOURCE_FORMATS)

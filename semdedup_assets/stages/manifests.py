@@ -27,7 +27,6 @@ from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import (
     FolderWriter,
     ResultRecord,
-    ResultWriter,
     StoredFile,
     attempting,
     copy_verified,
@@ -137,7 +136,7 @@ def _write_chunk(
     return counts
 
 
-def _written(writer: FolderWriter, write: Callable[[ResultWriter], Counts]) -> dict[str, Any]:
+def _written(writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
     """Write some files of a task, and count what they hold.
 
     Args:
@@ -345,7 +344,7 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         columns=manifest_columns,
         checks=manifest_checks(stage),
         selected=True,
-        pool=None,
+        pool="cpu",
         unit="shards",
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semdedup_assets.analysis_settings import OnDemand
-from semdedup_assets.assets.automation import REASON_TAG, held_back, wanted
+from semdedup_assets.assets.automation import REASON_TAG, find_wanted, held_back
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
@@ -196,7 +196,7 @@ def test_too_many_broken_items_fail_once_an_hour_until_the_file_is_another(looks
     waiting = str(looks.look())
     assert "failed; the next is at" in waiting
     assert f"or when you launch {JOB}; assignments: 1 missing or stale (3|s000001)" in waiting
-    found, builder = wanted(looks.runs.builder), looks.runs.builder
+    found, builder = find_wanted(looks.runs.builder), looks.runs.builder
     end = datetime.now(timezone.utc) + timedelta(hours=1)
     assert held_back(builder, looks.runs.instance, found, end - timedelta(minutes=1)) is not None
     assert held_back(builder, looks.runs.instance, found, end) is None

@@ -17,6 +17,9 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.stage import StageGraph
+from semdedup_assets.storage.results import RECORD
 from semdedup_assets_tests.pipeline_runs import UNDRAWN, Partitions, PipelineRuns, event_of
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
@@ -25,6 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Function `AssetSelection.sources
 
 GROUP = "toy__precomputed"
 MOST_ITERATIONS = 40
+# Each asset more is a run more.
+TO_MANIFESTS = StageGraph(tuple(stage for stage in UNDRAWN.stages if stage.name not in ("estimate", "galleries")))
 IN_PROCESS = {"execution": {"config": {"in_process": {}}}}
 
 DEFINITIONS = """
@@ -33,20 +38,20 @@ from pathlib import Path
 
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.settings import Pipeline
-from semdedup_assets_tests.pipeline_runs import UNDRAWN
+from semdedup_assets_tests.assets.test_materialize_all import TO_MANIFESTS
 
 settings = json.loads(Path(__file__).with_suffix(".json").read_text())
-defs = pipeline_definitions(Pipeline.model_validate(settings), UNDRAWN)
+defs = pipeline_definitions(Pipeline.model_validate(settings), TO_MANIFESTS)
 """
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[PipelineRuns]:
-    """Two shards, observed, nothing made; runs are made in this process, as they are launched."""
+    """Two shards, observed, nothing made; runs are made in this process, as they are launched from the queue."""
     for seed in range(2):
         write_shard(tmp_path, f"{seed}", near_duplicates(seed))
-    with dg.instance_for_test(synchronous_run_coordinator=True, synchronous_run_launcher=True) as instance:
-        made = PipelineRuns(instance, vectors_settings(tmp_path, clustering={"k": [3], "buckets": 1}), UNDRAWN)
+    with dg.instance_for_test(synchronous_run_launcher=True) as instance:
+        made = PipelineRuns(instance, vectors_settings(tmp_path, clustering={"k": [3], "buckets": 1}), TO_MANIFESTS)
         made.observe()
         yield made
 
@@ -87,6 +92,8 @@ def press(runs: PipelineRuns) -> Partitions:
         runs.instance.add_backfill(backfill)
         for _ in range(MOST_ITERATIONS):
             assert not any(execute_backfill_iteration(workspace, logging.getLogger("backfill")))
+            for run in runs.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])):
+                runs.instance.launch_run(run.run_id, workspace.create_request_context())
             found = runs.instance.get_backfill(backfill_id)
             if found is None or found.status != BulkActionStatus.REQUESTED:
                 break
@@ -105,13 +112,13 @@ def made_since(runs: PipelineRuns, record_id: int) -> Partitions:
     return made
 
 
+@pytest.mark.slow
 def test_what_the_button_makes(runs: PipelineRuns) -> None:
     shards = ["s000000", "s000001"]
     after_assignments = {
         "duplicate_scores": ["b0000|3"],
         "keep_masks": ["0.05|3"],
         "manifests": ["0.05|3"],
-        "galleries": ["0.05|3"],
     }
     assert press(runs) == {
         "items": shards,
@@ -122,23 +129,48 @@ def test_what_the_button_makes(runs: PipelineRuns) -> None:
         **after_assignments,
     }
     assert runs.stale() == {}
-    # A new shard: nothing of the old is clustered again.
+    # A new shard, k, epsilon and selection: nothing of the old is clustered again.
     write_shard(runs.folder, "9", near_duplicates(9))
-    runs.observe()
-    new = ["s000002"]
-    assert press(runs) == {"items": new, "embeddings": new, "assignments": ["3|s000002"], **after_assignments}
-    assert runs.stale() == {}
-    # A new k and a new epsilon make only themselves.
-    more = runs.changed(clustering={"k": [3, 5]}, epsilons=["0.05", "0.1"])
-    made = press(more)
-    assert {"items", "embeddings", "training_sample"}.isdisjoint(made)
-    assert made["centroids"] == ["5"]
-    assert made["assignments"] == ["5|s000000", "5|s000001", "5|s000002"]
-    assert made["keep_masks"] == made["manifests"] == ["0.05|5", "0.1|3", "0.1|5"]
+    more = runs.changed(
+        clustering={"k": [3, 5]}, epsilons=["0.05", "0.1"], selections={"paper": {}, "simple": {"keep": "easy"}}
+    )
+    more.observe()
+    kept_sets = ["0.05|3", "0.05|5", "0.1|3", "0.1|5"]
+    assert press(more) == {
+        "items": ["s000002"],
+        "embeddings": ["s000002"],
+        "centroids": ["5"],
+        "assignments": ["3|s000002", *(f"5|s00000{number}" for number in range(3))],
+        **{f"{name}/duplicate_scores": ["b0000|3", "b0000|5"] for name in ("paper", "simple")},
+        **{f"{name}/{asset}": kept_sets for name in ("paper", "simple") for asset in ("keep_masks", "manifests")},
+    }
     assert more.stale() == {}
-    # A new selection.
-    selections = more.changed(selections={"paper": {}, "simple": {"keep": "easy"}})
-    made = press(selections)
-    assert made["simple/keep_masks"] == ["0.05|3", "0.05|5", "0.1|3", "0.1|5"]
-    assert {"centroids", "assignments", "paper/keep_masks"}.isdisjoint(made)
-    assert selections.stale() == {}
+
+
+def test_a_run_whose_inputs_are_missing_says_what_to_make_first_and_makes_the_others(unmade: PipelineRuns) -> None:
+    unmade.observe()
+    missing = (
+        r"assignments: 3 partitions cannot be made yet: .*centroids, partition 3; or launch toy__precomputed__refresh"
+    )
+    with pytest.raises(dg.Failure, match=missing):
+        unmade.materialise("assignments", "3|s000000", "3|s000002")
+    unmade.refresh()
+    more = unmade.changed(clustering={"k": [3, 4]})
+    more.materialise("centroids", "4")
+    location = more.context.location("embeddings", Partition(shard="s000001"))
+    Path(f"{location}{RECORD}").unlink()
+    before = more.last_record
+    with pytest.raises(
+        dg.Failure, match=r"assignments: 1 partitions cannot be made yet: .*embeddings, partition s000001"
+    ):
+        more.materialise("assignments", "4|s000000", "4|s000002")
+    assert more.materialised_since(before) == {"assignments": ["4|s000000", "4|s000002"]}
+
+
+def test_a_centroid_made_by_itself_is_not_stale_for_new_embeddings(unmade: PipelineRuns) -> None:
+    unmade.refresh()
+    unmade.materialise("centroids", "3", config={"again": True})
+    write_shard(unmade.folder, "9", near_duplicates(9))
+    unmade.observe()
+    unmade.materialise("embeddings", "s000003")
+    assert "centroids" not in unmade.stale()

@@ -16,6 +16,7 @@ from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
 from semdedup_assets.execution.shard_reader import ShardReader, SourceChangedError
 from semdedup_assets.execution.stage import StageGraph
+from semdedup_assets.records import TooManyRowsError
 from semdedup_assets.storage.results import DamagedResultError
 from semdedup_assets_tests.stage_runs import METHOD, StageRuns, small_pipeline
 from semdedup_assets_tests.storage.written import flip
@@ -318,3 +319,13 @@ def test_a_worker_is_set_up_once_for_many_tasks_and_not_for_none() -> None:
     assert made == [1]
     assert list(map_tasks(make_worker, [])) == []
     assert made == [1]
+
+
+def test_more_rows_than_ids_can_number_end_the_run_at_the_first_attempt(tmp_path: Path) -> None:
+    runs = small_pipeline(tmp_path)
+    runs.observe()
+    error = TooManyRowsError("shard 1 has too many rows")
+    with pytest.raises(TooManyRowsError, match="shard 1 has"):
+        runs.make("embeddings", engine=engine_failing(error, of="s000001", times=1))
+    assert excluded(runs, "embeddings") == {}
+    assert runs.stale("embeddings") == ["s000001", "s000002"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semdedup_assets.sources.shard_index import ShardIndex
+from semdedup_assets.sources.shard_index import ShardIndex, VanishedFilesError
 from semdedup_assets.sources.shard_sizes import grouped
 from semdedup_assets.storage.files import FileStat
 
@@ -202,3 +202,26 @@ def test_a_quarter_of_a_million_files_take_seconds() -> None:
     assert time.perf_counter() - start < 20
     assert len(index.shards) == len(again.shards) == 2_500
     assert [one == other for one, other in zip(index.shards, again.shards, strict=True)].count(False) == 1
+
+
+@given(FILES, FILES, st.integers(0, 12), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_a_listing_that_lacks_more_than_a_share_of_the_files_is_refused(
+    files: list[FileStat], others: list[FileStat], kept: int, share: float
+) -> None:
+    index = ShardIndex.empty().updated(files, group=by(2))
+    listing = {file.path: file for file in [*others, *files[:kept]]}
+    missing = [file.path for file in files if file.path not in listing]
+    if len(missing) > 1 and len(missing) > share * len(files):
+        with pytest.raises(VanishedFilesError, match=f"^{len(missing)} of the {len(files)} files .* are missing"):
+            index.require_present([*listing.values()], max_vanished=share)
+    else:
+        index.require_present([*listing.values()], max_vanished=share)
+
+
+def test_no_more_shards_are_made_than_ids_can_number() -> None:
+    almost = ShardIndex((), 2**31 - 2)
+    files = [FileStat(name, 1, "s") for name in "abc"]
+    assert almost.updated(files[:2], group=by(1)).next_index == 2**31
+    with pytest.raises(ValueError, match=r"3 new files make 3 shards after 2,147,483,646 .*`shards\.files_per_shard`"):
+        almost.updated(files, group=by(1))
+    assert almost.updated(files, group=by(3)).next_index == 2**31 - 1
