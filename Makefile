@@ -86,6 +86,6 @@ $(BIN)/python:
 # A stamp for each set of extras: installing again is skipped until a requirement changes.
 $(VENV)/.installed-%: pyproject.toml constraints/constraints.txt | $(BIN)/python
 	@echo "Installing semdedup-assets[$(EXTRAS_$*)] into $(VENV): several GB and some minutes the first time."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		-c constraints/constraints.txt -e ".[$(EXTRAS_$*)]"
 	@touch $@

@@ -44,6 +44,7 @@ from semdedup_assets_tests.pipeline_runs import PipelineRuns
 
 KS, BUCKETS, NEW_SHARDS = ("3", "5", "8"), 2, 20
 GROUP, FILES, AUTOMATION = "toy__precomputed", "toy__files", "toy__precomputed__automation"
+FRESHNESS = "toy__precomputed__up_to_date"
 REFRESHED = tuple(stage.name for stage in GRAPH.stages if not stage.on_demand)
 
 
@@ -121,6 +122,19 @@ class Measured:
         self.clock.note(f"automation tick, {name}", seconds, **more)
         return data.cursor
 
+    def freshness_ticks(self) -> None:
+        """The sensor that shows what is stale, in one code server: its first look, another one, and no look."""
+        repository = pipeline_definitions(self.runs.pipeline).get_repository_def()
+        cursor = None
+        for name in ("first look", "settings changed", "nothing changed"):
+            if cursor and name == "settings changed":
+                cursor = json.dumps({**json.loads(cursor), "settings": ""})
+            context = dg.build_sensor_context(self.instance, cursor, repository_def=repository, sensor_name=FRESHNESS)
+            started = time.perf_counter()
+            data = repository.get_sensor_def(FRESHNESS).evaluate_tick(context)
+            self.clock.note(f"freshness tick, {name}", time.perf_counter() - started, events=len(data.asset_events))
+            cursor = data.cursor or cursor
+
     def _evaluated(self, name: str, cursor: str | None) -> tuple[Any, float]:
         repository = pipeline_definitions(self.runs.pipeline).get_repository_def()
         context = dg.build_sensor_context(self.instance, cursor, repository_def=repository, sensor_name=name)
@@ -171,6 +185,7 @@ class Measured:
         self.own_work()
         self.events("assignments")
         self.automation_tick("nothing to do", cursor)
+        self.freshness_ticks()
         self.checks()
         self.make_nothing()
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from machine import machine
 
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.engines.local import map_tasks
 from semdedup_assets.execution.engines.ray import RayEngine, Resources, connect
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH, pipeline_context
 

@@ -22,9 +22,9 @@ from proof.models import language_model_folder
 from reporting import Report, made
 
 from semdedup_assets.algorithm.seed_spread import SeedSpread, compare_spreads
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.execution.progress import reporting_to
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.rendering.training_curves import MetricPanel, MetricPoint, SeedPanel, metric_panels, seed_panels
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context

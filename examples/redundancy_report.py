@@ -15,8 +15,8 @@ import yaml
 from reporting import Report, made
 
 from semdedup_assets import compare_manifests
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context
 
@@ -34,7 +34,7 @@ def pipeline_of(demo: str, **changes: Any) -> Pipeline:
         "clustering": {"k": [10, "auto"], "seed": [0, 1], "buckets": 2},
         "selections": STRATEGIES,
         "epsilons": [0.01, 0.05, 0.1, "keep=80%", "keep=50%"],
-        "manifests": ["parquet"],
+        "manifests": ["parquet", "removed"],
         # Nothing is trained for the report.
         "training": None,
         "evaluation": {},

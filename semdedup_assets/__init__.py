@@ -1,42 +1,53 @@
-"""SemDeDup (arXiv 2303.09540) as partitioned Dagster assets; the algorithm alone is `semdedup`."""
+"""SemDeDup (arXiv 2303.09540): `semdedup` on vectors in memory, and a pipeline as partitioned Dagster assets."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semdedup_assets.algorithm.deduplication import Deduplication, semdedup
+    from semdedup_assets.algorithm.deduplication import Deduplication, Removed, semdedup
     from semdedup_assets.analyses.manifest_comparison import compare_manifests
     from semdedup_assets.component import ManifestComparison, SemDedupPipeline, TrainingComparison
+    from semdedup_assets.defs_folder import load_from_defs_folder
+    from semdedup_assets.storage.manifests import read_manifest
 
 __all__ = [
     "Deduplication",
     "ManifestComparison",
+    "Removed",
     "SemDedupPipeline",
     "TrainingComparison",
     "compare_manifests",
+    "load_from_defs_folder",
+    "read_manifest",
     "semdedup",
 ]
 
 _HOMES = {
     "Deduplication": "semdedup_assets.algorithm.deduplication",
     "ManifestComparison": "semdedup_assets.component",
+    "Removed": "semdedup_assets.algorithm.deduplication",
     "SemDedupPipeline": "semdedup_assets.component",
     "TrainingComparison": "semdedup_assets.component",
     "compare_manifests": "semdedup_assets.analyses.manifest_comparison",
+    "load_from_defs_folder": "semdedup_assets.defs_folder",
+    "read_manifest": "semdedup_assets.storage.manifests",
     "semdedup": "semdedup_assets.algorithm.deduplication",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # A library user never pays for Dagster, nor a code location for PyTorch before it has work to do.
+    # A library user never pays for Dagster, nor a code location for PyTorch: Dagster looks at all that `dir` names to find
+    # the components, so none of these modules loads PyTorch before it has work to do.
     if name in _HOMES:
         from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("semdedup-assets")
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 
 
 def __dir__() -> list[str]:
-    # Dagster looks at all that this names to find the components: the algorithm would bring PyTorch with it, a second
-    # and a half at each start of a code location.
-    return [*globals(), "ManifestComparison", "SemDedupPipeline", "TrainingComparison"]
+    return sorted({*globals(), *__all__, "__version__"})

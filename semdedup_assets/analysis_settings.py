@@ -210,11 +210,11 @@ class PrunedPairs(BaseModel, frozen=True, extra="forbid"):
         description="Pairs of a band whose contents are compared; of more, a seeded sample is, and its counts are scaled.",
     )
     shown: int = Field(20, ge=1, description="Pairs of a band that are shown, and that a person can label.")
-    files: int = Field(
-        64,
-        ge=2,
-        description="Source files (of texts: shards) that are read at most; of more, a seeded choice is. A folder of "
-        "single images has no such limit.",
+    mib: int = Field(
+        8192,
+        ge=1,
+        description="MiB of the source (of texts: of the items' tables) that are read at most; of more files than that, a "
+        "seeded choice is read.",
     )
     seed: int = Field(0, ge=0, description="Of the choice of pairs and files.")
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
@@ -48,7 +48,14 @@ def _one_or_several(value: Any) -> Any:
 ClusterCount = Annotated[str, BeforeValidator(_cluster_count)]
 EpsilonOrShare = Annotated[str, BeforeValidator(_target)]
 
-ManifestFormat = Literal["parquet", "keep_lists", "csv", "jsonl", "webdataset"]
+ManifestFormat = Literal["parquet", "removed", "keep_lists", "csv", "jsonl", "webdataset", "filtered"]
+SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
+    "csv": ("folder",),
+    "webdataset": ("webdataset", "folder"),
+    "jsonl": ("jsonl",),
+    "filtered": ("parquet", "vectors"),
+}
+"""The kinds of source that a manifest format needs; the others are of any."""
 
 
 class Shards(BaseModel, frozen=True, extra="forbid"):
@@ -130,7 +137,12 @@ class Galleries(BaseModel, frozen=True, extra="forbid"):
     groups: int = Field(12, ge=1, le=20, description="Largest groups of duplicates that are shown.")
     seeds: int = Field(6, ge=1, description="Items that are shown with their neighbours at rising epsilon.")
     items: int = Field(8, ge=2, description="Items of a group, and neighbours of a seed, that are shown.")
-    files: int = Field(32, ge=1, description="Source files that are read at most; items of others are only named.")
+    mib: int = Field(
+        2048,
+        ge=1,
+        description="MiB of the source that are read at most: of a file only what leads to the items that are shown. Items "
+        "beyond are only named.",
+    )
     seed: int = Field(0, ge=0, description="Of the choice of seed items.")
 
 
@@ -177,7 +189,7 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
     partitions_per_run: int | None = Field(
         None,
         ge=1,
-        description="Partitions of an asset that one run makes where a backfill or the automation launches many, so that "
+        description="Partitions of an asset that one run makes where a backfill launches many, so that "
         "Dagster's launcher spreads the runs over machines; empty: one run makes them all and loads a model once.",
     )
     attempts: int = Field(3, ge=1, description="How often a shard that cannot be embedded is tried in one run.")
@@ -221,7 +233,9 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         "are equal but for white space too (`normalised`: the vectors of such texts change). Or `never`.",
     )
     vectors: Literal["float16", "float32"] = Field("float16", description="How vectors are stored.")
-    max_skipped: float = Field(0.01, ge=0, le=1, description="Share of invalid items above which a check fails.")
+    max_skipped: float = Field(
+        0.01, ge=0, le=1, description="Share of the dataset's invalid items above which a check fails."
+    )
     cut_files: Literal["exclude", "accept"] = Field(
         "exclude",
         description="What becomes of a file that ends early (a tar cut off, half a .gz): its shard is tried again, then "
@@ -242,11 +256,13 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         ("0.05", "keep=50%"), min_length=1, description="Each a partition: an epsilon, or a share to keep."
     )
     manifests: Annotated[tuple[ManifestFormat, ...], AfterValidator(distinct)] = Field(
-        ("parquet", "keep_lists"), min_length=1, description="What a training job can read."
+        ("parquet", "removed", "keep_lists"),
+        min_length=1,
+        description="What is written: the kept items for training jobs, and what was removed (`removed`).",
     )
     manifest_weight: Literal["group_size", "inverse_group_size"] | None = Field(
         None,
-        description="A column `weight` in Parquet manifests: `group_size` lets each kept item count for all that it "
+        description="A column `weight` in the formats `parquet` and `removed`: `group_size` lets each kept item count for all that it "
         "stands for, so that the distribution stays; `inverse_group_size` is for those who weigh duplicates down and "
         "remove none: 1 / size of the group, of kept and removed items alike. Empty: no such column.",
     )
@@ -451,14 +467,15 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         return solved if shares else None
 
     def _manifest_problem(self) -> str | None:
-        possible: dict[str, tuple[str, ...]] = {
-            "csv": ("folder",),
-            "webdataset": ("webdataset", "folder"),
-            "jsonl": ("jsonl",),
-        }
+        kind = self.source.kind
         for name in self.manifests:
-            if name in possible and self.source.kind not in possible[name]:
-                return f"manifests: {name!r} needs a source of kind {' or '.join(possible[name])}, not {self.source.kind!r}"
+            needed = SOURCES_OF_FORMATS.get(name, (kind,))
+            if kind not in needed:
+                fitting = [each for each in get_args(ManifestFormat) if kind in SOURCES_OF_FORMATS.get(each, (kind,))]
+                return (
+                    f"manifests: {name!r} needs a source of kind {' or '.join(needed)}, not {kind!r}; of it there can be "
+                    f"{', '.join(fitting)}"
+                )
         return None
 
     def _held_out_problems(self) -> Iterator[str]:

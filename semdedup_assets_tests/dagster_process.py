@@ -177,6 +177,12 @@ def wait_for_ticks(dagster: RunningDagster, name: str, *, what: str) -> None:
     wait_for(looked, what=f"{name} to look {_LOOKS} times, {what}", log=dagster.log)
 
 
+def last_tick(dagster: RunningDagster, name: str) -> Any:
+    """The last evaluation of a sensor or a schedule that has ended."""
+    (state,) = _states(dagster.instance, name)
+    return next(tick for tick in _ticks(dagster.instance, state) if tick.is_completed)
+
+
 def _states(instance: dg.DagsterInstance, name: str) -> list[Any]:
     return [state for state in instance.all_instigator_state() if state.instigator_name == name]
 

@@ -11,11 +11,13 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.assets.refresh import StageRun, refresh
+from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.pipeline_stages import StageAsset
+from semdedup_assets.execution.refresh import StageRun
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import ANALYSE, EVALUATE, StageGraph
 from semdedup_assets.settings import Pipeline

@@ -18,9 +18,8 @@ DEMO = ["emoji", "tiny-clip"]
 GROUP = "emoji__tiny_clip"
 EVALUATED = "0.05|auto"
 LOCATION = "semdedup_assets"
-_LARGEST = 300_000
-# Lines and letters alone look the same in few colours.
-_LINES = {"training": 60_000, "evaluations": 60_000}
+# The repository travels: lines, letters and flat drawings look the same in few colours.
+_LARGEST = 75_000
 _COLOURS = (None, 256, 128, 64)
 # All of them, or so many: the first that make a picture small enough are taken.
 
@@ -135,7 +134,7 @@ def make_evaluations(dagster: RunningDagster) -> None:
         subprocess.run(command, cwd=ROOT, env={**os.environ, "DAGSTER_HOME": str(ROOT)}, check=True)
 
 
-def save(png: bytes, path: Path, *, largest: int = _LARGEST) -> None:
+def save(png: bytes, path: Path) -> None:
     """Write a picture with as many colours as keep it small.
 
     Raises:
@@ -146,7 +145,7 @@ def save(png: bytes, path: Path, *, largest: int = _LARGEST) -> None:
         content = io.BytesIO()
         fewer = picture.quantize(colours) if colours else picture
         fewer.save(content, "PNG", optimize=True)
-        if content.tell() < largest:
+        if content.tell() < _LARGEST:
             path.write_bytes(content.getvalue())
             return
     message = f"{path.name} takes {content.tell():,} bytes with {colours} colours: make its window smaller"
@@ -168,7 +167,7 @@ def main() -> None:
                     make_evaluations(dagster)
                 show(ui)
                 ui.page.wait_for_timeout(1000)  # Dialogs fade in.
-                save(ui.page.screenshot(), IMAGES / f"{name}.png", largest=_LINES.get(name, _LARGEST))
+                save(ui.page.screenshot(), IMAGES / f"{name}.png")
             sys.stdout.write(f"{IMAGES / name}.png\n")
     dagster.log.unlink()
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.outcomes import Engine
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets.settings import Pipeline

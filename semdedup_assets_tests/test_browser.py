@@ -15,6 +15,7 @@ import pytest
 
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import check_specs
+from semdedup_assets.checks.up_to_date import NAME as UP_TO_DATE
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.stage import ANALYSE, EVALUATE
 from semdedup_assets.stage_graph import GRAPH, pipeline_context
@@ -134,7 +135,11 @@ def test_the_groups_list_their_assets_and_the_graph_shows_the_main_way(seen: See
         seen.ui.page.locator(f'a[href$="/{name}"]').first.wait_for()
 
     seen.ui.open_group(LOCATION, GROUP)
-    for name in ("shards", "shard_index", *(stage.name for stage in stages if stage.step not in (ANALYSE, EVALUATE))):
+    for name in (
+        "shards",
+        "shard_index",
+        *(stage.name for stage in stages if stage.step not in (ANALYSE, EVALUATE) and not stage.on_demand),
+    ):
         wait_for_link(name)
     seen.ui.open_group(LOCATION, f"{GROUP}__analyses")
     # The first ones: of a long list the page has what is in sight.
@@ -197,11 +202,25 @@ def test_the_launchpad_describes_each_setting(seen: Seen) -> None:
 def test_the_checks_tab_shows_each_check_with_its_result(seen: Seen) -> None:
     seen.ui.open_asset(seen.key("keep_masks"), "checks")
     names = check_names(seen, "keep_masks")
-    assert names
-    for name in names:
+    assert len(names) > 1
+    for name in set(names) - {UP_TO_DATE}:
         seen.ui.page.get_by_text(name, exact=True).first.click()
         seen.ui.page.get_by_text("Passed", exact=True).first.wait_for()
         seen.ui.page.get_by_text("failing_partitions", exact=True).first.wait_for()
+
+
+def test_the_checks_tab_names_what_is_missing_and_the_job_that_makes_it(seen: Seen) -> None:
+    key = dg.AssetCheckKey(dg.AssetKey(seen.key("galleries")), UP_TO_DATE)
+
+    def evaluated() -> bool:
+        found = seen.dagster.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
+        return key in found and found[key].status.value == "FAILED"
+
+    wait_for(evaluated, what="the sensor to look", log=seen.dagster.log)
+    seen.ui.open_asset(seen.key("galleries"), "checks")
+    seen.ui.page.get_by_text(UP_TO_DATE, exact=True).first.click()
+    seen.ui.page.get_by_text(f"launch {GROUP}__refresh").first.wait_for()
+    assert "galleries are stale or missing: 0.05|4 (missing)" in seen.text()
 
 
 def check_names(seen: Seen, asset: str) -> list[str]:
@@ -214,4 +233,4 @@ def test_jobs_schedule_and_sensors_are_listed(seen: Seen) -> None:
     seen.ui.open("/jobs")
     seen.wait_for_texts(f"{GROUP}__refresh", f"{GROUP}__refit")
     seen.ui.open("/automation")
-    seen.wait_for_texts("emoji__files", f"{GROUP}__automation", f"{GROUP}__schedule")
+    seen.wait_for_texts("emoji__files", f"{GROUP}__automation", f"{GROUP}__{UP_TO_DATE}", f"{GROUP}__schedule")

@@ -9,11 +9,13 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from semdedup_assets.assets.automation import REASON_TAG
 from semdedup_assets.assets.lost_runs import PROCESS_TAG
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets_tests.dagster_process import (
     RunningDagster,
     configured_instance,
+    last_tick,
     running_dagster,
     wait_for,
     wait_for_ticks,
@@ -25,6 +27,7 @@ from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, 
 pytestmark = pytest.mark.slow
 
 SHARDS = ["s000000", "s000001"]
+AUTOMATION = "toy__precomputed__automation"
 
 
 def of_new(*shards: str) -> Partitions:
@@ -129,14 +132,17 @@ def test_what_was_missing_before_the_daemon_first_looked_is_made_and_a_vanished_
     with refreshing(tmp_path, {"automatic": True}, before=two_shards_made_and_two_missing) as (runs, dagster):
         before = runs.instance.fetch_observations(runs.builder.source_key("shards"), limit=1).records[0].storage_id
         wait_until_made(runs, dagster, of_new("s000002", "s000003"), before)
+        (run,) = runs.instance.get_runs()
+        assert run.tags[REASON_TAG].startswith("items: 2 missing or stale (s000002, s000003)")
+
+        wait_for_ticks(dagster, AUTOMATION, what="with nothing to do")
+        assert runs.instance.get_runs_count() == 1
+        assert last_tick(dagster, AUTOMATION).skip_reason == "everything is up to date"
 
         before = now(runs)
-        wait_for_ticks(dagster, "toy__precomputed__automation", what="with nothing to do")
-        assert runs.materialised_since(before) == {}
-        assert not unfinished(runs)
-
         (tmp_path / "source" / "0.npy").unlink()
         wait_until_made(runs, dagster, {asset: made for asset, made in of_new().items() if made}, before)
+        assert runs.instance.get_runs_count() == 2
         manifest = runs.last_materialisation("manifests", ["0.05|3"])
         assert manifest.metadata["records"].value == 3 * len(near_duplicates(0))
 

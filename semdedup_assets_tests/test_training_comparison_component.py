@@ -17,7 +17,7 @@ from semdedup_assets_tests import comparison_projects
 from semdedup_assets_tests.baselines.baseline_runs import docstrings, edited, text_runs
 from semdedup_assets_tests.comparison_projects import check_job, comparison_job, line_of, metadata_of
 from semdedup_assets_tests.stage_runs import StageRuns
-from semdedup_assets_tests.test_component import COMMENTED_SETTING, load, root_cause
+from semdedup_assets_tests.test_component import COMMENTED_SETTING, check_failure, load
 from semdedup_assets_tests.training.training_pipelines import metric_command, training
 
 COMPONENT = "semdedup_assets.TrainingComparison"
@@ -176,10 +176,8 @@ def test_a_kept_set_that_is_not_there_is_told_with_its_line_and_what_there_is(
 
 
 def problems_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is told in place of loading a project."""
-    with pytest.raises(Exception, match="Error while") as caught:
-        load(folder, monkeypatch)
-    head, *lines = str(root_cause(caught.value)).splitlines()
+    """What a check of the project's definitions fails with."""
+    head, *lines = check_failure(folder, monkeypatch).splitlines()
     assert head.startswith(f"{len(lines)} problem")
     return lines
 

@@ -1,21 +1,22 @@
 """Read a manifest's JSON lines with Hugging Face datasets.
 
-    python examples/read_manifests/jsonl_datasets.py data/web/opt-125m/k=100/hard/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/jsonl_datasets.py data/web/opt-125m/k=100/hard/epsilon=0.05/manifests/current.json
 
-The folder must hold the format `jsonl`: the source's own lines of the kept items.
+The manifest must hold the format `jsonl`: the source's own lines of the kept items.
 """
 
 import argparse
-from pathlib import Path
 
 import datasets
+
+from semdedup_assets import read_manifest
 
 
 def main() -> None:
     """Stream every kept line, print the first and how many there are."""
     parser = argparse.ArgumentParser(description="Read a manifest's JSON lines.")
-    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds jsonl/*.jsonl.gz")
-    files = [str(path) for path in sorted((parser.parse_args().folder / "jsonl").glob("*.jsonl.gz"))]
+    parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds jsonl/*.jsonl.gz")
+    files = read_manifest(parser.parse_args().manifest).files("jsonl")
     rows = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
     items = 0
     for row in rows:

@@ -1,8 +1,8 @@
 r"""Read a manifest's keep lists: which records of which source file are kept.
 
-    python examples/read_manifests/keep_lists.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/keep_lists.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/current.json
 
-The folder must hold the format `keep_lists`: a table for each shard, tab-separated, of file, row in the file and key.
+The manifest must hold the format `keep_lists`: a table for each shard, tab-separated, of file, row in the file and key.
 File names and keys may hold anything: `\t`, `\n`, `\r`, `\\` and `\xHH`, a byte, stand for what would end a cell or a
 line. `samples/*.tsv`, beside the format `webdataset`, are written the same way, with the key in the tar in front.
 """
@@ -14,6 +14,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from semdedup_assets import read_manifest
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)")
 _SHORT = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
@@ -40,10 +42,10 @@ def _character(found: "re.Match[bytes]") -> bytes:
 def main() -> None:
     """Print the first kept records, and how many there are."""
     parser = argparse.ArgumentParser(description="Read a manifest's keep lists.")
-    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds keep_lists/*.tsv")
+    parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds keep_lists/*.tsv")
     items = 0
-    for path in sorted((parser.parse_args().folder / "keep_lists").glob("*.tsv")):
-        for file, row, key in read_table(path):
+    for path in read_manifest(parser.parse_args().manifest).files("keep_lists"):
+        for file, row, key in read_table(Path(path)):
             if items < 3:
                 print(f"record {row} of {file!r}: {key!r}")
             items += 1

@@ -1,8 +1,8 @@
 """Read a manifest with OpenCLIP's own CSV loader.
 
-    python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/open_clip_csv.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/current.json
 
-The folder must hold the format `csv`, whose columns and separator are OpenCLIP's defaults. To train on it:
+The manifest must hold the format `csv`, whose columns and separator are OpenCLIP's defaults. To train on it:
 
     python -m open_clip_train.main --model ViT-B-16 --dataset-type csv --train-data '<folder>/open_clip.csv' --workers 4
 
@@ -10,21 +10,23 @@ An epoch is a pass over the table without its last partial batch; OpenCLIP ignor
 """
 
 import argparse
-from pathlib import Path
 
 import open_clip
 from open_clip_train.data import CsvDataset
+
+from semdedup_assets import read_manifest
 
 
 def main() -> None:
     """Load every kept image with its caption, and print how many there are."""
     parser = argparse.ArgumentParser(description="Read a manifest with OpenCLIP's CSV loader.")
-    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds open_clip.csv")
+    parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds open_clip.csv")
     parser.add_argument("--model", default="ViT-B-16", help="whose tokenizer and image size to use")
     chosen = parser.parse_args()
+    (table,) = read_manifest(chosen.manifest).files("open_clip.csv")
     size = open_clip.get_model_config(chosen.model)["vision_cfg"]["image_size"]
     dataset = CsvDataset(
-        str(chosen.folder / "open_clip.csv"),
+        table,
         open_clip.image_transform(size, is_train=False),
         img_key="filepath",
         caption_key="title",

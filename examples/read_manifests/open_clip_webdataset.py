@@ -1,8 +1,8 @@
 """Read a manifest with OpenCLIP's own WebDataset loader, once as for evaluation and a batch as for training.
 
-    python examples/read_manifests/open_clip_webdataset.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/<version>
+    python examples/read_manifests/open_clip_webdataset.py data/photos/ViT-B-16-openai/k=100/hard/epsilon=0.05/manifests/current.json
 
-The folder must hold the format `webdataset`: tars with the kept samples alone. To train on them:
+The manifest must hold the format `webdataset`: tars with the kept samples alone. To train on them:
 
     python -m open_clip_train.main --model ViT-B-16 --dataset-type webdataset --train-data '<folder>/webdataset/s{000000..000099}.tar' --train-num-samples <items> --workers 4
 
@@ -11,11 +11,12 @@ OpenCLIP passes over samples without a caption. Its loader needs webdataset befo
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip_train.data import get_wds_dataset
+
+from semdedup_assets import read_manifest
 
 
 def load(tars: list[str], model: str, *, items: int | None) -> Any:
@@ -47,10 +48,10 @@ def load(tars: list[str], model: str, *, items: int | None) -> Any:
 def main() -> None:
     """Load every kept image with its caption, print how many there are, and load a batch of a training."""
     parser = argparse.ArgumentParser(description="Read a manifest with OpenCLIP's WebDataset loader.")
-    parser.add_argument("folder", type=Path, help="folder of one manifest, which holds webdataset/*.tar")
+    parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds webdataset/*.tar")
     parser.add_argument("--model", default="ViT-B-16", help="whose tokenizer and image size to use")
     chosen = parser.parse_args()
-    tars = [str(path) for path in sorted((chosen.folder / "webdataset").glob("*.tar"))]
+    tars = read_manifest(chosen.manifest).files("webdataset")
     items = 0
     for images, tokens in load(tars, chosen.model, items=None):
         if items == 0:

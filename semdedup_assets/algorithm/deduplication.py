@@ -1,107 +1,61 @@
-"""The whole method in one call, on vectors in memory."""
+"""The whole method in one call, on vectors in memory; PyTorch is loaded by the call, not by the import."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from semdedup_assets.algorithm.assignment import assign
-from semdedup_assets.algorithm.cluster_ranges import cluster_batches
-from semdedup_assets.algorithm.cross_clusters import (
-    Found,
-    Reach,
-    Visits,
-    best_of,
-    earlier_members,
-    greatest_earlier,
+from semdedup_assets.algorithm.arguments import (
+    check_integer,
+    check_number,
+    checked_ids,
+    checked_k,
+    checked_protection,
+    checked_vectors,
 )
-from semdedup_assets.algorithm.detection_efficiency import (
-    NEIGHBOURS,
-    ClusterRows,
-    DetectionEfficiency,
-    DuplicateCounter,
-    sample_clusters,
-)
-from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
-from semdedup_assets.algorithm.keep_order import (
-    ClusteredItems,
-    KeepOrder,
-    KeepStrategy,
-    check_keep,
-    cluster_offsets,
-    cluster_order,
-    keep_keys,
-)
+from semdedup_assets.algorithm.call_progress import reporting
+from semdedup_assets.algorithm.keep_order import KeepOrder, KeepStrategy, check_keep, keep_in_words
 from semdedup_assets.algorithm.kept_overlap import ComparedMasks, compare_masks
-from semdedup_assets.algorithm.kmeans import spherical_kmeans, suggest_k
-from semdedup_assets.algorithm.sampling import UniformSample
-from semdedup_assets.algorithm.selection import (
-    Selection,
-    SelectionRule,
-    check_epsilon,
-    check_rule,
-    greedy_keep_clusters,
-    keep_mask,
-    orphans,
-    select_across,
-    select_clusters,
-)
-from semdedup_assets.algorithm.similarity import EarlierSimilarity, score_clusters
 from semdedup_assets.algorithm.tuning import epsilon_for
-from semdedup_assets.algorithm.unit_rows import as_tensor, check_rows, unit_rows
 
-# Lloyd's iterations change centroids little once each has this many vectors to average (faiss' own default).
-_SAMPLE_PER_CLUSTER = 256
-_ITERATIONS = 100
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from semdedup_assets.algorithm.clustered_rows import ClusteredRows
+    from semdedup_assets.algorithm.cross_clusters import Reach
+    from semdedup_assets.algorithm.detection_efficiency import DetectionEfficiency
+    from semdedup_assets.algorithm.selection import Selection, SelectionRule
+    from semdedup_assets.algorithm.similarity import EarlierSimilarity
+
+_NEIGHBOURS = 20
 _BUDGET = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class _ClusteredRows:
-    """The caller's vectors, and their order by cluster and within each in keep-order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Removed:
+    """What is removed, and what is kept for it; one entry for each removed item, in the order of the rows.
 
     Attributes:
-        vectors: (n, d) as they were given.
-        order: (n,) int64, rows of `vectors`.
-        offsets: (k + 1,) int64, where each cluster starts in `order`.
-        device: that does the work.
-        everywhere: (n,) int64, rows of `vectors` in the keep-order of all clusters together.
-        protected: (n,) bool, which rows are never removed; None where none are.
+        row: (m,) int64, which items.
+        kept: (m,) int64, row of the kept item that stands for each: the most similar one of its cluster.
+        similarity: (m,) float32, cosine similarity of the two.
+        is_orphan: (m,) bool, whether that is not within epsilon: the item was removed for one that was removed itself.
     """
 
-    vectors: Tensor
-    order: np.ndarray
-    offsets: np.ndarray
-    device: torch.device
-    everywhere: np.ndarray
-    protected: np.ndarray | None
+    row: np.ndarray
+    kept: np.ndarray
+    similarity: np.ndarray
+    is_orphan: np.ndarray
 
-    def unit_rows(self, first: int, stop: int) -> Tensor:
-        """(m, d) float32 unit rows of the clusters from `first` to `stop`."""
-        members = torch.as_tensor(self.order[self.offsets[first] : self.offsets[stop]], device=self.vectors.device)
-        return unit_rows(self.vectors[members].to(self.device))
+    def __len__(self) -> int:
+        return len(self.row)
 
-    def of_sample(self, clusters: np.ndarray) -> ClusterRows:
-        """The items of some clusters, (c,) ascending, by the numbers of their rows."""
-        parts = [self.members(cluster) for cluster in clusters.tolist()]
-        members = np.concatenate(parts)
-        vectors = unit_rows(self.vectors[torch.as_tensor(members, device=self.vectors.device)].to(self.device))
-        return ClusterRows(members.astype(np.uint64), np.repeat(clusters, list(map(len, parts))), vectors)
-
-    def members(self, cluster: int) -> np.ndarray:
-        """(m,) int64, the rows of a cluster in keep-order."""
-        return self.order[self.offsets[cluster] : self.offsets[cluster + 1]]
-
-    def of_clusters(self, clusters: set[int]) -> Iterator[tuple[slice, Tensor]]:
-        """The slice of `order`, and the unit rows, of each of some clusters."""
-        for cluster in sorted(clusters):
-            rows = slice(int(self.offsets[cluster]), int(self.offsets[cluster + 1]))
-            yield rows, self.unit_rows(cluster, cluster + 1)
+    def __repr__(self) -> str:
+        return f"Removed({len(self):,} items, {int(self.is_orphan.sum()):,} of them orphans)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Deduplication:
     """What one pass found; every epsilon follows from it.
 
@@ -116,6 +70,8 @@ class Deduplication:
         centroid_similarity: (n,) float64, cosine similarity to the cluster's centroid.
         centroids: (k, d) float32 unit rows.
         reach: which other clusters each item searched, after `repaired`; None: only its own was searched.
+        keep: what orders the items, in words.
+        seed: of k-means and of random orders.
     """
 
     similarity: np.ndarray
@@ -123,10 +79,22 @@ class Deduplication:
     cluster: np.ndarray
     centroid_similarity: np.ndarray
     centroids: np.ndarray
-    _rows: _ClusteredRows = field(repr=False, compare=False)
-    reach: Reach | None = None
+    _rows: "ClusteredRows"
+    reach: "Reach | None" = None
+    keep: str = "'hard'"
+    seed: int = 0
 
-    def keep_mask(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+    def __len__(self) -> int:
+        return len(self.similarity)
+
+    def __repr__(self) -> str:
+        protected = 0 if self._rows.protected is None else int(self._rows.protected.sum())
+        parts = [f"n={len(self)}", f"k={len(self.centroids)}", f"keep={self.keep}", f"seed={self.seed}"]
+        parts += [f"protected={protected}"] if protected else []
+        parts += [] if self.reach is None else [f"repaired within epsilon={self.reach.epsilon}"]
+        return f"Deduplication({', '.join(parts)})"
+
+    def keep_mask(self, epsilon: float, *, rule: "SelectionRule" = "chain") -> np.ndarray:
         """Which items are kept at an epsilon (Alg. A7).
 
         Args:
@@ -139,6 +107,8 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2], or an unknown rule.
         """
+        from semdedup_assets.algorithm.selection import greedy_keep_clusters, keep_mask
+
         self._check(rule, epsilon)
         if rule == "chain":
             return keep_mask(self.similarity, epsilon)
@@ -151,7 +121,7 @@ class Deduplication:
         )
         return self._in_row_order(keep)
 
-    def nearest_kept(self, epsilon: float, *, rule: SelectionRule = "chain") -> Selection:
+    def nearest_kept(self, epsilon: float, *, rule: "SelectionRule" = "chain") -> "Selection":
         """The nearest kept item of each removed one, of its cluster.
 
         Args:
@@ -165,6 +135,8 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2], or an unknown rule.
         """
+        from semdedup_assets.algorithm.selection import Selection, select_across, select_clusters
+
         self._check(rule, epsilon)
         order, vectors_of = self._rows.order, self._rows.of_clusters
         earlier, cluster = self._in_keep_order(), self.cluster[order]
@@ -175,7 +147,7 @@ class Deduplication:
         neighbour = np.where(found.kept_neighbour < 0, -1, order[found.kept_neighbour])
         return Selection(*map(self._in_row_order, (found.keep, neighbour, found.kept_similarity)))
 
-    def groups(self, epsilon: float, *, rule: SelectionRule = "chain") -> np.ndarray:
+    def groups(self, epsilon: float, *, rule: "SelectionRule" = "chain") -> np.ndarray:
         """The kept item that stands for each item: a kept one for itself, a removed one's is its nearest.
 
         Args:
@@ -197,7 +169,35 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2].
         """
+        from semdedup_assets.algorithm.selection import orphans
+
         return orphans(self.nearest_kept(epsilon), epsilon)
+
+    def removed(self, epsilon: float, *, rule: "SelectionRule" = "chain") -> Removed:
+        """The removed items, each with the kept item that stands for it.
+
+        Args:
+            epsilon: in [0, 2].
+            rule: `chain` or `greedy`.
+
+        Returns:
+            `row`, `kept`, `similarity` and `is_orphan`, (m,) each: the columns of a table, as `dataclasses.asdict` gives
+            them.
+
+        Raises:
+            ValueError: epsilon is outside [0, 2], or an unknown rule.
+
+        Example:
+            >>> vectors = np.repeat(np.random.default_rng(0).normal(size=(3, 8)), 2, axis=0)
+            >>> found = semdedup(vectors, k=1).removed(0.01)
+            >>> found.row.tolist(), found.kept.tolist()
+            ([1, 3, 5], [0, 2, 4])
+        """
+        from semdedup_assets.algorithm.selection import orphans
+
+        found = self.nearest_kept(epsilon, rule=rule)
+        row = np.flatnonzero(~found.keep)
+        return Removed(row, found.kept_neighbour[row], found.kept_similarity[row], orphans(found, epsilon)[row])
 
     def kept_fraction(self, epsilons: Sequence[float] | np.ndarray) -> np.ndarray:
         """The share of the items that the chain rule keeps at each epsilon (Fig. 3).
@@ -211,16 +211,22 @@ class Deduplication:
         Raises:
             ValueError: an epsilon is outside [0, 2].
         """
-        wanted = np.asarray(epsilons, dtype=np.float64)
-        for epsilon in wanted.tolist():
+        from semdedup_assets.algorithm.epsilon_curves import EpsilonCounts
+        from semdedup_assets.algorithm.selection import check_epsilon
+
+        if np.ndim(epsilons) != 1:
+            message = f"epsilons: {epsilons!r} is no sequence of numbers; give several, such as [0.01, 0.05]"
+            raise TypeError(message)
+        for epsilon in epsilons:
             check_epsilon(epsilon)
+        wanted = np.asarray(epsilons, dtype=np.float64)
         ascending, index = np.unique(wanted, return_inverse=True)
         counts = EpsilonCounts(ascending)
         counts.add(self.similarity)
         fraction: np.ndarray = counts.within[index] / len(self.similarity)
         return fraction
 
-    def epsilon_for(self, *, keep: float, rule: SelectionRule = "chain") -> float:
+    def epsilon_for(self, *, keep: float, rule: "SelectionRule" = "chain") -> float:
         """The epsilon that keeps a share of the items; equal similarities stay together, so ties may keep more.
 
         Args:
@@ -230,6 +236,8 @@ class Deduplication:
         Raises:
             ValueError: `keep` is outside (0, 1], or the rule is not `chain`.
         """
+        from semdedup_assets.algorithm.selection import check_rule
+
         check_rule(rule)
         if rule == "greedy":
             message = (
@@ -237,6 +245,7 @@ class Deduplication:
                 "epsilon rises, and each epsilon that is tried reads vectors again; give an epsilon to keep_mask instead"
             )
             raise ValueError(message)
+        check_number(keep, name="keep", wanted="a share in (0, 1]")
         return epsilon_for(lambda: [self.similarity], keep=keep)
 
     def repaired(self, *, clusters: int | None = 4, epsilon: float = 0.1) -> "Deduplication":
@@ -255,25 +264,30 @@ class Deduplication:
         Raises:
             ValueError: epsilon is outside [0, 2], or the number of clusters is not positive.
         """
+        from semdedup_assets.algorithm.clustered_rows import search_across
+        from semdedup_assets.algorithm.cross_clusters import Reach
+        from semdedup_assets.algorithm.selection import check_epsilon
+
         check_epsilon(epsilon)
-        if clusters is not None and clusters < 1:
-            message = f"clusters: {clusters} is not a positive number; None searches all"
-            raise ValueError(message)
+        check_integer(clusters, name="clusters", least=1, without="None searches all")
         reach = Reach(clusters, epsilon)
-        found = _across(self._rows, self.cluster, self.centroids, reach)
+        found = search_across(self._rows, self.cluster, self.centroids, reach)
         nearer = found.similarity > self.similarity[found.item]
         item = found.item[nearer]
         similarity, duplicate_of = self.similarity.copy(), self.duplicate_of.copy()
         similarity[item], duplicate_of[item] = found.similarity[nearer], found.earlier[nearer]
         return replace(self, similarity=similarity, duplicate_of=duplicate_of, reach=reach)
 
-    def _check(self, rule: SelectionRule, epsilon: float) -> None:
+    def _check(self, rule: "SelectionRule", epsilon: float) -> None:
         """Check that a mask can be made.
 
         Raises:
             ValueError: an unknown rule, or one that a repair does not serve, or an epsilon that it does not reach.
         """
+        from semdedup_assets.algorithm.selection import check_epsilon, check_rule
+
         check_rule(rule)
+        check_epsilon(epsilon)
         if self.reach is None:
             return
         if rule == "greedy":
@@ -287,10 +301,10 @@ class Deduplication:
         self,
         *,
         epsilon: float | Sequence[float],
-        neighbours: int | None = NEIGHBOURS,
+        neighbours: int | None = _NEIGHBOURS,
         clusters: int | None = None,
         seed: int = 0,
-    ) -> DetectionEfficiency:
+    ) -> "DetectionEfficiency":
         """Which share of the duplicates the search within clusters finds (SemDeDup, appendix A.2): η.
 
         Args:
@@ -306,15 +320,18 @@ class Deduplication:
         Raises:
             ValueError: an epsilon is outside [0, 2], no cluster is to be sampled, or `neighbours` is negative.
         """
-        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
-        for each in epsilons.tolist():
+        import torch
+
+        from semdedup_assets.algorithm.cluster_ranges import cluster_batches
+        from semdedup_assets.algorithm.detection_efficiency import DuplicateCounter, sample_clusters
+        from semdedup_assets.algorithm.selection import check_epsilon
+
+        for each in [epsilon] if np.ndim(epsilon) == 0 else epsilon:  # type: ignore[union-attr]
             check_epsilon(each)
-        if clusters is not None and clusters < 1:
-            message = f"clusters: {clusters} is not a positive number; None samples all"
-            raise ValueError(message)
-        if neighbours is not None and neighbours < 0:
-            message = f"neighbours: {neighbours} is negative; None compares with all clusters"
-            raise ValueError(message)
+        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
+        check_integer(clusters, name="clusters", least=1, without="None samples all")
+        check_integer(neighbours, name="neighbours", least=0, without="None compares with all clusters")
+        check_integer(seed, name="seed", least=0)
         rows, centroids = self._rows, torch.from_numpy(self.centroids).to(self._rows.device)
         sampled = sample_clusters(len(centroids), most=clusters, seed=seed)
         counter = DuplicateCounter(
@@ -347,6 +364,9 @@ class Deduplication:
             >>> semdedup(vectors, k=2).compare(semdedup(vectors, k=2), keep=0.5).overlap.intersection
             1.0
         """
+        if not isinstance(other, Deduplication):
+            message = f"other: {type(other).__name__} is not what semdedup returns; give another Deduplication of the same rows"
+            raise TypeError(message)
         if (epsilon is None) == (keep is None):
             message = "give either epsilon or keep: by which what is kept is compared"
             raise ValueError(message)
@@ -356,8 +376,10 @@ class Deduplication:
         )
         return compare_masks(first, second)
 
-    def _in_keep_order(self) -> EarlierSimilarity:
+    def _in_keep_order(self) -> "EarlierSimilarity":
         """The scores by cluster and in keep-order, with positions in that order."""
+        from semdedup_assets.algorithm.similarity import EarlierSimilarity
+
         order = self._rows.order
         earlier = self.duplicate_of[order]
         position = np.where(earlier < 0, -1, self._ranks()[earlier])
@@ -377,21 +399,22 @@ class Deduplication:
 
 
 def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
-    vectors: np.ndarray | Tensor,
+    vectors: "np.ndarray | Tensor",
     *,
-    k: int | None = None,
+    k: int | Literal["auto"] | None = "auto",
     keep: KeepStrategy | np.ndarray | KeepOrder = "hard",
     seed: int = 0,
     ids: np.ndarray | None = None,
     protect: np.ndarray | None = None,
+    progress: bool | Callable[[str, int, int], None] = False,
 ) -> Deduplication:
     """Deduplicate vectors by SemDeDup (Abbas et al. 2023).
 
     Runs on the vectors' device, or on a GPU where there is one.
 
     Args:
-        vectors: (n, d) floats; need not be of unit norm.
-        k: clusters; None: a suggestion for n.
+        vectors: (n, d) floats: a NumPy array, also a mapped file, or a torch tensor; need not be of unit norm.
+        k: clusters; `auto`: a suggestion for n.
         keep: which item of a group is kept: `hard` the least similar to its centroid, `easy` the most similar, `middle`
             the one nearest to the median of its cluster, `random`; or (n,) integers, floats or `datetime64`, smallest
             first, NaN last; integers keep their exact order. A sequence of such arrays, which a strategy may end: the
@@ -400,115 +423,43 @@ def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
         ids: (n,) distinct non-negative integers that settle ties and choose the sample, so that the order of the
             rows does not matter; None: the row numbers.
         protect: (n,) bool, items that are never removed; they come first in their cluster, and so remove others.
+        progress: True: a bar for each step on standard error; or a function that is given the step's name, how much of
+            it is done, and how much there is.
 
     Returns:
         Scores from which any epsilon's keep mask follows. It refers to the vectors, so do not change them.
 
     Raises:
+        TypeError: an argument is of a type that cannot be used; names it and what to give.
         ValueError: an argument is invalid, or a row is zero or not finite; names it.
 
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> vectors = np.repeat(rng.normal(size=(50, 8)), 2, axis=0)
-        >>> int(semdedup(vectors, k=2).keep_mask(0.01).sum())
+        >>> result = semdedup(vectors, k=2)
+        >>> result
+        Deduplication(n=100, k=2, keep='hard', seed=0)
+        >>> int(result.keep_mask(0.01).sum())
         50
     """
-    tensor = as_tensor(vectors)
-    check_rows(tensor)
-    if len(tensor) == 0:
-        message = "vectors: there are no rows to deduplicate"
-        raise ValueError(message)
-    identity = _checked_ids(ids, len(tensor))
+    check_integer(seed, name="seed", least=0)
+    tensor = checked_vectors(vectors)
+    clusters, identity = checked_k(k, len(tensor)), checked_ids(ids, len(tensor))
     order = check_keep(keep, items=len(tensor))
+    words = keep_in_words(keep)
     if protect is not None:
-        order = [~_checked_protection(protect, len(tensor)), *order]
-    k = suggest_k(len(tensor)) if k is None else k
-    device, sample = _device(tensor), _sample(tensor, identity, k, seed)
-    centroids = spherical_kmeans(sample, k=k, iterations=_ITERATIONS, seed=seed, devices=[device]).vectors
-    assigned = assign(tensor, torch.from_numpy(centroids).to(device), budget=_BUDGET)
-    items = ClusteredItems(identity, assigned.cluster, assigned.similarity)
-    keys = keep_keys(order, items, seed=seed)
-    in_order = cluster_order(assigned.cluster, keys=keys, ids=identity)
-    # One cluster for all: the order of the whole data set.
-    everywhere = cluster_order(np.zeros_like(assigned.cluster), keys=keys, ids=identity)
-    offsets = cluster_offsets(assigned.cluster, k=len(centroids))
-    rows = _ClusteredRows(tensor, in_order, offsets, device, everywhere, protect)
-    similarity, duplicate_of = _score(rows)
+        order = [~checked_protection(protect, len(tensor)), *order]
+
+    from semdedup_assets.algorithm.clustered_rows import clustered_rows, score_rows
+
+    with reporting(progress) as report:
+        rows, assigned, centroids = clustered_rows(
+            tensor, identity, k=clusters, order=order, protected=protect, seed=seed, report=report
+        )
+        similarity, duplicate_of = score_rows(rows, report)
     if protect is not None:
         similarity[protect], duplicate_of[protect] = -np.inf, -1
-    return Deduplication(similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids, rows)
-
-
-def _device(vectors: Tensor) -> torch.device:
-    if vectors.is_cuda or not torch.cuda.is_available():
-        return vectors.device
-    return torch.device("cuda")
-
-
-def _checked_ids(ids: np.ndarray | None, n: int) -> np.ndarray:
-    if ids is None:
-        return np.arange(n, dtype=np.uint64)
-    ids = np.asarray(ids)
-    if ids.shape != (n,) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != n or (n and ids.min() < 0):
-        message = f"ids: expected {n} distinct non-negative integers, one per row"
-        raise ValueError(message)
-    return ids.astype(np.uint64)
-
-
-def _checked_protection(protect: np.ndarray, n: int) -> np.ndarray:
-    if not isinstance(protect, np.ndarray) or protect.shape != (n,) or protect.dtype != bool:
-        message = f"protect: expected a NumPy array of {n} bools, one per row"
-        raise ValueError(message)
-    return protect
-
-
-def _sample(vectors: Tensor, ids: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """(m, d) float32 unit rows in the order of their ids: what the centroids are fitted to."""
-    sample = UniformSample(size=max(1, k) * _SAMPLE_PER_CLUSTER, seed=seed)
-    sample.add(ids)
-    by_id = np.argsort(ids)
-    chosen = by_id[np.searchsorted(ids[by_id], sample.ids)]
-    result: np.ndarray = unit_rows(vectors[torch.as_tensor(chosen, device=vectors.device)]).cpu().numpy()
-    return result
-
-
-def _across(rows: _ClusteredRows, cluster: np.ndarray, centroids: np.ndarray, reach: Reach) -> Found:
-    """The greatest similarity of each row to an earlier one of another cluster that it searches."""
-    tensor = torch.from_numpy(centroids).to(rows.device)
-    vectors = rows.vectors.to(rows.device)
-    visits = Visits(vectors, cluster, tensor, reach=reach, budget=_BUDGET)
-    rank = np.argsort(rows.everywhere)
-    found = [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))]
-    for there in range(len(centroids)):
-        visitors, _ = visits.of(range(there, there + 1))
-        if rows.protected is not None:
-            visitors = visitors[~rows.protected[visitors]]
-        members = rows.members(there)
-        keys = (np.concatenate([rank[members], rank[visitors]]),)
-        earlier = greatest_earlier(
-            unit_rows(vectors[torch.as_tensor(visitors, device=rows.device)]),
-            rows.unit_rows(there, there + 1),
-            earlier=earlier_members(keys, members=len(members)),
-            budget=_BUDGET,
-        )
-        known = earlier.position >= 0
-        found.append((visitors[known], earlier.similarity[known], rank[members[earlier.position[known]]]))
-    best = best_of(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    return Found(best.item, best.similarity, rows.everywhere[best.earlier])
-
-
-def _score(rows: _ClusteredRows) -> tuple[np.ndarray, np.ndarray]:
-    """Greatest similarity to an earlier item (n,) and its row (n,), in the vectors' own order."""
-    order, offsets = rows.order, rows.offsets
-    similarity = np.full(len(order), -np.inf, dtype=np.float32)
-    duplicate_of = np.full(len(order), -1, dtype=np.int64)
-    most = max(1, _BUDGET // (8 * rows.vectors.shape[1]))
-    for first, stop in cluster_batches(np.diff(offsets), most=most):
-        members = order[offsets[first] : offsets[stop]]
-        earlier = score_clusters(
-            rows.unit_rows(first, stop), offsets[first : stop + 1] - offsets[first], budget=_BUDGET
-        )
-        similarity[members] = earlier.similarity
-        duplicate_of[members] = np.where(earlier.position < 0, -1, members[earlier.position])
-    return similarity, duplicate_of
+    return Deduplication(
+        similarity, duplicate_of, assigned.cluster, assigned.similarity, centroids, rows, keep=words, seed=seed
+    )

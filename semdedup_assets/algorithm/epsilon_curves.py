@@ -1,15 +1,17 @@
 """Counts by epsilon, by similarity and by cluster: what the paper's figures 3, A7 and A8 are drawn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.algorithm.selection import keep_mask
 from semdedup_assets.algorithm.similarity import score_clusters
-from semdedup_assets.algorithm.unit_rows import row_cosine
+from semdedup_assets.algorithm.unit_rows import unit_rows
 
 EPSILON_GRID = np.concatenate([[0.0], np.geomspace(1e-6, 2.0, 1500)])
 """Epsilons of a curve: some hundred for each power of ten, finer than a picture shows."""
@@ -18,11 +20,14 @@ SIMILARITY_EDGES = np.linspace(-1.0, 1.0, 201)
 """Edges of the bins of a similarity histogram."""
 
 # Scores cannot answer everything; the rest is counted on about so many items (at least one whole cluster), and pairs.
-_SAMPLE_ITEMS, _SAMPLE_PAIRS = 1 << 18, 1_000_000
+_SAMPLE_ITEMS, _SAMPLE_PAIRS = 1 << 18, 1 << 21
 # An object store is read a range at a time: one of the largest data sets would otherwise be opened for few clusters.
 _FEWEST_RANGES = 4
 _SEED = 0
-_PAIRS_TOGETHER = 1 << 14
+# Small clusters are multiplied together, up to so many rows: more would mostly be pairs of different clusters.
+_ROWS_TOGETHER = 64
+# Of a product's tile: its columns, and its similarities.
+_COLUMNS, _TILE = 1 << 12, 1 << 18
 
 
 class EpsilonCounts:
@@ -50,8 +55,9 @@ class EpsilonCounts:
 
 def similarity_histogram(similarity: np.ndarray) -> np.ndarray:
     """Finite similarities by the bins of `SIMILARITY_EDGES`: (b,) int64; rounding may have put some beyond 1."""
-    finite = similarity[np.isfinite(similarity)]
-    return np.histogram(finite.clip(-1, 1), bins=SIMILARITY_EDGES)[0]
+    finite = similarity[np.isfinite(similarity)].clip(-1, 1)
+    # Given as a number, the same bins take a tenth of the time: none is searched for.
+    return np.histogram(finite, bins=len(SIMILARITY_EDGES) - 1, range=(-1, 1))[0]
 
 
 def _no_similarities() -> np.ndarray:
@@ -169,7 +175,8 @@ class ClusterSample:
         clusters: the chosen ones, by the index of their range.
         without_duplicate: of their items, by epsilon: those without another item within it, earlier or later.
         pairs_within: pairs of items within the chosen clusters.
-        pairs: (b,) int64, pairs by similarity: all of them, or a seeded choice of about a million.
+        pairs: (b,) int64, pairs by similarity: all of them, or about two million, those of a seeded choice of items with
+            all others of their cluster.
         items: items counted so far.
     """
 
@@ -214,36 +221,54 @@ class ClusterSample:
         # In reversed order, later items come earlier.
         later = score_clusters(vectors.flip(0), len(vectors) - offsets[::-1], budget=budget)
         self.without_duplicate.add(np.maximum(earlier, later.similarity[::-1]))
-        left, right = sample_pairs(offsets, first=first, rate=min(1.0, _SAMPLE_PAIRS / max(1, self.pairs_within)))
-        for start in range(0, len(left), _PAIRS_TOGETHER):
-            part = slice(start, start + _PAIRS_TOGETHER)
-            self.pairs += similarity_histogram(row_cosine(vectors[left[part]], vectors[right[part]]).cpu().numpy())
+        for similarity in self._pair_similarities(first, offsets, vectors):
+            self.pairs += similarity_histogram(similarity)
         self.items += len(vectors)
 
+    def _pair_similarities(self, first: int, offsets: np.ndarray, vectors: Tensor) -> Iterator[np.ndarray]:
+        """Similarities of pairs of a batch of clusters, which `add` describes; a tile of a product at a time."""
+        rate, device = _SAMPLE_PAIRS / max(1, self.pairs_within), vectors.device
+        # Of pairs that are drawn by their row, each may come twice.
+        chosen = choose_rows(offsets, first=first, rate=rate / 2) if rate < 1 else np.ones(len(vectors), bool)
+        cluster = torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))).to(device)
+        for start, stop in _blocks(offsets, chosen):
+            queries = torch.from_numpy(start + np.flatnonzero(chosen[start:stop])).to(device)
+            for first_column in range(start, stop, _COLUMNS):
+                columns = torch.arange(first_column, min(first_column + _COLUMNS, stop), device=device)
+                # In float64, so that no pair changes its bin with the shape of a tile.
+                others = unit_rows(vectors[columns], dtype=torch.float64).T
+                step = max(1, _TILE // len(columns))
+                for at in range(0, len(queries), step):
+                    rows = queries[at : at + step]
+                    is_pair = rows[:, None] < columns if rate >= 1 else rows[:, None] != columns
+                    is_pair &= cluster[rows][:, None] == cluster[columns]
+                    yield (unit_rows(vectors[rows], dtype=torch.float64) @ others)[is_pair].cpu().numpy()
 
-def sample_pairs(offsets: np.ndarray, *, first: int, rate: float) -> np.ndarray:
-    """Pairs of rows within clusters: all at a rate of 1, else a seeded choice from each cluster, with replacement.
+
+def _blocks(offsets: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First row and end of blocks of whole clusters: some small ones together, or a larger one; of those with a choice."""
+    start, before = 0, np.concatenate([[0], np.cumsum(chosen)])
+    for stop, following in pairwise([*offsets[1:].tolist(), np.inf]):
+        if following - start > _ROWS_TOGETHER:
+            if before[stop] > before[start]:
+                yield start, stop
+            start = stop
+
+
+def choose_rows(offsets: np.ndarray, *, first: int, rate: float) -> np.ndarray:
+    """A seeded choice of the rows of each cluster.
 
     Args:
         offsets: (clusters + 1,) int64, where each cluster starts.
-        first: index of the first cluster; the choice depends on a cluster's index and size alone.
-        rate: share of the pairs, in (0, 1].
+        first: index of the first cluster; whether a row is chosen depends on its cluster's index and its rank there.
+        rate: probability of each row.
 
     Returns:
-        (2, p) int64, two different rows of the same cluster in each column.
+        (n,) bool.
     """
-    pairs = [np.empty((2, 0), dtype=np.int64)]
-    for index, size in enumerate(np.diff(offsets).tolist()):
-        if size > 1:
-            chosen = np.stack(np.triu_indices(size, k=1)) if rate == 1 else _some_pairs(size, rate, first + index)
-            pairs.append(chosen + offsets[index])
-    return np.concatenate(pairs, axis=1)
-
-
-def _some_pairs(size: int, rate: float, cluster: int) -> np.ndarray:
-    """(2, p) int64: pairs of different rows, drawn with replacement."""
-    rng = np.random.default_rng([_SEED, cluster])
-    # Rounded up with the probability of the fraction, or small clusters would never give a pair.
-    count = int(size * (size - 1) / 2 * rate + rng.random())
-    left, right = rng.integers(size, size=count), rng.integers(size - 1, size=count)
-    return np.stack([left, right + (right >= left)])
+    sizes = np.diff(offsets)
+    cluster = np.repeat(first + np.arange(len(sizes)), sizes)
+    rank = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
+    hashes = id_hash((cluster.astype(np.uint64) << np.uint64(32)) | rank.astype(np.uint64), seed=_SEED)
+    chosen: np.ndarray = hashes < rate * 2.0**64
+    return chosen

@@ -1,11 +1,12 @@
 """Which item of a cluster comes first, and is therefore kept (SemDeDup, section 3 and Table 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import numpy as np
 
+from semdedup_assets.algorithm.arguments import described
 from semdedup_assets.algorithm.sampling import id_hash
 
 KeepStrategy = Literal["hard", "middle", "easy", "random"]
@@ -51,10 +52,15 @@ def check_keep(keep: KeepStrategy | np.ndarray | KeepOrder, *, items: int) -> Ke
         The order as a sequence.
 
     Raises:
+        TypeError: neither text nor an array.
         ValueError: an unknown strategy or one that is not the last, numbers of another length or of a type that has no
             order, or something else; names what was given and what is possible.
     """
     listed = not isinstance(keep, str) and isinstance(keep, Sequence)
+    if keep is None or isinstance(keep, bool | int | float | Mapping):
+        known = str(get_args(KeepStrategy))[1:-1]
+        message = f"keep: {described(keep)} orders no items; give {known}, or an array with a number per item"
+        raise TypeError(message)
     parts = cast("KeepOrder", keep if listed else [keep])
     for index, part in enumerate(parts):
         problem = _problem(part, items)
@@ -67,6 +73,13 @@ def check_keep(keep: KeepStrategy | np.ndarray | KeepOrder, *, items: int) -> Ke
         message = "keep: nothing orders the items; give a strategy such as 'hard', or numbers"
         raise ValueError(message)
     return parts
+
+
+def keep_in_words(keep: KeepStrategy | np.ndarray | KeepOrder) -> str:
+    """What orders items, as a call is written, without the numbers of arrays."""
+    if isinstance(keep, str):
+        return repr(keep)
+    return "array" if isinstance(keep, np.ndarray) else f"[{', '.join(map(keep_in_words, keep))}]"
 
 
 def _problem(part: object, items: int) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semdedup_assets.algorithm.arguments import check_number
 from semdedup_assets.algorithm.similarity import EarlierSimilarity, greatest_similarity
 
 SelectionRule = Literal["chain", "greedy"]
@@ -38,8 +39,10 @@ def check_epsilon(epsilon: float) -> None:
     """Check that an epsilon is one that cosine similarities can be compared with.
 
     Raises:
+        TypeError: no number.
         ValueError: outside [0, 2].
     """
+    check_number(epsilon, name="epsilon", wanted="one in [0, 2], such as 0.05")
     if not 0 <= epsilon <= 2:
         message = (
             f"epsilon: {epsilon} is outside [0, 2]; items more similar than 1 - epsilon are duplicates, "

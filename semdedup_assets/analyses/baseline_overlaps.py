@@ -10,13 +10,11 @@ import numpy as np
 from semdedup_assets.algorithm.choice_overlap import Choice, ChoiceOverlap, choice_overlap, found_alone
 from semdedup_assets.algorithm.random_choice import random_choice
 from semdedup_assets.algorithm.sampling import id_hash
-from semdedup_assets.analyses.gallery_items import read_cards
+from semdedup_assets.analyses.gallery_items import cards_version, read_cards
 from semdedup_assets.baselines import exact_masks, near_duplicate_masks, perceptual_masks
 from semdedup_assets.baselines.random_choices import RANDOM, sized_mask, sizes_of, sizes_version
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
@@ -107,13 +105,14 @@ def compare_baselines(context: StageContext, partition: Partition) -> ResultReco
             choices = _choices(context, masks)
             _write_tables(choices, result)
         with usage.phase("draw"):
-            parts = _draw(context, partition, choices, result)
+            parts, shown = _draw(context, partition, choices, result)
         result.details = {
             "items": len(choices.ids),
             "removed": int((~choices.method.kept).sum()),
             "only_semdedup": len(choices.alone),
             "same": context.pipeline.analyses.random_pruning.same,
             "by_baseline": [_summary(*each) for each in choices.overlaps],
+            **shown,
             "parts": parts,
         }
     return result.committed
@@ -205,8 +204,14 @@ def _write_tables(choices: _Choices, result: ResultWriter) -> None:
         )
 
 
-def _draw(context: StageContext, partition: Partition, choices: _Choices, result: ResultWriter) -> dict[str, str]:
-    """Write the picture of all overlaps and the page of pairs; returns the file of each section's picture or table."""
+def _draw(
+    context: StageContext, partition: Partition, choices: _Choices, result: ResultWriter
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Write the picture of all overlaps and the page of pairs.
+
+    Returns:
+        The file of each section's picture or table, and how many items the page shows.
+    """
     pipeline, kept_set = context.pipeline, partition.kept_set(context.selection)
     labels = [name.replace("_", " ") if seed == _NO_SEED else f"random {seed}" for name, seed, _ in choices.overlaps]
     counts = np.array([[getattr(each, name) for name in _REMOVED] for *_, each in choices.overlaps], np.int64)
@@ -234,7 +239,7 @@ def _draw(context: StageContext, partition: Partition, choices: _Choices, result
             stream.write(_sheet(section, gallery))
         else:
             stream.write(json.dumps(section_table(gallery, section), indent=1).encode())
-    return {section.name: name}
+    return {section.name: name}, cards.details()
 
 
 def _sheet(section: Section, gallery: Gallery) -> bytes:
@@ -293,7 +298,7 @@ def _optional_inputs(pipeline: Pipeline, selection: Selection) -> tuple[str, ...
 def _input_version(context: StageContext, name: str, record: ResultRecord) -> str:
     """Of the items only what the page shows counts, of embeddings only sizes."""
     if name == "items":
-        return columns_version(record, ("key", "caption", "text"))
+        return cards_version(context, record)
     return sizes_version(context, name, record)
 
 
@@ -302,7 +307,7 @@ def _settings(context: StageContext) -> dict[str, Any]:
     return {
         "random_pruning": analyses.random_pruning.model_dump(mode="json"),
         "pairs": analyses.baseline_overlaps.model_dump(),
-        "files": galleries.files,
+        "mib": galleries.mib,
     }
 
 
@@ -341,10 +346,9 @@ STAGE = Stage(
         Column("kept_jaccard", "float64", "Kept by both, of those that either keeps."),
         Column("removed_jaccard", "float64", "Removed by both, of those that either removes."),
     ),
-    checks=(inputs_up_to_date("baseline_overlaps"),),
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

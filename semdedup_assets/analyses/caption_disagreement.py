@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.analyses.galleries import PAGE, shown_page, write_page
-from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.analyses.galleries import PAGE, page_input_version, shown_page, write_page
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, item_texts
+from semdedup_assets.execution.item_lookup import item_texts
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Shown, Stage, Worker
 from semdedup_assets.stages.caption_embeddings import caption_similarity, has_captions
@@ -57,8 +56,9 @@ def compare_captions(context: StageContext, partition: Partition) -> ResultRecor
         with usage.phase("draw"):
             with result.open(PICTURE) as stream:
                 stream.write(pairs.picture(_subject(context, partition)))
-            parts = write_page(_gallery(context, partition, table, pairs), result)
-        result.details = {**pairs.details(), "page": PAGE, "parts": parts}
+            gallery = _gallery(context, partition, table, pairs)
+            parts = write_page(gallery, result)
+        result.details = {**pairs.details(), **gallery.details(), "page": PAGE, "parts": parts}
     return result.committed
 
 
@@ -257,10 +257,6 @@ def _shown(context: StageContext, partition: Partition, record: ResultRecord) ->
     }
 
 
-def _input_version(_: StageContext, name: str, record: ResultRecord) -> str:
-    return record.version if name != "items" else columns_version(record, ("key", "caption"))
-
-
 STAGE = Stage(
     name="caption_disagreement",
     step=ANALYSE,
@@ -269,10 +265,10 @@ STAGE = Stage(
     "compares images only. Made on demand.",
     dimensions=("epsilon", "k"),
     inputs=("keep_masks", "caption_embeddings", "items"),
-    input_version=_input_version,
+    input_version=page_input_version,
     settings=lambda context: {
         **context.pipeline.analyses.captions.model_dump(),
-        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "files"}),
+        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "mib"}),
     },
     location=lambda layout, partition, selection: layout.of_kept_set(
         partition.kept_set(selection), "caption_disagreement"
@@ -290,10 +286,9 @@ STAGE = Stage(
         Column("image_similarity", "float32", "Cosine similarity of the two images; above 1 - epsilon."),
         Column("caption_similarity", "float64", "Cosine similarity of the two captions; below `agree_from`."),
     ),
-    checks=(inputs_up_to_date("caption_disagreement"),),
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

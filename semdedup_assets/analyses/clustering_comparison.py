@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from semdedup_assets.analyses.score_curves import ScoreCurve, epsilons_keeping
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -317,10 +316,9 @@ STAGE = Stage(
             "by_chance", "float64", "What it would be for sets drawn at random: the share of all items that B keeps."
         ),
     ),
-    checks=(inputs_up_to_date("clustering_comparison"),),
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="comparisons",
 )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.analyses.manifest_comparison import ComparedManifests, compare_manifests, read_manifest
+from semdedup_assets.analyses.manifest_comparison import ComparedManifests, comparable_manifest, compare_manifests
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown
+from semdedup_assets.storage.manifests import read_manifest
 from semdedup_assets.storage.results import (
     ResultRecord,
     ResultWriter,
@@ -41,10 +42,10 @@ def write_comparison(location: str, manifests: Mapping[str, str], *, budget: int
 
     Raises:
         FileNotFoundError: a manifest is missing.
-        IncomparableError: one lists no removed items, or keys identify items and repeat.
+        IncomparableError: one lacks the format `parquet` or `removed`, or keys identify items and repeat.
     """
     # First: what is compared is what the record names, whatever becomes current meanwhile.
-    found = {name: read_manifest(path) for name, path in manifests.items()}
+    found = {name: comparable_manifest(path) for name, path in manifests.items()}
     compared: dict[tuple[str, str], ComparedManifests] = {}
     with attempting(ResultWriter(location)) as writer:
         with writer.open(CHANGED) as stream, TableWriter(stream) as table:

@@ -6,7 +6,6 @@ from typing import get_args
 
 from semdedup_assets.algorithm.cost_projection import Driver, Workload, projected_seconds
 from semdedup_assets.analyses.table_rows import columns_of, row_of
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Rows, Shown, Stage, Worker
@@ -356,10 +355,9 @@ STAGE = Stage(
         Column("projected_seconds", "float64", "Of the whole stage, projected; null unless all of it was measured."),
         Column("projected_device_hours", "float64", "The same in hours."),
     ),
-    checks=(inputs_up_to_date("cost"),),
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="pipelines",
 )

@@ -11,7 +11,7 @@ from semdedup_assets.analyses.screened_items import ScreenedItems
 from semdedup_assets.analyses.screened_texts import NOVEL, RANDOM, Bits, Fit, TextSample, by_validation_set, fit_models
 from semdedup_assets.analyses.training_outlook import CLUSTERS, GROUPS, Covered, outlook
 from semdedup_assets.baselines.random_choices import sizes_version
-from semdedup_assets.checks.counting import current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version
@@ -309,7 +309,6 @@ STAGE = Stage(
         Column("same_by_chance", "float64", "Share of all pairs of items with equal values."),
     ),
     checks=(
-        inputs_up_to_date("data_screen"),
         Check(
             training_can_gain,
             "Training on the kept items can be expected to beat training on as many random ones.",
@@ -319,6 +318,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

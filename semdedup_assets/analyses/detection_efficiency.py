@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.detection_efficiency import efficiency_is_high
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -334,7 +333,7 @@ STAGE = Stage(
         Column("low", "float64", "Lower end of a 95 % interval, by resampling clusters."),
         Column("high", "float64", "Upper end."),
     ),
-    checks=(efficiency_is_high, inputs_up_to_date("detection_efficiency")),
+    checks=(efficiency_is_high,),
     shown=_shown,
     on_demand=True,
     unit="clusterings",

@@ -8,7 +8,6 @@ import numpy as np
 from semdedup_assets.analyses.epsilon_estimates import ESTIMATES, number
 from semdedup_assets.analyses.score_curves import ScoreCurve, epsilons_keeping
 from semdedup_assets.analyses.table_rows import columns_of, row_of
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -211,7 +210,6 @@ STAGE = Stage(
         Column("inside", "bool", "Whether `exact` lies in the 95 % interval of `epsilon`."),
     ),
     checks=(
-        inputs_up_to_date("epsilon_estimate_errors"),
         Check(
             estimates_are_near,
             "The estimated epsilons keep the wanted shares of all items, but for `analyses.epsilon_estimates.max_error`.",
@@ -223,6 +221,6 @@ STAGE = Stage(
     on_demand=True,
     # Of pairs within clusters.
     applies=lambda _, selection: selection.repair is None,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

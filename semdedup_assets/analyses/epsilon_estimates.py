@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.analyses.table_rows import columns_of, row_of
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -209,7 +208,6 @@ STAGE = Stage(
         Column("epsilon_low", "float64", "Lower end of its 95 % interval; null where a single cluster was sampled."),
         Column("epsilon_high", "float64", "Upper end of it."),
     ),
-    checks=(inputs_up_to_date("epsilon_estimates"),),
     shown=_shown,
     selected=True,
     # Both rules select by the same scores.

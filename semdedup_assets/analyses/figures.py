@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -262,7 +261,6 @@ STAGE = Stage(
     ),
     worker=_worker,
     kinds=frozenset({"matplotlib", "parquet"}),
-    checks=(inputs_up_to_date("figures"),),
     shown=_shown,
     selected=True,
     unit="clusterings",

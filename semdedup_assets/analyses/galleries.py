@@ -3,10 +3,9 @@
 import json
 from typing import TYPE_CHECKING
 
-from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.analyses.gallery_items import cards_version
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import KeptSet
@@ -52,14 +51,11 @@ def draw_gallery(context: StageContext, partition: Partition, *, assigned: Assig
         title = f"Duplicates in {pipeline.dataset} ({pipeline.model_name})"
         with usage.phase("draw"):
             parts = write_page(Gallery(title, facts, sections, cards.by_id, pipeline.source.content), result)
-        unavailable = sum(card.unavailable is not None for card in cards.by_id.values())
         result.details = {
             "page": PAGE,
             "parts": parts,
             "groups": {section.name: len(section.groups) for section in sections},
-            "items_shown": len(cards.by_id) - unavailable,
-            "items_unavailable": unavailable,
-            "files_read": cards.files_read,
+            **cards.details(),
         }
     return result.committed
 
@@ -118,9 +114,9 @@ def shown_page(_: StageContext, __: Partition, record: ResultRecord) -> dict[str
     return shown
 
 
-def page_input_version(_: StageContext, name: str, record: ResultRecord) -> str:
-    """For `Stage.input_version`: of the items only what a page shows counts, so another column draws nothing again."""
-    return record.version if name != "items" else columns_version(record, ("key", "caption", "text"))
+def page_input_version(context: StageContext, name: str, record: ResultRecord) -> str:
+    """For `Stage.input_version`: of the items only what a page shows counts."""
+    return record.version if name != "items" else cards_version(context, record)
 
 
 STAGE = Stage(
@@ -138,9 +134,8 @@ STAGE = Stage(
     location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), "gallery"),
     worker=_worker,
     kinds=frozenset({"html"}),
-    checks=(inputs_up_to_date("galleries"),),
     shown=shown_page,
     selected=True,
-    pool=None,
+    pool="cpu",
     unit="galleries",
 )

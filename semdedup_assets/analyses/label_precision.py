@@ -14,7 +14,7 @@ from semdedup_assets.algorithm.label_precision import (
 )
 from semdedup_assets.analyses.pair_labels import PairLabels, PairVotes, labels_version
 from semdedup_assets.analyses.pruned_pairs import PAIRS, band_counts
-from semdedup_assets.checks.counting import current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -302,7 +302,6 @@ STAGE = Stage(
         Column("cumulative_high", "float64", "High end of its 95 % interval."),
     ),
     checks=(
-        inputs_up_to_date("label_precision"),
         Check(
             precision_is_enough, "As many removed items are duplicates as `analyses.precision` wants.", blocking=False
         ),
@@ -312,6 +311,6 @@ STAGE = Stage(
     selected=True,
     on_demand=True,
     applies=_applies,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

@@ -1,14 +1,11 @@
 """Compare manifests: what two of them keep, what changed between them, and why."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from semdedup_assets.algorithm.kept_overlap import KeptOverlap
-from semdedup_assets.storage.files import join, list_folder, open_file, read_many
-from semdedup_assets.storage.layout import current_manifest
+from semdedup_assets.storage.manifests import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,86 +17,28 @@ Identity = Literal["id", "key"]
 MOST_EXAMPLES = 20
 _BUDGET = 1 << 30
 _ROW_BYTES = 512  # of a joined row with its keys, as memory has it
-_EMPTY = {"id": "UInt64", "key": "String", "kept": "Boolean", "kept_key": "String", "similarity": "Float32"}
 
 
 class IncomparableError(ValueError):
     """Manifests cannot be compared; says why, and what to do."""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """One manifest, where it lies.
-
-    Attributes:
-        folder: local path or URL.
-        details: what its `manifest.json` holds.
-    """
-
-    folder: str
-    details: dict[str, Any]
-
-    @property
-    def version(self) -> str:
-        """Name of its folder."""
-        return str(self.details["manifest"])
-
-    @property
-    def made_with(self) -> dict[str, Any]:
-        """The settings and the data that it goes back to."""
-        return dict(self.details["made_with"])
-
-    @cached_property
-    def shards(self) -> list[str]:
-        """Names of the shards that it has tables of."""
-        names = (path.rpartition("/")[2] for path in list_folder(join(self.folder, "parquet")))
-        return sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
-
-    def rows(self, shard: str) -> "pl.DataFrame":
-        """The kept and the removed items of a shard; none of a shard that it has not.
-
-        Returns:
-            id, key, kept; of the removed ones kept_key and similarity.
-        """
-        import polars as pl
-
-        empty = pl.DataFrame(schema={name: getattr(pl, kind) for name, kind in _EMPTY.items()})
-        if shard not in self.shards:
-            return empty
-        kept = self._table("parquet", shard, ["id", "key"]).with_columns(kept=pl.lit(value=True))
-        removed = self._table("removed", shard, ["id", "key", "kept_key", "similarity"])
-        return pl.concat([empty, kept, removed.with_columns(kept=pl.lit(value=False))], how="diagonal")
-
-    def _table(self, kind: str, shard: str, columns: list[str]) -> "pl.DataFrame":
-        import polars as pl
-        import pyarrow.parquet as pq
-
-        with open_file(join(self.folder, kind, f"{shard}.parquet")) as stream:
-            return pl.DataFrame(pq.ParquetFile(stream).read(columns))
-
-
-def read_manifest(path: str) -> Manifest:
-    """Find a manifest.
+def comparable_manifest(path: str) -> Manifest:
+    """A manifest that lists what it keeps and what it removes.
 
     Args:
-        path: its folder, or the folder of all versions, of which `current.json` says which is meant.
+        path: as `read_manifest` takes it.
 
     Raises:
         FileNotFoundError: there is none.
-        IncomparableError: it does not list what was removed.
+        IncomparableError: it lacks one of these lists.
     """
-    folder = path.rstrip("/").removesuffix("/current.json")
-    (pointer,) = read_many([current_manifest(folder)])
-    folder = folder if pointer is None else join(folder, json.loads(pointer)["folder"])
-    (content,) = read_many([join(folder, "manifest.json")])
-    if content is None:
-        message = f"{folder}: there is no manifest.json in it, nor current.json in {path}; materialise the manifest"
-        raise FileNotFoundError(message)
-    found = Manifest(folder, json.loads(content))
-    if "removed" not in found.details["rows_written"]:
+    found = read_manifest(path)
+    missing = sorted({"parquet", "removed"} - found.details["rows_written"].keys())
+    if missing:
         message = (
-            f"{folder}: it lists no removed items; add `parquet` to `manifests` where it is missing, and materialise the "
-            "manifest again, for those of earlier versions have no such list"
+            f"{found.folder}: it does not hold the format {' and '.join(missing)}; add it to `manifests`, and materialise "
+            "the manifest again"
         )
         raise IncomparableError(message)
     return found
@@ -163,7 +102,7 @@ def compare_manifests(
     Reads `parquet/` and `removed/` a shard at a time, or where keys identify the items as many of them as fit the budget.
 
     Args:
-        first: folder of a manifest, or of all its versions, of which the current one is meant.
+        first: folder of a manifest, or of all its versions, of which the current one is meant, or `current.json` there.
         second: the same.
         by: what identifies an item; None: `id` (its shard and row) where both are of one dataset and every id has the
             same key in both, else `key`.
@@ -172,12 +111,12 @@ def compare_manifests(
 
     Raises:
         FileNotFoundError: there is no manifest.
-        IncomparableError: one lists no removed items, keys identify items and repeat, or ids should and do not.
+        IncomparableError: one lacks the format `parquet` or `removed`, keys identify items and repeat, or ids should and do not.
 
     Example:
         `compare_manifests("…/k=100/hard/epsilon=0.05/manifests", "…/k=200/hard/epsilon=0.05/manifests").intersection`
     """
-    one, other = read_manifest(first), read_manifest(second)
+    one, other = comparable_manifest(first), comparable_manifest(second)
     identity = _identity(one, other, by)
     parts = _by_shard(one, other) if identity == "id" else _by_key(one, other, budget=budget)
     counts, reasons, examples = Counter[tuple[str, str]](), Counter[str](), list[dict[str, Any]]()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.analyses.galleries import page_input_version
-from semdedup_assets.analyses.gallery_items import read_cards
-from semdedup_assets.checks.counting import inputs_up_to_date
+from semdedup_assets.analyses.gallery_items import ItemCards, read_cards
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -59,8 +58,8 @@ def find_outliers(context: StageContext, partition: Partition) -> ResultRecord:
         with usage.phase("compare"):
             found.rank_by_isolation()
         with usage.phase("draw"):
-            _write(found, result)
-        result.details = found.details()
+            cards = _write(found, result)
+        result.details = found.details() | cards.details()
     return result.committed
 
 
@@ -135,10 +134,11 @@ class _Found:
         }
 
 
-def _write(found: _Found, result: ResultWriter) -> None:
-    """Write the table, the page, and each list as a small picture or table."""
+def _write(found: _Found, result: ResultWriter) -> ItemCards:
+    """Write the table, the page, and each list as a small picture or table; returns what was read for them."""
     context, lists = found.context, {name: each.found for name, each in found.lists.items()}
-    cards = read_cards(context, [item for each in lists.values() for item in each.ids.tolist()]).by_id
+    read = read_cards(context, [item for each in lists.values() for item in each.ids.tolist()])
+    cards = read.by_id
     sections = tuple(_section(name, each, found) for name, each in lists.items())
     pipeline, clustering = context.pipeline, found.assigned.clustering
     facts = {
@@ -157,6 +157,7 @@ def _write(found: _Found, result: ResultWriter) -> None:
         name, content = _part(gallery, section)
         with result.open(name) as stream:
             stream.write(content)
+    return read
 
 
 def _section(name: str, ranked: "RankedItems", found: _Found) -> Section:
@@ -227,7 +228,7 @@ STAGE = Stage(
     input_version=page_input_version,
     settings=lambda context: {
         "items": context.pipeline.analyses.outliers.items,
-        "files": context.pipeline.galleries.files,
+        "mib": context.pipeline.galleries.mib,
     },
     location=lambda layout, partition, _: layout.of_clustering(partition.required_clustering, "outliers"),
     worker=_worker,
@@ -240,7 +241,6 @@ STAGE = Stage(
         Column("cluster", "int64", "Index of its cluster."),
         Column("similarity", "float64", "To the centroid, or to the most similar other item; null where it is alone."),
     ),
-    checks=(inputs_up_to_date("outliers"),),
     shown=_shown,
     on_demand=True,
     unit="clusterings",

@@ -8,7 +8,7 @@ import numpy as np
 
 from semdedup_assets.algorithm.pair_bands import Kind
 from semdedup_assets.analyses.gallery_items import head, thumbnail
-from semdedup_assets.analyses.source_items import ImageReader, Unavailable
+from semdedup_assets.analyses.source_items import ImageReader, ReadLimit, Unavailable
 from semdedup_assets.baselines.fingerprints import (
     decoded_hash,
     hamming_distance,
@@ -24,7 +24,7 @@ from semdedup_assets.records import content_hash, id_rows, positions_by_shard
 from semdedup_assets.rendering.gallery import ItemCard
 from semdedup_assets.stages.embeddings import content_hashes
 
-_LIMIT = "analyses.pruned_pairs.files"
+_LIMIT = "analyses.pruned_pairs.mib"
 _CHANGED = "the source changed since the item was embedded"
 
 
@@ -62,27 +62,26 @@ class Contents:
     files_read: int = 0
 
     @classmethod
-    def read(cls, context: StageContext, ids: np.ndarray, *, shown: np.ndarray, files: int) -> "Contents":
-        """Read some items again.
+    def read(cls, context: StageContext, ids: np.ndarray, *, shown: np.ndarray) -> "Contents":
+        """Read some items again: of a source of images at most `analyses.pruned_pairs.mib`.
 
         Args:
             context: of the pipeline.
             ids: (n,) uint64, ascending and distinct.
             shown: (m,) uint64, those of which there will be a card.
-            files: source files of images that are read at most.
         """
         found, wanted = cls(), set(shown.tolist())
         keys = item_keys(context, ids.tolist())
         if context.pipeline.source.content == "image":
-            found._read_images(context, keys, wanted, files)
+            found._read_images(context, keys, wanted)
         else:
             found._read_texts(context, ids, wanted)
         for item in wanted - found.cards.keys():
             found.cards[item] = ItemCard(keys[item], unavailable=_CHANGED)
         return found
 
-    def _read_images(self, context: StageContext, keys: dict[int, str], shown: set[int], files: int) -> None:
-        reader = ImageReader(context, keys, files, _LIMIT)
+    def _read_images(self, context: StageContext, keys: dict[int, str], shown: set[int]) -> None:
+        reader = ImageReader(context, keys, ReadLimit(context.pipeline.analyses.pruned_pairs.mib, _LIMIT))
         max_pixels = getattr(context.pipeline.encoder, "max_pixels", MAX_PIXELS)
         for item, payload in reader:
             if isinstance(payload, Unavailable):

@@ -11,10 +11,9 @@ from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.analyses.pair_contents import Contents, hashes_of
 from semdedup_assets.analyses.source_items import file_hashes
 from semdedup_assets.baselines.fingerprints import require_library
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.item_lookup import columns_version, item_keys
+from semdedup_assets.execution.item_lookup import columns_version, item_keys, items_file
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, Column, Link, Picture, Rows, Shown, Stage, Worker
 from semdedup_assets.kept_sets import Selection
@@ -159,7 +158,7 @@ class _Compared:
         is_shown = np.arange(len(first)) - first < settings.shown
         both = np.unique(np.concatenate([chosen.removed, chosen.kept]))
         shown = np.unique(np.concatenate([chosen.removed[is_shown], chosen.kept[is_shown]]))
-        contents = Contents.read(context, both, shown=shown, files=_most_files(context))
+        contents = Contents.read(context, both, shown=shown)
         ids = list(zip(chosen.removed.tolist(), chosen.kept.tolist(), strict=True))
         kinds = np.array([contents.kind(context, *each) for each in ids], dtype=object)
         nearness = np.array([contents.nearness(context, *each) for each in ids], dtype=np.float64)
@@ -174,7 +173,7 @@ class _Compared:
 
 
 def _readable(context: StageContext, removed: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """(n,) bool: the pairs of which few files, or shards of texts, are read."""
+    """(n,) bool: the pairs for which few files, or shards of texts, are read: of a folder every image is a file."""
     settings, source = context.pipeline.analyses.pruned_pairs, context.pipeline.source
     if source.kind == "folder":
         return np.ones(len(removed), bool)
@@ -184,13 +183,17 @@ def _readable(context: StageContext, removed: np.ndarray, kept: np.ndarray) -> n
     else:
         files = id_hash(id_shards(both).astype(np.uint64), seed=0)
     one, other = files.reshape(2, -1)
-    return among_files(one, other, ids=removed, most=settings.files, seed=settings.seed)
+    return among_files(one, other, ids=removed, most=_most_files(context), seed=settings.seed)
 
 
 def _most_files(context: StageContext) -> int:
-    """Of a folder each image is a file, of which the sample alone bounds the number."""
-    settings = context.pipeline.analyses.pruned_pairs
-    return settings.files if context.pipeline.source.kind != "folder" else 1 << 62
+    """How many files, or tables of texts, of mean size are as large as what may be read; a pair may need two."""
+    if context.pipeline.source.content == "image":
+        sizes = [file.size for shard in context.shard_index.shards for file in shard.files]
+    else:
+        sizes = [items_file(record).entry.size for record in context.index.records("items").values()]
+    may_be_read = context.pipeline.analyses.pruned_pairs.mib << 20
+    return max(2, may_be_read * len(sizes) // max(1, sum(sizes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,11 +430,10 @@ STAGE = Stage(
         Column("shown", "bool", "Whether the page shows it."),
         Column("contents", "string", "Content hashes of both, hexadecimal."),
     ),
-    checks=(inputs_up_to_date("pruned_pairs"),),
     shown=_shown,
     selected=True,
     on_demand=True,
     applies=_applies,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.analyses.epsilon_estimates import number
 from semdedup_assets.analyses.table_rows import columns_of, row_of
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -283,11 +282,10 @@ STAGE = Stage(
         Column("removed", "int64", "Items of the subsample that are removed."),
         Column("removed_share", "float64", "The same as a share; null where the subsample has no items."),
     ),
-    checks=(inputs_up_to_date("redundancy_by_size"),),
     shown=_shown,
     selected=True,
     on_demand=True,
     applies=_keeps_at_random,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

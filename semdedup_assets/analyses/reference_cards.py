@@ -1,12 +1,11 @@
 """Read some items of references again to look at them, each from the source of its reference."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from semdedup_assets.analyses.gallery_items import LIMIT, with_content
-from semdedup_assets.analyses.source_items import WantedFile, beyond_limit, read_wanted
+from semdedup_assets.analyses.gallery_items import with_content
+from semdedup_assets.analyses.source_items import ReadLimit, WantedFile, read_wanted
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import id_rows, positions_by_shard
 from semdedup_assets.rendering.gallery import ItemCard
@@ -17,7 +16,7 @@ _ROW_BITS = (1 << 63) - 1
 
 
 def read_reference_cards(context: StageContext, record: ResultRecord, cards: Sequence[int]) -> dict[int, ItemCard]:
-    """Fetch what there is to see of some items of references, from at most `galleries.files` files of each.
+    """Fetch what there is to see of some items of references, for which at most `galleries.mib` of each are read.
 
     Args:
         context: of the pipeline.
@@ -34,17 +33,12 @@ def read_reference_cards(context: StageContext, record: ResultRecord, cards: Seq
         if context.pipeline.source.content != "vector":
             by_path = wanted.setdefault(part.reference, {})
             _locate(part, [cards[at] for at in positions.tolist()], rows, by_path)
-    most = context.pipeline.galleries.files
+    keys = {card: item.key for card, item in found.items()}
     for name, by_path in wanted.items():
-        files = list(by_path.values())
-        keys = {card: item.key for card, item in found.items()}
-        for file in files[:most]:
-            for card, content in read_wanted(context.pipeline.references[name].source, file, keys):
+        source, limit = context.pipeline.references[name].source, ReadLimit.of_galleries(context)
+        for file in by_path.values():
+            for card, content in read_wanted(source, file, keys, limit):
                 found[card] = with_content(found[card], content)
-        reason = beyond_limit(most, "files", LIMIT)
-        found |= {
-            card: replace(found[card], unavailable=reason) for file in files[most:] for card in file.items.values()
-        }
     return found
 
 

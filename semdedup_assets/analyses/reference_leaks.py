@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from semdedup_assets.analyses.galleries import PAGE, page_input_version, shown_page, write_page
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.references import no_leaks
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -62,6 +61,7 @@ def list_leaks(context: StageContext, partition: Partition) -> ResultRecord:
                 _counts(name, reference, table) for name, reference in sorted(context.pipeline.references.items())
             ],
             "examples": {name: _examples(table, name) for name in context.pipeline.references},
+            **gallery.details(),
             "page": PAGE,
             "parts": parts,
         }
@@ -201,7 +201,7 @@ STAGE = Stage(
     input_version=page_input_version,
     settings=lambda context: {
         "remove": sorted(name for name, each in context.pipeline.references.items() if each.remove),
-        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "files"}),
+        "galleries": context.pipeline.galleries.model_dump(include={"groups", "items", "mib"}),
     },
     location=lambda layout, partition, _: layout.of_clustering(partition.required_clustering, "reference_leaks"),
     worker=_worker,
@@ -220,9 +220,8 @@ STAGE = Stage(
             "No training item lies within epsilon of an item of a reference that does not remove such items.",
             blocking=False,
         ),
-        inputs_up_to_date("reference_leaks"),
     ),
     shown=_shown,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

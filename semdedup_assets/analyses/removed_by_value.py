@@ -196,6 +196,6 @@ STAGE = Stage(
     shown=_shown,
     selected=True,
     applies=lambda _, selection: bool(selection.limits),
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import columns_version, item_texts
@@ -124,10 +123,9 @@ STAGE = Stage(
         *((REMOVED_BY,) if removing_references(pipeline) else ()),
         Column("is_orphan", "bool", "Whether the kept item is not within epsilon of the removed one."),
     ),
-    checks=(inputs_up_to_date("removed_items"),),
     shown=_shown,
     selected=True,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="kept sets",
 )

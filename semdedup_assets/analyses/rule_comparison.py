@@ -5,7 +5,6 @@ from functools import partial
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -101,7 +100,6 @@ STAGE = Stage(
         Column("kept_by_chain", "int64", "Items that no earlier item is within epsilon of."),
         Column("kept_by_greedy", "int64", "Items that no earlier kept item is within epsilon of."),
     ),
-    checks=(inputs_up_to_date("rule_comparison"),),
     selected=True,
     on_demand=True,
     # Of pairs within clusters.

@@ -11,11 +11,16 @@ from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
 from semdedup_assets.execution.shard_reader import change_of
 from semdedup_assets.records import Record, content_hash, id_rows, id_shards, positions_by_shard
-from semdedup_assets.sources import Source
+from semdedup_assets.sources import Source, Vectors
+from semdedup_assets.sources.reading import ReadLimitError, ReadMeter
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.embeddings import content_hashes
 from semdedup_assets.storage.files import FileStat
+from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import ResultRecord
+
+NOT_READ = "not read"
+"""How the reason begins for which an item lies beyond a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,63 +32,101 @@ class Unavailable:
 
 @dataclass
 class ImageReader:
-    """Reads the encoded images of some items, file by file, each up to the last image wanted of it.
+    """Reads the encoded images of some items, file by file, of each as little as its format allows.
 
     Attributes:
         context: of the pipeline.
         keys: the items' own names, by id; where the limit is reached, the first ones are read.
-        files: source files that are read at most.
-        setting: name of the setting that says so.
-        files_read: how many were read so far.
+        limit: how much is read at most.
     """
 
     context: StageContext
     keys: Mapping[int, str]
-    files: int
-    setting: str
-    files_read: int = 0
+    limit: "ReadLimit"
+    _opened: set[str] = field(default_factory=set)
+
+    @property
+    def files_read(self) -> int:
+        """How many files were read so far."""
+        return len(self._opened)
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Unavailable]]:
         """Each item whose shard is there once, in the order of the files: its image, or why that cannot be had."""
-        wanted = _wanted_files(self.context, list(self.keys))
-        with Progress(self.setting.rpartition(".")[0], total=min(self.files, len(wanted)), unit="files") as progress:
-            for file in wanted[: self.files]:
-                problem = _change(file)
-                self.files_read += problem is None
-                yield from self._read(file) if problem is None else _none_of(file.items.values(), problem)
+        source, wanted = self.context.pipeline.source, _wanted_files(self.context, list(self.keys))
+        # Of a folder each image is a file, and of a store each costs several requests.
+        at_once = calls_at_once(source.path) if source.kind == "folder" else 1
+        read: Iterable[Iterable[tuple[int, bytes | Unavailable]]]
+        read = overlapped(self._read_all, wanted, most=at_once) if at_once > 1 else map(self._read, wanted)
+        with Progress(self.limit.setting.rpartition(".")[0], total=len(wanted), unit="files") as progress:
+            for found in read:
+                yield from found
                 progress.advance()
-        for file in wanted[self.files :]:
-            yield from _none_of(file.items.values(), beyond_limit(self.files, "files", self.setting))
+
+    def _read_all(self, file: "WantedFile") -> list[tuple[int, bytes | Unavailable]]:
+        return list(self._read(file))
 
     def _read(self, file: "WantedFile") -> Iterator[tuple[int, bytes | Unavailable]]:
-        for item, payload in read_wanted(self.context.pipeline.source, file, self.keys):
+        if (problem := self.limit.reached or _change(file)) is not None:
+            yield from _none_of(file.items.values(), problem)
+            return
+        self._opened.add(file.path)
+        for item, payload in read_wanted(self.context.pipeline.source, file, self.keys, self.limit):
             yield item, Unavailable(other_item(file.path)) if isinstance(payload, str) else payload
 
 
+class ReadLimit:
+    """How many MiB of a source are read at most.
+
+    Attributes:
+        setting: name of the setting that says so.
+        meter: counts what is read.
+    """
+
+    def __init__(self, mib: int, setting: str) -> None:
+        self.setting, self.meter = setting, ReadMeter(mib << 20)
+
+    @classmethod
+    def of_galleries(cls, context: StageContext) -> "ReadLimit":
+        """The limit of a page, by `galleries.mib`."""
+        return cls(context.pipeline.galleries.mib, "galleries.mib")
+
+    @property
+    def reason(self) -> str:
+        """Why an item is not read that lies beyond the limit."""
+        return f"{NOT_READ}: {self.meter.most >> 20:,} MiB of the source were read before it (`{self.setting}`)"
+
+    @property
+    def reached(self) -> str | None:
+        """The reason, once no more may be read."""
+        return self.reason if self.meter.is_spent else None
+
+
 def read_wanted(
-    source: Source, file: "WantedFile", keys: Mapping[int, str]
+    source: Source, file: "WantedFile", keys: Mapping[int, str], limit: ReadLimit
 ) -> "Iterator[tuple[int, bytes | str | Unavailable]]":
     """The contents of the items that are wanted of a file, once each, or why one cannot be had.
 
     Args:
-        source: that the file is of.
+        source: that the file is of; one of images or texts.
         file: is read up to the last item wanted of it.
         keys: the items' own names, by id.
+        limit: how much is read at most.
     """
+    if isinstance(source, Vectors):
+        yield from _none_of(file.items.values(), "the source holds vectors")
+        return
     waiting = dict(file.items)
     try:
-        for row, record in _records(source, file):
+        for row, record in source.read_rows(file.path, file.items.keys(), limit.meter):
             item = waiting.pop(row)
             yield item, _payload(record, file, row, key=keys[item])
+    except ReadLimitError:
+        yield from _none_of(waiting.values(), limit.reason)
+        return
     except (OSError, ValueError) as error:
         yield from _none_of(waiting.values(), f"{file.path} cannot be read ({error})")
         return
     yield from _none_of(waiting.values(), f"{_changed(file.path)}: it ends before this item")
-
-
-def beyond_limit(limit: int, what: str, setting: str) -> str:
-    """Why an item is not read that lies beyond a limit."""
-    return f"not read: lies beyond the {limit} {what} that are read (`{setting}`)"
 
 
 def file_hashes(context: StageContext, ids: np.ndarray) -> np.ndarray:
@@ -218,13 +261,3 @@ def _change(file: WantedFile) -> str | None:
 
 def _changed(path: str) -> str:
     return f"{path} changed since it was embedded"
-
-
-def _records(source: Source, file: WantedFile) -> Iterator[tuple[int, object]]:
-    """The wanted records of a file with their rows in it; what comes after the last of them is not read."""
-    last = max(file.items)
-    for row, record in enumerate(source.read(file.path)):
-        if row in file.items:
-            yield row, record
-        if row == last:
-            return

@@ -1,7 +1,6 @@
 """What all assets of a pipeline share: keys, partitions, dependencies, run configuration."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +10,9 @@ from pydantic import Field, create_model
 from semdedup_assets.compute import Compute
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Dimension, Partition, bucket_name
-from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage, StageGraph
+from semdedup_assets.execution.pipeline_stages import PipelineStages, StageAsset
+from semdedup_assets.execution.stage import ANALYSE, EVALUATE, Stage
 from semdedup_assets.kept_sets import Clustering, Selection, Target
-from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import fingerprint
 
 STEP_TAG = "semdedup/step"
@@ -26,68 +25,8 @@ _OF_THE_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_sec
 _OF_A_RUN = {name: setting for name, setting in Compute.model_fields.items() if name not in _OF_THE_CLUSTER}
 
 
-@dataclass(frozen=True)
-class StageAsset:
-    """A stage as an asset: of one selection, where each has its own.
-
-    Attributes:
-        stage: the stage.
-        name: of the selection in the settings; None where all share the asset, or where there is only one.
-        selection: whose results these are.
-    """
-
-    stage: Stage
-    name: str | None
-    selection: Selection
-
-    def __str__(self) -> str:
-        return self.stage.name if self.name is None else f"{self.name}/{self.stage.name}"
-
-
-@dataclass(frozen=True)
-class AssetBuilder:
-    """One pipeline as Dagster sees it.
-
-    Attributes:
-        pipeline: its settings.
-        graph: its stages.
-    """
-
-    pipeline: Pipeline
-    graph: StageGraph
-
-    @cached_property
-    def assets(self) -> tuple[StageAsset, ...]:
-        """All materialised assets, each after those it is made from."""
-        selections = self.pipeline.named_selections
-        first = next(iter(selections.values()))
-        found = []
-        for stage in self.graph.stages:
-            if stage.selected:
-                found += [StageAsset(stage, name, selection) for name, selection in selections.items()]
-            else:
-                found.append(StageAsset(stage, None, first))
-        return tuple(asset for asset in found if asset.stage.applies(self.pipeline, asset.selection))
-
-    @property
-    def automatic(self) -> tuple[StageAsset, ...]:
-        """The assets that refreshes and automation make."""
-        return tuple(asset for asset in self.assets if self.is_automatic(asset))
-
-    def is_automatic(self, asset: StageAsset) -> bool:
-        """Whether refreshes and automation make an asset."""
-        return not asset.stage.on_demand or asset.stage.name in self._followed
-
-    @cached_property
-    def _followed(self) -> set[str]:
-        """The stages that `analyses.follow` names, and what they, and those that are made anyway, are made from."""
-        named = set[str](self.pipeline.analyses.follow)
-        return named | {
-            before.name
-            for asset in self.assets
-            if asset.stage.name in named or not asset.stage.on_demand
-            for before in self.graph.before(asset.stage, self.pipeline, asset.selection)
-        }
+class AssetBuilder(PipelineStages):
+    """One pipeline as Dagster sees it."""
 
     @property
     def prefix(self) -> list[str]:
@@ -115,8 +54,11 @@ class AssetBuilder:
         return dagster_name("__".join(self.prefix))
 
     def group_of(self, asset: StageAsset) -> str:
-        """The group of an asset: analyses and training have their own, so that the main way stays in sight."""
-        own = _GROUPS.get(asset.stage.step)
+        """The group of an asset: analyses and training have their own, so that the main way stays in sight.
+
+        What nobody asks for is no part of it either: the group's buttons, "Materialize unsynced" too, are for the way.
+        """
+        own = _GROUPS.get(asset.stage.step, _GROUPS[ANALYSE] if asset.stage.on_demand else None)
         return f"{self.group}__{own}" if own else self.group
 
     @property
@@ -124,23 +66,14 @@ class AssetBuilder:
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
 
-    def context(self, asset: StageAsset, compute: Compute | None = None) -> StageContext:
-        """What the asset's stage is given."""
-        return StageContext(self.pipeline, self.graph, asset.selection, compute or self.pipeline.compute)
-
-    def context_at(self, moment: datetime) -> StageContext:
-        """The first asset's context; whoever asks of the same moment shares what is known of the store."""
-        found = self._contexts.get(moment)
-        if found is None:
-            found = self.context(self.assets[0])
-            # Of earlier moments nobody asks any more.
-            self._contexts.clear()
-            self._contexts[moment] = found
-        return found
+    def is_run_of_pipeline(self, run: dg.DagsterRun) -> bool:
+        """Whether a run executes the pipeline's refresh, or makes nothing but its assets."""
+        assets = run.asset_selection or set()
+        return run.job_name == self.refresh_job or (bool(assets) and assets <= self._keys)
 
     @cached_property
-    def _contexts(self) -> dict[datetime, StageContext]:
-        return {}
+    def _keys(self) -> set[dg.AssetKey]:
+        return {self.key(asset) for asset in self.assets}
 
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.
@@ -210,11 +143,29 @@ class AssetBuilder:
         """Whether each partition of an asset is made from one result of an input, whose version its record holds."""
         return name != "shard_index" and self.graph.is_one_to_one(asset.stage, name)
 
+    def selected_through(self, asset: StageAsset) -> tuple[str, ...]:
+        """Names of partitioned stages that an asset with partitions is made from through unpartitioned ones alone.
+
+        A backfill, *Materialize all* among them, finds what follows the chosen partitions by mappings, and maps through no
+        asset without partitions: it would leave out the centroids, and launch what needs them.
+        """
+        names = asset.stage.all_inputs(self.pipeline, asset.selection)
+        if not asset.stage.dimensions or any(self._dimensions_of(name) for name in names):
+            return ()
+        return tuple(dict.fromkeys(self._partitioned_before(asset.stage, asset.selection)))
+
+    def _partitioned_before(self, stage: Stage, selection: Selection) -> Iterator[str]:
+        for name in stage.all_inputs(self.pipeline, selection):
+            if name in self.graph and self.graph[name].dimensions:
+                yield name
+            elif name in self.graph:
+                yield from self._partitioned_before(self.graph[name], selection)
+
     def deps(self, asset: StageAsset) -> list[dg.AssetDep]:
         """What an asset is made from: dimensions that both have are the same, of the others all is needed."""
         return [
             dg.AssetDep(self.input_key(asset, name), partition_mapping=self._mapping(asset.stage, name))
-            for name in self.inputs(asset)
+            for name in (*self.inputs(asset), *self.selected_through(asset))
         ]
 
     def _mapping(self, stage: Stage, name: str) -> dg.PartitionMapping | None:

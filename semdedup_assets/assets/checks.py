@@ -1,20 +1,26 @@
 """Checks of stages, as Dagster's asset checks."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
-from semdedup_assets.assets.events import EventSink
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.checks.up_to_date import up_to_date
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.stage import Check, CheckResult
+from semdedup_assets.execution.evaluated_checks import LISTED, Evaluated, FailedChecksError, evaluate, log_problems
+from semdedup_assets.execution.pipeline_stages import StageAsset
+from semdedup_assets.execution.stage import Check
 
-_LISTED = 50
-_NAMED = 5
+
+def _freshness_check(builder: AssetBuilder, asset: StageAsset) -> Check:
+    """The check of an asset that it has beside those of its stage: whether it is up to date."""
+    refreshed = builder.is_automatic(asset)
+    remedy = f"launch {builder.refresh_job}" if refreshed else f"materialise {builder.key(asset).to_user_string()}"
+    return up_to_date(asset.stage.name, refreshed=refreshed, remedy=remedy)
 
 
 def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckSpec]:
@@ -27,22 +33,9 @@ def check_specs(builder: AssetBuilder, asset: StageAsset) -> list[dg.AssetCheckS
             blocking=check.blocking and not check.only_warns(context),
             description=check.description,
         )
-        for check in asset.stage.checks
+        for check in (*asset.stage.checks, _freshness_check(builder, asset))
         if not check.alone
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A check of an asset, evaluated.
-
-    Attributes:
-        result: for Dagster.
-        failure: why what follows must be held back; None where nothing must.
-    """
-
-    result: dg.AssetCheckResult
-    failure: str | None
 
 
 def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> list[Evaluated]:
@@ -50,82 +43,77 @@ def evaluated_checks(builder: AssetBuilder, asset: StageAsset, context: StageCon
 
     Each failing partition is reported to the log.
     """
-    return [_evaluated(builder, asset, context, check) for check in asset.stage.checks if not check.alone]
+    evaluated = [evaluate(check, context) for check in asset.stage.checks if not check.alone]
+    log_problems(evaluated)
+    # What is stale is no fault of what a run has made: the check shows it, the run's log does not.
+    return [*evaluated, evaluate(_freshness_check(builder, asset), context)]
 
 
-def _evaluated(builder: AssetBuilder, asset: StageAsset, context: StageContext, check: Check) -> Evaluated:
-    found = check.evaluate(context)
-    for problem in found.problems[:_LISTED]:
-        progress.log(f"{check.name}: {problem.partition}: {problem.measured}; {problem.remedy}")
-    metadata: dict[str, Any] = {**found.measured, "failing_partitions": len(found.problems)}
-    if found.problems:
+def check_result(builder: AssetBuilder, asset: StageAsset, found: Evaluated) -> dg.AssetCheckResult:
+    """What a check found, for Dagster."""
+    problems = found.result.problems
+    metadata: dict[str, Any] = {**found.result.measured, "failing_partitions": len(problems)}
+    if problems:
         rows = [
             {"partition": problem.partition, "measured": problem.measured, "remedy": problem.remedy}
-            for problem in found.problems[:_LISTED]
+            for problem in problems[:LISTED]
         ]
         metadata["failing"] = dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
-    sentence = _sentence(builder, check.name, found) if found.problems else None
-    result = dg.AssetCheckResult(
+    fails = found.check.blocking and found.result.certain
+    return dg.AssetCheckResult(
         asset_key=builder.key(asset),
-        check_name=check.name,
-        passed=not found.problems,
-        severity=dg.AssetCheckSeverity.ERROR if check.blocking and found.certain else dg.AssetCheckSeverity.WARN,
+        check_name=found.check.name,
+        passed=not problems,
+        severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
         # Dagster renders it, and the keys and captions of users in it, as Markdown.
-        description=markdown_text(sentence) if sentence else None,
+        description=markdown_text(found.sentence) if found.sentence else None,
         metadata=metadata,
     )
-    return Evaluated(result, sentence if check.blocking and found.certain else None)
 
 
-def raise_failures(evaluated: Sequence[Evaluated]) -> None:
+@contextmanager
+def failing_runs() -> Iterator[None]:
     """End a run whose blocking checks fail with a sentence on each: Dagster's own counts them only.
 
     Raises:
-        dagster.Failure: names checks, partitions and remedies.
+        dagster.Failure: a blocking check failed, whichever run made what is wrong; names partitions and remedies.
     """
-    failures = [each.failure for each in evaluated if each.failure is not None]
-    if failures:
-        raise dg.Failure("\n".join(failures), allow_retries=False)
+    try:
+        yield
+    except FailedChecksError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
-def _sentence(builder: AssetBuilder, name: str, found: CheckResult) -> str:
-    named = ", ".join(f"{problem.partition} ({problem.measured})" for problem in found.problems[:_NAMED])
-    more = ", …" if len(found.problems) > _NAMED else ""
-    count = f"{len(found.problems)} of {builder.pipeline.dataset}'s {found.fault}"
-    return f"{name}: {count}: {named}{more}; {found.problems[0].remedy}"
-
-
-def report_checks(builder: AssetBuilder, asset: StageAsset, context: StageContext, sink: EventSink) -> None:
-    """Evaluate an asset's checks, report the results as events, and hold back what follows where one fails.
+def check_event(
+    builder: AssetBuilder, asset: StageAsset, context: StageContext, found: Evaluated
+) -> dg.AssetCheckEvaluation:
+    """What a check found, as an event outside a step of the asset.
 
     Args:
         builder: of the pipeline.
-        asset: whose checks.
+        asset: whose check it is.
         context: of its stage.
-        sink: takes the events.
-
-    Raises:
-        dagster.Failure: a blocking check fails, whichever run made what is wrong; names partitions and remedies.
+        found: what it found.
     """
-    evaluated = [_evaluated(builder, asset, context, check) for check in asset.stage.checks]
-    for check, each in zip(asset.stage.checks, evaluated, strict=True):
-        result = each.result
-        sink(
-            dg.AssetCheckEvaluation(
-                asset_key=builder.key(asset),
-                check_name=check.name,
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                blocking=check.blocking and not check.only_warns(context),
-            )
-        )
-    raise_failures(evaluated)
+    check, result = found.check, check_result(builder, asset, found)
+    return dg.AssetCheckEvaluation(
+        asset_key=builder.key(asset),
+        check_name=check.name,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        blocking=check.blocking and not check.only_warns(context),
+    )
 
 
-def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
-    """The checks whether what is there is up to date, as a job of their own: they change while nothing is made."""
+def freshness(builder: AssetBuilder, asset: StageAsset, context: StageContext) -> dg.AssetCheckEvaluation:
+    """Whether an asset is up to date, as an event."""
+    return check_event(builder, asset, context, evaluate(_freshness_check(builder, asset), context))
+
+
+def lone_checks(builder: AssetBuilder) -> list[dg.AssetChecksDefinition]:
+    """The checks that change while nothing is made of their asset, as a job of their own; none where there is none."""
     found = {
         dg.AssetCheckKey(builder.key(asset), check.name): (asset, check)
         for asset in builder.assets
@@ -136,13 +124,17 @@ def freshness_checks(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         dg.AssetCheckSpec(key.name, asset=key.asset_key, description=check.description)
         for key, (_, check) in found.items()
     ]
+    if not specs:
+        return []
 
-    @dg.multi_asset_check(name=f"{builder.group}__inputs_up_to_date", specs=specs, can_subset=True)
-    def inputs_up_to_date(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(name=f"{builder.group}__lone_checks", specs=specs, can_subset=True)
+    def lone(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         first = builder.context(builder.assets[0])
         with progress.reporting_to(context.log.info):
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
-                    yield _evaluated(builder, asset, first.with_selection(asset.selection), check).result
+                    evaluated = evaluate(check, first.with_selection(asset.selection))
+                    log_problems([evaluated])
+                    yield check_result(builder, asset, evaluated)
 
-    return inputs_up_to_date
+    return [lone]

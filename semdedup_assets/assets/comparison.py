@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 import dagster as dg
 
 from semdedup_assets.analyses.comparison_tables import changed_since, shown_comparison, write_comparison
-from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset, dagster_name
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.kept_set_lookup import (
     FoundKeptSet,
-    UnknownKeptSetError,
-    chosen,
     dependencies,
     find_kept_set,
 )
+from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.assets.metadata import as_metadata, markdown_text, shown_metadata
 from semdedup_assets.comparison_settings import ComparedManifest, Comparison, ModelComparison, NamedKeptSet
+from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError, chosen
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.stage import ANALYSE, Shown
 from semdedup_assets.settings import Pipeline
@@ -201,9 +202,10 @@ def _definitions(
         tags={STEP_TAG: ANALYSE},
         metadata={"dagster/uri": asset.location, "dagster/storage_kind": "parquet"},
         deps=list(dependencies(kept_sets)),
+        pool="cpu",
     )
     def compare(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-        with reporting_to(context.log.info):
+        with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             record = asset.write()
         shown = shown_metadata(asset.shown(record))
         details = {name: value for name, value in record.details.items() if name not in asset.hidden}

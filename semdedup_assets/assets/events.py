@@ -11,10 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.metadata import as_metadata, shown_metadata
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.stage import Rows
 from semdedup_assets.storage.results import ResultRecord
 
@@ -22,6 +23,8 @@ EventSink = Callable[[Any], None]
 """Takes an event: `log_event` of a run's context, or `report_runless_asset_event` of an instance."""
 
 _VERSION, _CODE = "dagster/data_version", "dagster/code_version"
+# What Dagster itself notes where an input had no event yet.
+_UNREAD = "NULL"
 _PAGE = 1000
 _MADE = dg.DagsterEventType.ASSET_MATERIALIZATION
 
@@ -90,7 +93,17 @@ class PartitionEvents:
                 tags[f"dagster/input_event_pointer/{key}"], version = found
                 read = record.inputs.get(name) if self.builder.is_one_to_one(self.asset, name) else None
                 tags[f"dagster/input_data_version/{key}"] = read or version
-        return tags
+        return tags | self._unread_tags
+
+    @cached_property
+    def _unread_tags(self) -> dict[str, str]:
+        """That no event was read of what an asset only follows: other embeddings make no centroids stale."""
+        keys = [self.builder.input_key(self.asset, name) for name in self.builder.selected_through(self.asset)]
+        return {
+            f"dagster/{tag}/{key.to_user_string()}": _UNREAD
+            for key in keys
+            for tag in ("input_event_pointer", "input_data_version")
+        }
 
     def _latest(self, name: str, partition: Partition) -> tuple[str, str] | None:
         """Storage id and version of an input's last event; of one partition where the mapping is one to one."""
@@ -131,21 +144,31 @@ class PartitionEvents:
     def _older_than_inputs(self, partitions: Mapping[Partition, ResultRecord]) -> set[str]:
         """Partitions whose last event is older than that of an input whose version they do not depend on as a whole.
 
-        Other buckets group the same scores, another column leaves the others as they are: what was made from them is up
-        to date, and would be stale for Dagster.
+        Other buckets group the same scores, another column leaves the others as they are, a frozen sample stays: what was
+        made from them is up to date, and would be stale for Dagster.
         """
-        graph, key = self.builder.graph, self.builder.key(self.asset)
-        part = self.asset.stage.reads_part_of_inputs
-        names = [name for name in self.builder.inputs(self.asset) if name in graph and (part or graph[name].by_range)]
-        if not names or not self.asset.stage.dimensions:
+        graph, stage = self.builder.graph, self.asset.stage
+        any_version = stage.reads_part_of_inputs or stage.frozen
+        names = [
+            name for name in self.builder.inputs(self.asset) if name in graph and (any_version or graph[name].by_range)
+        ]
+        if not names or not (stage.dimensions or stage.frozen):
             return set()
-        known = self.instance.event_log_storage.get_latest_storage_id_by_partition(key, _MADE)
+        known = self._last_ids()
         return {
             str(partition)
             for partition in partitions
             for name in names
             if (latest := self._latest(name, partition)) and known.get(str(partition), 0) < int(latest[0])
         }
+
+    def _last_ids(self) -> Mapping[str, int]:
+        """Storage id of each partition's last event, "" standing for the only one of an unpartitioned asset."""
+        key = self.builder.key(self.asset)
+        if self.asset.stage.dimensions:
+            return self.instance.event_log_storage.get_latest_storage_id_by_partition(key, _MADE)
+        records = self.instance.fetch_materializations(key, limit=1).records
+        return {"": records[0].storage_id} if records else {}
 
     def _known_versions(self) -> dict[str, str]:
         """Data version of each partition's last event, "" standing for the only one of an unpartitioned asset."""
@@ -164,25 +187,29 @@ class PartitionEvents:
         return None if event is None else event.tags or {}
 
     def _of_other_code(self, partitions: Mapping[Partition, ResultRecord]) -> set[str]:
-        """Partitions whose last event has another code version than the asset has now.
+        """Partitions whose last event has another code version, or other dependencies, than the asset has now.
 
         Dagster can be asked for the data versions of all partitions together, but not for code versions. They change
         together, and are reported in the partitions' order: the last event, and the last partition's, show whether all
         events need to be read.
         """
-        code_version = self._code_version
+        expected = {_CODE: self._code_version} | self._unread_tags
+
+        def is_of_this_code(tags: Mapping[str, str]) -> bool:
+            return expected.items() <= tags.items()
+
         last = (self._last_tags(None), self._last_tags(list(partitions)[-1]))
-        if all(tags is None or tags.get(_CODE) == code_version for tags in last):
+        if all(tags is None or is_of_this_code(tags) for tags in last):
             return set()
-        found: dict[str, str] = {}
+        found: dict[str, bool] = {}
         wanted, cursor = {str(partition) for partition in partitions}, None
         while True:
             page = self.instance.fetch_materializations(self.builder.key(self.asset), limit=_PAGE, cursor=cursor)
             for record in page.records:
                 event = record.event_log_entry.asset_materialization
-                found.setdefault(record.partition_key or "", ((event.tags if event else None) or {}).get(_CODE, ""))
+                found.setdefault(record.partition_key or "", is_of_this_code((event.tags if event else None) or {}))
             if not page.has_more or wanted <= found.keys():
-                return {partition for partition, version in found.items() if version != code_version}
+                return {partition for partition, same in found.items() if not same}
             cursor = page.cursor
 
 

@@ -1,21 +1,25 @@
 """The one place where a stage becomes an asset."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, StageAsset
-from semdedup_assets.assets.checks import check_specs, evaluated_checks, raise_failures
-from semdedup_assets.assets.conditions import refresh_condition
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder
+from semdedup_assets.assets.checks import check_result, check_specs, evaluated_checks, failing_runs
 from semdedup_assets.assets.events import PartitionEvents
 from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.ray import end_resting
+from semdedup_assets.execution.evaluated_checks import raise_failures
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.stage import Stage
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.storage.results import MissingResultError
+
+_NAMED = 3
 
 
 def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition:
@@ -36,7 +40,6 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         deps=builder.deps(asset),
         backfill_policy=_backfill_policy(builder.pipeline) if partitions_def is not None else None,
         check_specs=check_specs(builder, asset),
-        automation_condition=refresh_condition(builder, asset) if builder.is_automatic(asset) else None,
         pool=stage.pool,
     )
     def materialise(
@@ -52,8 +55,10 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
             finally:
                 end_resting()
             checks = evaluated_checks(builder, asset, stage_context)
-            yield from _ended(context, made, [check.result for check in checks])
-            raise_failures(checks)
+            as_one = len(made) == 1 and not builder.selected_through(asset)
+            yield from _ended(context, made, [check_result(builder, asset, check) for check in checks], as_one=as_one)
+            with failing_runs():
+                raise_failures(checks)
 
     return materialise
 
@@ -72,7 +77,11 @@ def _made(
     *,
     again: bool,
 ) -> list[dg.AssetMaterialization]:
-    """Make what is not up to date of the run's partitions, and log each as it is done; returns the events."""
+    """Make what is not up to date of the run's partitions, and log each as it is done; returns the events.
+
+    Raises:
+        dagster.Failure: what some of them are made from is not there; the others are made.
+    """
     stage, index = asset.stage, stage_context.index
     events = PartitionEvents(builder, asset, stage_context, context.instance)
     partitions = _partitions(context, asset)
@@ -80,15 +89,39 @@ def _made(
     wanted = {each for each in partitions if again or not _is_current(stage_context, stage.name, each)}
     fresh = index.results(stage.name, (each for each in partitions if each not in wanted))
     logged = [events.event(partition, record, reused=True) for partition, record in fresh.items()]
-    for partition, record in run_partitions(
-        stage_context, stage, [each for each in partitions if each in wanted], again=again
-    ):
+    lacking = _lacking(stage_context, stage, wanted)
+    ready = [each for each in partitions if each in wanted and each not in lacking]
+    for partition, record in run_partitions(stage_context, stage, ready, again=again):
         logged.append(events.event(partition, record))
         # A single event describes a run of one partition; of many, each is seen as it ends.
         if len(partitions) > 1:
             context.log_event(logged[-1])
     index.collect()
+    if lacking:
+        raise _missing_inputs(builder, asset, lacking)
     return logged
+
+
+def _lacking(context: StageContext, stage: Stage, partitions: Iterable[Partition]) -> dict[Partition, str]:
+    """The partitions whose inputs are not there, each with what is missing: seen before models and workers are loaded."""
+    found = {}
+    for partition in partitions:
+        try:
+            for stored in context.index.stored(stage.name, partition):
+                context.index.input_versions(stage.name, stored)
+        except MissingResultError as error:
+            found[partition] = str(error)
+    return found
+
+
+def _missing_inputs(builder: AssetBuilder, asset: StageAsset, lacking: dict[Partition, str]) -> dg.Failure:
+    reasons = list(dict.fromkeys(lacking.values()))
+    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    message = (
+        f"{asset}: {len(lacking)} partitions cannot be made yet: {'; '.join(reasons[:_NAMED])}{more}; or launch "
+        f"{builder.refresh_job}, which makes everything in order"
+    )
+    return dg.Failure(message, allow_retries=False)
 
 
 def _is_current(context: StageContext, stage: str, partition: Partition) -> bool:
@@ -115,14 +148,18 @@ def _partitions(context: dg.AssetExecutionContext, asset: StageAsset) -> list[Pa
 
 
 def _ended(
-    context: dg.AssetExecutionContext, events: list[dg.AssetMaterialization], checks: list[dg.AssetCheckResult]
+    context: dg.AssetExecutionContext,
+    events: list[dg.AssetMaterialization],
+    checks: list[dg.AssetCheckResult],
+    *,
+    as_one: bool,
 ) -> Iterator[dg.MaterializeResult[None]]:
     """End the step: without a result, the steps that follow would be skipped.
 
-    Dagster records the result for every partition of the run. Of a run of one partition it is the only event; of many,
-    each partition's own is logged once more, for the last event is what counts.
+    Dagster records the result for every partition of the run. Of a run of one partition it is the only event, unless its
+    dependencies say more than Dagster knows; of many, each partition's own is logged once more, for the last one counts.
     """
-    if len(events) == 1:
+    if as_one:
         (event,) = events
         version = dg.DataVersion(str((event.tags or {})["dagster/data_version"]))
         yield dg.MaterializeResult(metadata=event.metadata, data_version=version, check_results=checks)

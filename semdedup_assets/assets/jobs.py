@@ -1,15 +1,19 @@
-"""What starts runs: jobs to start by hand, a schedule, and a sensor that evaluates the automation conditions."""
+"""What starts runs: jobs to start by hand, a schedule, and a sensor that refreshes what is stale."""
 
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
+from semdedup_assets.assets.automation import automation_sensor
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.conditions import unfinished_run
 from semdedup_assets.assets.console import console_logger
 from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
+from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.execution.progress import reporting_to
+
+DATASET_TAG, MODEL_TAG, MADE_TAG = "semdedup/dataset", "semdedup/model", "semdedup/made"
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -19,20 +23,7 @@ def job_definitions(builder: AssetBuilder) -> dg.Definitions:
     """The jobs, the schedule and the sensor of a pipeline."""
     job = _refresh_job(builder)
     schedules = [_schedule(builder, job)] if builder.pipeline.refresh.schedule else []
-    return dg.Definitions(jobs=[job, _refit_job(builder)], schedules=schedules, sensors=[_automation_sensor(builder)])
-
-
-def _automation_sensor(builder: AssetBuilder) -> dg.AutomationConditionSensorDefinition:
-    running = builder.pipeline.refresh.automatic
-    return dg.AutomationConditionSensorDefinition(
-        f"{builder.group}__automation",
-        target=dg.AssetSelection.assets(*(builder.key(asset) for asset in builder.automatic)),
-        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
-        # Some of the conditions are our own, which the daemon does not know.
-        use_user_code_server=True,
-        description="Makes what is missing or whose inputs have changed, asset by asset, as files arrive.",
-    )
+    return dg.Definitions(jobs=[job, _refit_job(builder)], schedules=schedules, sensors=[automation_sensor(builder)])
 
 
 def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
@@ -49,10 +40,16 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
                 settings = pipeline.refresh.model_copy(update={"max_vanished": 1.0})
                 pipeline = pipeline.model_copy(update={"refresh": settings})
             runs = refresh(pipeline, context.instance, again=True, graph=builder.graph, sink=context.log_event)
+            counts: dict[str, int] = {}
             for run in runs:
                 made = f"{len(run.partitions)} partitions made" if run.partitions else "up to date"
                 known = f", {run.adopted} found in the store" if run.adopted else ""
                 context.log.info(f"{run.asset}: {made}{known}")
+                if run.partitions:
+                    counts[run.asset] = counts.get(run.asset, 0) + len(run.partitions)
+                    _tag(context, MADE_TAG, ", ".join(f"{asset} {count}" for asset, count in counts.items()))
+            if not counts:
+                _tag(context, MADE_TAG, "nothing")
 
     @dg.job(
         name=builder.refresh_job,
@@ -60,6 +57,7 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
             "Looks through the source, then makes whatever is missing, stale or failed, asset by asset, in this one run; "
             "excluded shards are tried again. What the store holds already is made known to Dagster, not made again."
         ),
+        tags={DATASET_TAG: builder.pipeline.dataset, MODEL_TAG: builder.pipeline.model_name},
         executor_def=dg.in_process_executor,
         logger_defs={"console": console_logger},
         # Dagster uses a logger only where the configuration of the run names it.
@@ -69,6 +67,14 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
         refresh_all()
 
     return refresh_job
+
+
+def _tag(context: dg.OpExecutionContext, tag: str, value: str) -> None:
+    """Tag a run with what a person looks for in a list of runs; a busy database must not end it."""
+    try:
+        context.instance.add_run_tags(context.run.run_id, {tag: value})
+    except SQLAlchemyError as error:
+        context.log.warning(f"the run could not be tagged with what it made: {error}")
 
 
 def _require_only(context: dg.OpExecutionContext, builder: AssetBuilder) -> None:

@@ -5,26 +5,15 @@ from dataclasses import dataclass, replace
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
+from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.comparison_settings import NamedKeptSet
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError, chosen
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.kept_sets import Target
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-
-
-class UnknownKeptSetError(ValueError):
-    """A comparison names a kept set that no pipeline has.
-
-    Attributes:
-        message: what there is instead.
-        setting: of the kept set, which is wrong.
-    """
-
-    def __init__(self, message: str, *, setting: str) -> None:
-        super().__init__(message)
-        self.message, self.setting = message, setting
 
 
 @dataclass(frozen=True)
@@ -112,29 +101,6 @@ def _of_selection(wanted: NamedKeptSet, assets: Sequence[StageAsset]) -> StageAs
         return assets[0]
     name = chosen("selection", wanted.selection, names)
     return next(each for each in assets if each.name == name)
-
-
-def chosen(setting: str, given: str | None, there: Sequence[str]) -> str:
-    """The one that is meant of those that there are.
-
-    Args:
-        setting: that names it.
-        given: its value; None where it is left out.
-        there: what it can be.
-
-    Raises:
-        UnknownKeptSetError: there is no such one, or none is given and there are several.
-    """
-    named = ", ".join(there) or "none"
-    if given is None and len(there) == 1:
-        return there[0]
-    if given is None:
-        message = f"missing; there are several: {named}"
-        raise UnknownKeptSetError(message, setting=setting)
-    if given not in there:
-        message = f"{given!r} is none of those that there are: {named}"
-        raise UnknownKeptSetError(message, setting=setting)
-    return given
 
 
 def labelled(kept_sets: Sequence[FoundKeptSet]) -> list[FoundKeptSet]:

@@ -38,6 +38,7 @@ _HIDDEN = frozenset(
         "sampled_shards",
         "column_versions",
         "present",
+        "settings",
         "shared_vectors",
         "without_key",
     }

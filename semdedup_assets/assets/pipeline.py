@@ -3,8 +3,9 @@
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.checks import freshness_checks
+from semdedup_assets.assets.checks import lone_checks
 from semdedup_assets.assets.factory import stage_asset
+from semdedup_assets.assets.freshness import freshness_sensor
 from semdedup_assets.assets.jobs import job_definitions
 from semdedup_assets.assets.source import source_definitions
 from semdedup_assets.execution.stage import StageGraph
@@ -24,7 +25,12 @@ def pipeline_definitions(pipeline: Pipeline, graph: StageGraph = GRAPH, *, with_
     assets = [stage_asset(builder, asset) for asset in builder.assets]
     return dg.Definitions.merge(
         source_definitions(builder) if with_source else dg.Definitions(),
-        dg.Definitions(assets=assets, asset_checks=[freshness_checks(builder)], executor=_executor(pipeline)),
+        dg.Definitions(
+            assets=assets,
+            asset_checks=lone_checks(builder),
+            sensors=[freshness_sensor(builder)],
+            executor=_executor(pipeline),
+        ),
         job_definitions(builder),
     )
 

@@ -1,44 +1,25 @@
-"""Make what is missing or stale, in order, and nothing else: what the UI's choices do, as one call."""
+"""Make what is missing or stale, in order, and nothing else, with Dagster as the one that learns of it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder, StageAsset
-from semdedup_assets.assets.checks import report_checks
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.checks import check_event, failing_runs, freshness
 from semdedup_assets.assets.events import EventSink, PartitionEvents, adopt
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.engines.ray import end_resting
+from semdedup_assets.execution.evaluated_checks import Evaluated, log_problems
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.reference_files import observe_references
-from semdedup_assets.execution.runner import run_partitions
-from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.execution.stage import Stage, StageGraph
+from semdedup_assets.execution.pipeline_stages import StageAsset
+from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, StageRun
+from semdedup_assets.execution.refresh import refresh as refresh_store
+from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets.storage.leftovers import remove_leftovers
-from semdedup_assets.storage.results import DamagedResultError, MissingResultError, ResultRecord
-
-# Each round makes what the one before found damaged or changed; more than a few, and it is the disk or the source.
-_ROUNDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class StageRun:
-    """One asset's part of a refresh.
-
-    Attributes:
-        asset: its name: the stage's, below the selection's where that has one.
-        partitions: that were made.
-        adopted: how many more were found in the store, up to date, and made known to Dagster.
-    """
-
-    asset: str
-    partitions: tuple[Partition, ...]
-    adopted: int = 0
+from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 
 def refresh(
@@ -68,46 +49,55 @@ def refresh(
         Exception: what a stage raised; what was finished before stays.
     """
     builder = AssetBuilder(pipeline, graph)
-    swept = remove_leftovers(builder.context(builder.assets[0]).layout.folder)
-    if swept:
-        progress.log(f"{swept} files that ended processes had left were removed")
-    try:
-        for _ in range(_ROUNDS):
-            observe_source(builder, instance)
-            observe_references(builder.context(builder.assets[0]))
-            try:
-                yield from _round(builder, instance, again=again, sink=sink or instance.report_runless_asset_event)
-            except (DamagedResultError, SourceChangedError) as error:
-                # The record of what is damaged was set aside, the source is observed again: another round mends either.
-                progress.log(str(error))
-                last = error
-            else:
-                return
-        raise last
-    finally:
-        end_resting()
+    reporter = _Reporter(builder, instance, sink or instance.report_runless_asset_event)
+    with failing_runs():
+        yield from refresh_store(RefreshPlan(builder, excluded=again), reporter)
 
 
-def _round(builder: AssetBuilder, instance: dg.DagsterInstance, *, again: bool, sink: EventSink) -> Iterator[StageRun]:
-    selections = tuple(builder.pipeline.named_selections.values())
-    first = replace(builder.context(builder.assets[0]), together=selections)
-    together: dict[StageAsset, set[Partition]] = {}
-    for asset in builder.assets:
-        context = first.with_selection(asset.selection)
-        if asset.stage.together and asset not in together:
-            together |= _stale_together(builder, first, asset.stage)
-        events = PartitionEvents(builder, asset, context, instance)
-        if not builder.is_automatic(asset):
-            adopt(events, sink, _current(context, asset.stage.name))
-            continue
-        yield from _refreshed(events, sink, again=again, planned=together.get(asset, set()))
-        report_checks(builder, asset, context, sink)
+@dataclass
+class _Reporter(RefreshListener):
+    """Reports to Dagster what a refresh finds and makes.
 
+    Attributes:
+        builder: of the pipeline.
+        instance: what remembers the assets.
+        sink: takes the events.
+    """
 
-def _stale_together(builder: AssetBuilder, first: StageContext, stage: Stage) -> dict[StageAsset, set[Partition]]:
-    """What is stale of a stage in each selection, before the first of them makes parts of the others' with its own."""
-    alike = [asset for asset in builder.automatic if asset.stage.name == stage.name]
-    return {asset: set(first.with_selection(asset.selection).index.stale(stage.name)) for asset in alike}
+    builder: AssetBuilder
+    instance: dg.DagsterInstance
+    sink: EventSink
+    _events: PartitionEvents | None = None
+
+    def observe(self, context: StageContext) -> None:
+        """Bring shard index and Dagster's partitions up to date."""
+        observe_source(self.builder, self.instance)
+
+    def passed_over(self, asset: StageAsset, context: StageContext) -> None:
+        """What the store holds of it, and Dagster does not know, is reported."""
+        adopt(self._of(asset, context), self.sink, _current(context, asset.stage.name))
+
+    def up_to_date(self, asset: StageAsset, context: StageContext, partitions: Sequence[Partition]) -> int:
+        """What Dagster does not know is reported, and how much is next."""
+        if missing := len(context.index.partitions(asset.stage.name)) - len(partitions):
+            progress.log(f"{progress.in_part(str(asset))}: {missing:,} partitions to make")
+        self._events = self._of(asset, context)
+        return adopt(self._events, self.sink, context.index.results(asset.stage.name, partitions))
+
+    def made(self, asset: StageAsset, context: StageContext, partition: Partition, record: ResultRecord) -> None:
+        """The partition's event, with the inputs as Dagster knows them."""
+        events = self._events or self._of(asset, context)
+        self.sink(events.event(partition, record))
+
+    def checked(self, asset: StageAsset, context: StageContext, evaluated: Sequence[Evaluated]) -> None:
+        """An event for each check, and a line for each failing partition."""
+        log_problems(evaluated)
+        for each in evaluated:
+            self.sink(check_event(self.builder, asset, context, each))
+        self.sink(freshness(self.builder, asset, context))
+
+    def _of(self, asset: StageAsset, context: StageContext) -> PartitionEvents:
+        return PartitionEvents(self.builder, asset, context, self.instance)
 
 
 def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]:
@@ -120,31 +110,3 @@ def _current(context: StageContext, stage: str) -> dict[Partition, ResultRecord]
     except MissingResultError:
         return {}
     return index.results(stage, (each for each in index.partitions(stage) if each not in stale))
-
-
-def _refreshed(events: PartitionEvents, sink: EventSink, *, again: bool, planned: set[Partition]) -> Iterator[StageRun]:
-    """Bring one asset up to date; what was made is reported also where a damaged input ends it.
-
-    Args:
-        events: of the asset.
-        sink: takes them.
-        again: whether what was excluded is tried once more.
-        planned: partitions that were stale when the round began, and may have been made with another selection's since.
-    """
-    asset, context = events.asset, events.context
-    stage, index = asset.stage, context.index
-    everything = index.partitions(stage.name)
-    wanted = set(index.stale(stage.name)) | planned
-    if again:
-        wanted |= {partition for partition in index.excluded(stage.name) if partition in everything}
-    fresh = index.results(stage.name, (each for each in everything if each not in wanted))
-    adopted, made = adopt(events, sink, fresh), set[Partition]()
-    try:
-        for partition, record in run_partitions(context, stage, [each for each in everything if each in wanted]):
-            sink(events.event(partition, record))
-            made.add(partition)
-        index.collect()
-    except (DamagedResultError, SourceChangedError):
-        yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)
-        raise
-    yield StageRun(str(asset), tuple(each for each in everything if each in made), adopted)

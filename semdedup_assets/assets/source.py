@@ -10,11 +10,13 @@ import dagster as dg
 from sqlalchemy.exc import IntegrityError
 
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
-from semdedup_assets.assets.lost_runs import end_lost_runs
-from semdedup_assets.execution.context import StageContext
+from semdedup_assets.assets.lost_runs import alive, end_lost_runs
+from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
+from semdedup_assets.execution.source_index import updated_index
 from semdedup_assets.settings import Pipeline
-from semdedup_assets.sources.shard_index import ShardIndex, VanishedFilesError
-from semdedup_assets.storage.files import Listing, write_bytes
+from semdedup_assets.sources.shard_index import VanishedFilesError
+from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
 
 _STEP = "1-embed"
@@ -34,28 +36,6 @@ _SHARD_INDEX = (
 )
 
 
-def update_shard_index(context: StageContext) -> ShardIndex:
-    """List the source's files and remember which shard each belongs to.
-
-    Known files stay where they are, new ones form new shards, vanished ones leave theirs.
-
-    Raises:
-        FileNotFoundError: the source has no file.
-        VanishedFilesError: more files are missing than `refresh.max_vanished` allows.
-        PermissionError: the store cannot be written.
-    """
-    return _updated_index(context, context.pipeline.source.listing())
-
-
-def _updated_index(context: StageContext, listing: Listing) -> ShardIndex:
-    known = context.shard_index
-    known.require_present(listing.files, max_vanished=context.pipeline.refresh.max_vanished)
-    updated = known.updated(listing.files, group=context.pipeline.new_shards)
-    if updated != known:
-        write_bytes(context.layout.shard_index, updated.to_json())
-    return updated
-
-
 @dataclass(frozen=True, slots=True)
 class SourceChanges:
     """What is new in a source since it was last observed.
@@ -64,11 +44,13 @@ class SourceChanges:
         shards: fingerprint of each shard that is new or has changed.
         shard_index: version of the set of shards, where one came or vanished.
         listing: the files, and what was passed over.
+        unfollowed: why known shards are not as a setting says; None where they are.
     """
 
     shards: dict[str, str]
     shard_index: str | None
     listing: Listing
+    unfollowed: str | None = None
 
     def observations(self, builder: AssetBuilder) -> Iterator[dg.AssetObservation]:
         """The same as events for Dagster."""
@@ -88,6 +70,7 @@ class SourceChanges:
         return (
             f"{len(self.shards)} shards new or changed{f': {shards}' if shards else ''}; "
             f"{len(self.listing.files):,} files{f', passed over: {reasons}' if reasons else ''}"
+            f"{f'; {self.unfollowed}' if self.unfollowed else ''}"
         )
 
 
@@ -105,7 +88,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
     """
     with _files_checked(builder, instance):
         listing = builder.pipeline.source.listing()
-        index = _updated_index(builder.context(builder.assets[0]), listing)
+        index = updated_index(builder.context(builder.assets[0]), listing)
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -116,6 +99,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
         {shard: each for shard, each in shards.items() if observed.get(shard, {}).get(_VERSION) != each},
         None if _latest_version(builder.source_key("shard_index"), instance) == version else version,
         listing,
+        unfollowed_shard_setting(builder.pipeline, index),
     )
 
 
@@ -188,7 +172,7 @@ def source_definitions(builder: AssetBuilder) -> dg.Definitions:
     key = repr((pipeline.dataset, pipeline.store, files_of(pipeline), pipeline.shards, interval, most, pipeline.owners))
     if key not in _made:
         assets = [_owned(builder, asset) for asset in (_shards(builder), _shard_index(builder))]
-        checks = [_files_check(builder)]
+        checks = [_files_check(builder), _shard_setting_check(builder)]
         _made[key] = dg.Definitions(assets=assets, asset_checks=checks, sensors=[_files_sensor(builder)])
     return _made[key]
 
@@ -215,7 +199,8 @@ def _shards(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"source": dg.MetadataValue.json(files_of(builder.pipeline))},
     )
     def shards(context: dg.AssetExecutionContext) -> dg.DataVersionsByPartition:
-        changes = source_changes(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = source_changes(builder, context.instance)
         context.log.info(str(changes))
         for observation in SourceChanges({}, changes.shard_index, changes.listing).observations(builder):
             context.instance.report_runless_asset_event(observation)
@@ -235,7 +220,8 @@ def _shard_index(builder: AssetBuilder) -> dg.SourceAsset:
         metadata={"dagster/uri": path, "dagster/storage_kind": "json"},
     )
     def shard_index(context: dg.AssetExecutionContext) -> dg.DataVersion:
-        changes = observe_source(builder, context.instance)
+        with alive(context.instance, context.run.run_id):
+            changes = observe_source(builder, context.instance)
         context.log.info(str(changes))
         return dg.DataVersion(_latest_version(builder.source_key("shard_index"), context.instance) or "")
 
@@ -261,6 +247,23 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files
+
+
+def _shard_setting_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
+    """The check whether a changed setting waits for new files, which a person may not expect."""
+
+    @dg.asset_check(
+        asset=builder.source_key("shard_index"),
+        name="shards_follow_settings",
+        description="The shards were made with today's `shards.files_per_shard`: it counts for new files only.",
+    )
+    def shards_follow_settings() -> dg.AssetCheckResult:
+        unfollowed = unfollowed_shard_setting(builder.pipeline, builder.context(builder.assets[0]).shard_index)
+        return dg.AssetCheckResult(
+            passed=unfollowed is None, severity=dg.AssetCheckSeverity.WARN, description=markdown_text(unfollowed or "")
+        )
+
+    return shards_follow_settings
 
 
 def _listing_metadata(listing: Listing) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import numpy as np
 
 from semdedup_assets.baselines.choices import COLUMNS, embedded_shards, has_content, write_groups
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -79,8 +78,7 @@ STAGE = Stage(
     worker=_worker,
     kinds=frozenset({"numpy", "parquet"}),
     columns=lambda _: COLUMNS,
-    checks=(inputs_up_to_date("exact_masks"),),
     applies=has_content,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

@@ -14,7 +14,6 @@ from semdedup_assets.baselines.choices import (
     write_groups,
 )
 from semdedup_assets.baselines.text_signatures import SIGNATURES
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -104,8 +103,7 @@ STAGE = Stage(
     worker=_worker,
     kinds=frozenset({"numpy", "parquet"}),
     columns=lambda _: COLUMNS,
-    checks=(inputs_up_to_date("near_duplicate_masks"),),
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

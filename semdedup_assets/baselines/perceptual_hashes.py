@@ -9,7 +9,6 @@ import numpy as np
 
 from semdedup_assets.baselines.choices import has_images
 from semdedup_assets.baselines.fingerprints import image_phash, require_library
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.encoders.decoding import MAX_PIXELS, UndecodableImageError
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -111,9 +110,8 @@ STAGE = Stage(
     accepts=accepts_cut_files,
     kinds=frozenset({"parquet"}),
     columns=lambda _: (ID, Column("hash", "uint64", "Perceptual hash.")),
-    checks=(inputs_up_to_date("perceptual_hashes"),),
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

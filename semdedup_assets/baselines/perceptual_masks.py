@@ -11,7 +11,6 @@ from semdedup_assets.baselines.choices import (
     write_groups,
 )
 from semdedup_assets.baselines.perceptual_hashes import HASHES
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -78,8 +77,7 @@ STAGE = Stage(
     worker=_worker,
     kinds=frozenset({"numpy", "parquet"}),
     columns=lambda _: COLUMNS,
-    checks=(inputs_up_to_date("perceptual_masks"),),
     applies=has_images,
     on_demand=True,
-    pool=None,
+    pool="cpu",
 )

@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.analysis_settings import SameSize
 from semdedup_assets.baselines.choices import COLUMNS, embedded_shards, write_masks
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.manifests import ManifestStage
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -191,10 +190,9 @@ def random_masks_stage(
         worker=worker,
         kinds=frozenset({"numpy", "parquet"}),
         columns=lambda _: COLUMNS,
-        checks=(inputs_up_to_date(baseline.masks),),
         selected=True,
         on_demand=True,
-        pool=None,
+        pool="cpu",
         unit="kept sets",
     )
 

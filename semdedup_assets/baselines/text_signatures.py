@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.baselines.choices import has_texts
 from semdedup_assets.baselines.fingerprints import require_library, text_minhash
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -108,9 +107,8 @@ STAGE = Stage(
     accepts=accepts_cut_files,
     kinds=frozenset({"arrow"}),
     columns=lambda _: (ID, Column("vector", "fixed_size_list<uint32>", "MinHash signature.")),
-    checks=(inputs_up_to_date("text_signatures"),),
     applies=has_texts,
     on_demand=True,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

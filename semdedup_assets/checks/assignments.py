@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from semdedup_assets.checks.counting import MOST_NAMED, ItemCount, by_clustering, current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import MOST_NAMED, ItemCount, by_clustering, current_records
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
@@ -107,5 +107,4 @@ CHECKS = (
         "as the sample (`refresh.max_drift`); else the centroids should be refitted.",
         blocking=False,
     ),
-    inputs_up_to_date("assignments"),
 )

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.execution.stage import Check, CheckResult, Problem
-from semdedup_assets.storage.results import MissingResultError, ResultRecord, fingerprint
+from semdedup_assets.storage.results import ResultRecord, fingerprint
 
 MOST_NAMED = 5
 
@@ -56,40 +55,3 @@ def by_clustering(records: Mapping[Partition, ResultRecord]) -> dict[str, dict[P
 def common_version(records: Mapping[Partition, ResultRecord]) -> str:
     """One version for several results, as what was made from all of them notes it."""
     return fingerprint({str(partition): record.version for partition, record in records.items()})
-
-
-def inputs_up_to_date(stage: str) -> Check:
-    """The check whether what is there of a stage was made from what is there now of the stages before it.
-
-    Dagster's own mark does not look at dependencies on 100 or more partitions. Partitions that were never made are no
-    fault: Dagster shows them as missing. Nor can it be seen while a result before them is missing: that is one.
-
-    Args:
-        stage: name of the stage.
-    """
-
-    def evaluate(context: StageContext) -> CheckResult:
-        fault = f"{stage} are stale: their inputs or settings have changed"
-        index = context.index
-        if not index.records(stage):
-            return CheckResult(fault, [], {"made": 0})
-        made = [each for each in index.partitions(stage) if _is_there(context, stage, each)]
-        try:
-            stale = index.stale(stage, made)
-        except MissingResultError as error:
-            problem = Problem("all", f"it cannot be seen: {error}", "materialise what is missing")
-            return CheckResult(fault, [problem], {"made": len(made)}, certain=False)
-        problems = [Problem(str(each), "stale", context.remedy(stage, each)) for each in stale]
-        return CheckResult(fault, problems, {"made": len(made), "stale": len(stale)}, certain=False)
-
-    evaluate.__name__ = "inputs_up_to_date"
-    text = "What has been made is up to date with the assets before it, also beyond 100 partitions."
-    return Check(evaluate, text, blocking=False, alone=True)
-
-
-def _is_there(context: StageContext, stage: str, partition: Partition) -> bool:
-    """Whether a partition is stored as a whole; of a clustering that is not fitted there is none."""
-    try:
-        return context.index.result(stage, partition) is not None
-    except MissingResultError:
-        return False

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version, inputs_up_to_date
+from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import item_keys
 from semdedup_assets.execution.partitions import Partition
@@ -86,5 +86,4 @@ CHECKS = (
         "No cluster is far larger than the average; the paper found one of 307,000 flags. Names an item of it.",
         blocking=False,
     ),
-    inputs_up_to_date("duplicate_scores"),
 )

@@ -7,6 +7,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import item_keys
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
+from semdedup_assets.storage.results import ResultRecord
 
 # Rounding to float16 moves each number by at most 2**-11 of itself, and so the norm by at most 5e-4; to float32 by
 # 6e-8, and the norms are sums over the dimension. Beyond four times the first, a vector was never of unit norm.
@@ -85,27 +86,55 @@ def ids_are_unique(context: StageContext) -> CheckResult:
 
 
 def skipped_share(context: StageContext) -> CheckResult:
-    """No more than a settable share of any shard's items is invalid.
+    """No more than a settable share of the dataset's items is invalid, over all shards that are embedded.
 
     Items of which the source itself says that it has no payload, such as images that img2dataset could not download, are
-    no fault of the files: they are skipped and listed, but do not count here. Held-out items are no invalid ones.
+    no fault of the files: they are skipped and listed, but do not count here. Held-out items are no invalid ones. A shard
+    may be a single file: its share alone says nothing.
     """
+    limit, records = context.pipeline.max_skipped, current_records(context, "embeddings")
+    counts = {shard: _invalid_items(record) for shard, record in records.items()}
+    share = sum(invalid for invalid, _ in counts.values()) / max(1, sum(items for _, items in counts.values()))
+    problems = [
+        _skipped_problem(shard, *counts[shard], records[shard])
+        for shard in sorted(counts, key=lambda each: -counts[each][0])
+        if share > limit and counts[shard][0]
+    ]
+    details = [record.details for record in records.values()]
+    measured = {
+        "limit": limit,
+        "share": round(share, 6),
+        "skipped": sum(int(found["skipped"]) for found in details),
+        "expected_missing": sum(int(found.get("expected_missing", 0)) for found in details),
+    }
+    if context.pipeline.held_out is not None:
+        measured["held_out"] = sum(int(found.get("held_out", 0)) for found in details)
+    return CheckResult(f"shards have invalid items, {share:.2%} of all, where {limit:.2%} may be", problems, measured)
+
+
+def _skipped_problem(shard: Partition, invalid: int, items: int, record: ResultRecord) -> Problem:
+    measured = f"{invalid / max(1, items):.2%}, {invalid:,} of {items:,}: {record.details['skipped_examples'][:3]}"
+    return Problem(str(shard), measured, "mend the files, or raise `max_skipped`")
+
+
+def _invalid_items(record: ResultRecord) -> tuple[int, int]:
+    """The invalid items of a shard, and all of which that could be said."""
+    expected = int(record.details.get("expected_missing", 0))
+    return int(record.details["skipped"]) - expected, int(record.details["records"]) - expected
+
+
+def skipped_share_of_shards(context: StageContext) -> CheckResult:
+    """No shard has a greater share of invalid items than the whole dataset may have."""
     limit, problems, shares = context.pipeline.max_skipped, [], dict[str, float]()
     records = current_records(context, "embeddings")
     for shard, record in records.items():
-        expected = int(record.details.get("expected_missing", 0))
-        share = (record.details["skipped"] - expected) / max(1, record.details["records"] - expected)
-        if share > limit:
-            shares[str(shard)] = share
-            measured = f"{share:.2%}: {record.details['skipped_examples'][:3]}"
-            problems.append(Problem(str(shard), measured, "mend the files, or raise `max_skipped`"))
-    skipped = sum(int(record.details["skipped"]) for record in records.values())
+        invalid, items = _invalid_items(record)
+        if invalid > limit * items:
+            shares[str(shard)] = invalid / items
+            problems.append(_skipped_problem(shard, invalid, items, record))
     worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[: 10 * MOST_NAMED])
-    missing = sum(int(record.details.get("expected_missing", 0)) for record in records.values())
-    measured_all = {"limit": limit, "skipped": skipped, "expected_missing": missing, "shards_above": worst}
-    if context.pipeline.held_out is not None:
-        measured_all["held_out"] = sum(int(record.details.get("held_out", 0)) for record in records.values())
-    return CheckResult(f"shards have more than {limit:.2%} invalid items", problems, measured_all)
+    measured = {"limit": limit, "shards": len(records), "shards_above": worst}
+    return CheckResult(f"shards have more than {limit:.2%} invalid items", problems, measured)
 
 
 def no_shard_excluded(context: StageContext) -> CheckResult:
@@ -184,11 +213,16 @@ CHECKS = (
     ),
     Check(one_dimension, "All shards, and the centroids in use, have vectors of one dimension."),
     Check(ids_are_unique, "No id is repeated, in a shard or in two."),
-    Check(skipped_share, "At most `max_skipped` of any shard's items are invalid."),
+    Check(skipped_share, "At most `max_skipped` of the dataset's items are invalid."),
     Check(items_and_vectors_agree, "Keys and columns were read from as many records as vectors were."),
     Check(
         files_are_whole,
         "No file ends early (`cut_files`).",
+        blocking=False,
+    ),
+    Check(
+        skipped_share_of_shards,
+        "No shard has a greater share of invalid items than `max_skipped`, such as a file of which nothing can be read.",
         blocking=False,
     ),
     Check(

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version, inputs_up_to_date
+from semdedup_assets.checks.counting import ItemCount, by_clustering, common_version
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
@@ -143,7 +143,7 @@ CHECKS = (
         "A higher epsilon keeps nothing that a lower one removes (SemDeDup, Algorithm A7); the masks themselves "
         "are compared as far as a bound on rows allows. Neither the greedy rule nor spared captions promise it: these are only "
         "warned of.",
-        # A blocking check that warns would hold automation back, which asks whether it passed.
+        # A blocking check that warns would hold back what Dagster launches after it, which asks whether it passed.
         only_warns=lambda context: _may_keep_more(context),
     ),
     Check(every_cluster_keeps_one, "Every cluster keeps an item (SemDeDup, Algorithm A7: the first)."),
@@ -153,5 +153,4 @@ CHECKS = (
         "Whatever lies within epsilon of an item of a reference with `remove: true` is removed, protected items too.",
         blocking=False,
     ),
-    inputs_up_to_date("keep_masks"),
 )

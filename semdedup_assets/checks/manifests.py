@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from semdedup_assets.checks.counting import common_version, inputs_up_to_date
+from semdedup_assets.checks.counting import common_version
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
@@ -52,7 +52,6 @@ def manifest_checks(stage: ManifestStage) -> tuple[Check, ...]:
             "Every kept item lies in a file whose name can be written as UTF-8, which Parquet and CSV need.",
             blocking=False,
         ),
-        inputs_up_to_date(stage.name),
     )
 
 
@@ -211,7 +210,11 @@ def files_can_be_named(context: StageContext, stage: ManifestStage = MANIFESTS) 
     problems = []
     for partition, record in context.index.records(stage.name).items():
         count, formats = record.details["unnameable"], record.details["rows_written"]
-        effects = {"open_clip.csv": "open_clip.csv leaves them out", "parquet": "Parquet holds escaped names"}
+        effects = {
+            "open_clip.csv": "open_clip.csv leaves them out",
+            "parquet": "Parquet holds escaped names",
+            "filtered": "copies have escaped names",
+        }
         affected = [effect for name, effect in effects.items() if name in formats]
         if count and affected:
             names = ", ".join(record.details["unnameable_examples"][:_NAMED])

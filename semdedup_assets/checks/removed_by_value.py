@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from semdedup_assets.checks.counting import current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.stage import Check, CheckResult, Problem
 from semdedup_assets.storage.results import ResultRecord
@@ -54,5 +54,4 @@ CHECKS = (
         # Other epsilons of the same asset may be what a person wants.
         blocking=False,
     ),
-    inputs_up_to_date("removed_by_value"),
 )

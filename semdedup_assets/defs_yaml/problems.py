@@ -14,9 +14,12 @@ from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
 from semdedup_assets.sources.paths import secret_problem
+from semdedup_assets.sources.reading import some
 
 # A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
 _NAMED = re.compile(r"([a-z_]+(?:\.(?:[a-z_]+|\d+))*)(:?) ")
+_QUOTED = re.compile("'([^']*)'")
+_LISTED = 30  # names, where none is near
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 _ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
 
@@ -28,10 +31,12 @@ class Problem:
     Attributes:
         path: the setting; of one that is missing, where it should be.
         message: without the setting's name.
+        warning: whether a run may go well all the same, so that nothing need be refused.
     """
 
     path: SettingPath
     message: str
+    warning: bool = False
 
     @property
     def setting(self) -> str:
@@ -117,12 +122,28 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: typ
     elif kind == "missing":
         description = fields_at(model, location[:-1])[str(location[-1])].description
         yield Problem(path, f"missing. {description}" if description else "missing")
+    elif kind == "union_tag_not_found":
+        name = detail["ctx"]["discriminator"].strip("'")
+        given = list(detail["input"]) if isinstance(detail["input"], Mapping) else []
+        near = get_close_matches(name, map(str, given), n=1)
+        yield Problem((*path, name), f"missing{f'; is {near[0]} meant?' if near else ''}")
+    elif kind == "too_short" and detail["input"]:
+        # Of what is in it, each is reported.
+        return
     elif kind == "extra_forbidden":
         yield Problem(path, _unknown(str(location[-1]), list(fields_at(model, location[:-1]))))
     else:
         found = detail["input"]
         shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
-        yield Problem(path, detail["msg"] + shown)
+        yield Problem(path, detail["msg"] + shown + _near_choices(detail))
+
+
+def _near_choices(detail: ErrorDetails) -> str:
+    """The choices that are near to a value that is none of several, in words; empty where none is."""
+    context = detail.get("ctx", {})
+    choices = _QUOTED.findall(str(context.get("expected") or context.get("expected_tags") or ""))
+    near = get_close_matches(str(context.get("tag") or detail["input"]), choices, n=3, cutoff=0.6)
+    return f"; near names: {', '.join(near)}" if near else ""
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -131,8 +152,9 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def near_names(name: str, known: Sequence[str]) -> str:
     """The names that are near to one that does not exist, or all that there are, in words."""
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"{'near names' if near else 'there are'}: {', '.join(near or known)}"
+    by_lower = {each.lower(): each for each in known}
+    near = [by_lower[each] for each in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)]
+    return f"{'near names' if near else 'there are'}: {some(near or known, most=_LISTED)}"
 
 
 def _named(

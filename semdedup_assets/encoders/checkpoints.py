@@ -51,6 +51,15 @@ def local_model(name: str) -> Path | None:
     return folder
 
 
+def missing_weights(folder: Path) -> list[str]:
+    """Why a model's folder cannot be loaded though its configuration is there; begins with the setting's name."""
+    if any(file.suffix in WEIGHT_SUFFIXES for file in folder.rglob("*")):
+        return []
+    return [
+        f"model: {folder.absolute()} holds no weights ({', '.join(sorted(WEIGHT_SUFFIXES))}); name a folder with a whole model"
+    ]
+
+
 def _package_path(name: str) -> Path:
     package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
     spec = _package_spec(package)

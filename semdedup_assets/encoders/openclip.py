@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower
 from semdedup_assets.encoders.own_code import (
@@ -146,6 +146,22 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         except ValueError as error:
             found.append(f"pretrained: {error}")
         return found
+
+    def configuration_problems(self) -> list[str]:
+        """What OpenCLIP, which this imports, or the model's folder have against the settings; begins with the setting's name.
+
+        Returns:
+            A tag of weights is compared with those that OpenCLIP knows: no hub is asked.
+        """
+        if self.problems():
+            return []
+        if self.folder is not None:
+            return missing_weights(self.folder)
+        try:
+            _check_names(self.model, None if local_path(self.pretrained or "") else self.pretrained)
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def text_identity(self) -> dict[str, Any]:
         """What can change the vectors of texts.

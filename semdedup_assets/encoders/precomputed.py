@@ -49,6 +49,10 @@ class Precomputed(BaseModel, frozen=True, extra="forbid"):
         """Nothing can be missing."""
         return []
 
+    def configuration_problems(self) -> list[str]:
+        """There is no model whose configuration could contradict the settings."""
+        return []
+
     def load(self, compute: Compute) -> "VectorCheck":
         """Nothing is loaded: checking vectors needs no model and no device."""
         del compute

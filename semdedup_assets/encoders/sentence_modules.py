@@ -153,6 +153,21 @@ def read_on_hub(name: str) -> ReadJson:
     return read
 
 
+def read_in_cache(name: str) -> ReadJson:
+    """Of a model on the hub, as far as its files are in the cache of this machine: no hub is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    def read(file: str) -> Any:
+        try:
+            found = try_to_load_from_cache(name, file)
+        except HFValidationError:
+            return None
+        return _parsed(Path(found)) if isinstance(found, str) else None
+
+    return read
+
+
 def _parsed(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))

@@ -12,13 +12,14 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, missing_weights, short_name
 from semdedup_assets.encoders.own_code import EMBED_YOURSELF, refusing_own_code, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.sentence_modules import (
     HubOutOfReachError,
     Pooling,
     SentenceModules,
+    read_in_cache,
     read_in_folder,
     read_on_hub,
     read_sentence_modules,
@@ -139,6 +140,32 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
             )
             raise ValueError(message + _OTHER_KIND)
 
+    def configuration_problems(self) -> list[str]:
+        """What the model's own files, in its folder or the hub's cache, have against the settings.
+
+        Returns:
+            Sentences that begin with the setting's name.
+
+        Raises:
+            ValueError: one of the files is damaged.
+        """
+        if self.problems():
+            return []
+        folder = local_path(self.model)
+        read = read_in_folder(folder) if folder else read_in_cache(self.model)
+        modules = read_sentence_modules(read)
+        config = read(f"{modules.subfolder}/config.json" if modules and modules.subfolder else "config.json") or {}
+        found = missing_weights(folder) if folder else []
+        if self.pooling is None and modules is None and _reads_both_ways(config):
+            found.append(
+                f"pooling: {self.model} is an encoder ({config.get('model_type')}) that does not say how it pools, and "
+                "`last_token`, the default, is for decoders; set `mean` or `cls`, as it was trained"
+            )
+        most = config.get("max_position_embeddings")
+        if self.max_tokens is not None and isinstance(most, int) and self.max_tokens > most:
+            found.append(f"max_tokens: {self.max_tokens} is more than {self.model} can take; at most {most}")
+        return found
+
     def load(self, compute: Compute) -> "TextModel":
         """Load model and tokenizer.
 
@@ -175,6 +202,13 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
             dtype=resolve_dtype(self.precision, device),
             compute=compute,
         )
+
+
+def _reads_both_ways(config: dict[str, Any]) -> bool:
+    """Whether a model was trained on texts with gaps, so that its last token stands for nothing."""
+    architectures, kind = config.get("architectures") or [], str(config.get("model_type", ""))
+    masked = any(str(name).endswith("ForMaskedLM") for name in architectures)
+    return not config.get("is_decoder") and (masked or "bert" in kind or kind in ("mpnet", "electra", "ernie"))
 
 
 # The hub has no list to ask offline: the paper's models, and those most used for texts.

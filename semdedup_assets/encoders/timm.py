@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower, output_dimension
 from semdedup_assets.encoders.own_code import EMBED_YOURSELF, why_not_loaded
@@ -117,6 +117,19 @@ class Timm(BaseModel, frozen=True, extra="forbid"):
             except ValueError as error:
                 found.append(f"{'model' if setting == 'folder' else 'checkpoint'}: {error}")
         return found
+
+    def configuration_problems(self) -> list[str]:
+        """What timm, which this imports, or the model's folder have against the settings; begins with the setting's name."""
+        if self.problems():
+            return []
+        if self.folder is not None:
+            return missing_weights(self.folder) if self.checkpoint is None else []
+        try:
+            if not self.model.startswith(_HUB):
+                _check_name(self.model)
+        except ValueError as error:
+            return [str(error)]
+        return []
 
     def load(self, compute: Compute) -> ImageTower:
         """Load the model.

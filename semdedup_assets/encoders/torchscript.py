@@ -80,6 +80,10 @@ class TorchScript(BaseModel, frozen=True, extra="forbid"):
             return [f"path: {error}"]
         return []
 
+    def configuration_problems(self) -> list[str]:
+        """Nothing is known of the model before it is loaded."""
+        return []
+
     def load(self, compute: Compute) -> ImageTower:
         """Load the file.
 

@@ -206,5 +206,6 @@ STAGE = Stage(
     kinds=frozenset({"torch"}),
     shown=_shown,
     on_demand=True,
+    pool=None,
     unit="estimates",
 )

@@ -29,6 +29,9 @@ from semdedup_assets.storage.results import (
 if TYPE_CHECKING:
     from semdedup_assets.execution.result_index import ResultIndex
 
+SETTINGS = "settings"
+"""Under which a record's details hold the settings that determined it."""
+
 
 @dataclass(frozen=True)
 class PartOfResult:
@@ -66,7 +69,9 @@ class StageContext:
     together: tuple[Selection, ...] = ()
     parallelism: int = 1
     # Hashing a local checkpoint takes a moment, too long for each of thousands of shards.
-    _code_versions: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+    _code_versions: dict[tuple[str, str], tuple[str, dict[str, Any]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @cached_property
     def layout(self) -> Layout:
@@ -89,6 +94,12 @@ class StageContext:
         """The same pipeline with another selection; both share what is known of the store."""
         return self if selection == self.selection else self._sharing(replace(self, selection=selection))
 
+    def with_shard_index(self, shard_index: ShardIndex) -> "StageContext":
+        """The same with shards of which the store does not know yet."""
+        other = replace(self)
+        other.__dict__["shard_index"] = shard_index
+        return other
+
     def of_worker(self, threads: int, *, parallelism: int) -> "StageContext":
         """The same as each of several workers is given it; shares what is known of the store.
 
@@ -106,12 +117,19 @@ class StageContext:
 
     def code_version(self, stage: str) -> str:
         """Hash of the settings that determine a stage's result."""
+        return self._determined(stage)[0]
+
+    def determining(self, stage: str) -> dict[str, Any]:
+        """The settings that determine a stage's result: its code's `version`, the pipeline's, and the selection's."""
+        return self._determined(stage)[1]
+
+    def _determined(self, stage: str) -> tuple[str, dict[str, Any]]:
         found = self.graph[stage]
         identity = dict(found.selection_settings(self.selection)) if found.selected else {}
         key = stage, repr(identity)
         if key not in self._code_versions:
             settings = {"version": found.version, "settings": dict(found.settings(self)), "selection": identity}
-            self._code_versions[key] = fingerprint(settings)[:16]
+            self._code_versions[key] = fingerprint(settings)[:16], settings
         return self._code_versions[key]
 
     @cached_property
@@ -192,6 +210,8 @@ class StageContext:
         used = used_for(writer.details.get("items"))
         size = sum(entry.size for entry in writer.files.values())
         writer.details = {**used, "device": str(self.compute.torch_device), **writer.details, "bytes": size}
+        # So that what is stale can be told with the setting that changed.
+        writer.details[SETTINGS] = self.determining(stage)
         # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
         # replaced all the same, and its files are removed as leftovers are.
         keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)

@@ -2,13 +2,34 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 
 def this_process() -> str:
     """Machine, number and start of this process, as it is noted where others look whether it is still there."""
-    pid = str(os.getpid())
-    return f"{_machine()}/{pid}-{_start(pid)}"
+    return as_noted(os.getpid())
+
+
+def as_noted(pid: int) -> str:
+    """The same of another process of this machine."""
+    return f"{_machine()}/{pid}-{_start(str(pid))}"
+
+
+def is_gone(pid: int, since: float) -> bool:
+    """Whether a process of this machine, of which only its number is known, has ended; False where that is not certain.
+
+    Args:
+        pid: its number, which another may have by now.
+        since: when it was seen last, in seconds since 1970.
+    """
+    if not Path("/proc/self/stat").exists():
+        return False
+    start = _start(str(pid))
+    if not start:
+        return True
+    seconds_up = float(_content("/proc/uptime").split()[0])
+    return time.time() - seconds_up + int(start) / os.sysconf("SC_CLK_TCK") > since + 1
 
 
 def has_ended(process: str) -> bool | None:

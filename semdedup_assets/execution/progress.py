@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TextIO
+from datetime import datetime, timedelta
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _REPORT_SECONDS = 15.0
+# Nobody waits for longer, and dates have an end.
+_FAR_SECONDS = 1e9
 
 
 def _terminal() -> TextIO | None:
@@ -33,6 +36,11 @@ def has_terminal() -> bool:
     return _TERMINAL is not None
 
 
+def terminal_bar(**options: Any) -> Any:
+    """A bar of tqdm's in the terminal; without one it shows nothing."""
+    return tqdm(file=_TERMINAL, disable=_TERMINAL is None, leave=False, **options)
+
+
 def write_above_bars(line: str) -> None:
     """Write a line to the terminal, where there is one, and leave the bars below it whole."""
     if _TERMINAL is not None:
@@ -46,6 +54,7 @@ def _silent(_: str) -> None:
 
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=_silent)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_part: ContextVar[str] = ContextVar("part", default="")
 
 
 @contextmanager
@@ -70,9 +79,33 @@ def gathered() -> Iterator[list[str]]:
         _quiet.reset(quiet)
 
 
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Name the part of a whole that a block is, such as `stage 3 of 9`: its lines say so."""
+    before = _part.get()
+    _part.set(name)
+    try:
+        yield
+    finally:
+        # Without a token: a generator that holds the block may be closed from elsewhere.
+        _part.set(before)
+
+
+def in_part(title: str) -> str:
+    """A title below the part of the whole that runs: `stage 3 of 9, assignments`."""
+    return ", ".join(filter(None, (_part.get(), title)))
+
+
 def log(line: str) -> None:
     """Report a line."""
     _listener.get()(line)
+
+
+def _clock_after(seconds: float) -> str:
+    """The time of day after some seconds, with the day where that is another one."""
+    now = datetime.now().astimezone()
+    end = now + timedelta(seconds=min(seconds, _FAR_SECONDS))
+    return f"{end:%H:%M:%S}" if end.date() == now.date() else f"{end:%d %b %Y %H:%M}"
 
 
 @dataclass
@@ -87,14 +120,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._reported = self.started
-        self._bar = tqdm(
-            total=self.total,
-            desc=f"   {self.title}",
-            unit=f" {self.unit}",
-            file=_TERMINAL,
-            disable=_TERMINAL is None,
-            leave=False,
-        )
+        self._bar = terminal_bar(total=self.total, desc=f"   {self.title}", unit=f" {self.unit}")
 
     def __enter__(self) -> "Progress":
         return self
@@ -112,8 +138,11 @@ class Progress:
             log(self._line(now - self.started))
 
     def _line(self, seconds: float) -> str:
+        """Such as `stage 3 of 9, assignments: 120 of 400 partitions, 12.3 a second, about 23 s left, until 14:32:05`."""
         rate = self.done / max(seconds, 1e-9)
-        line = f"{self.title}: {self.done:,} {self.unit} done, {rate:,.1f} a second"
+        of = f" of {self.total:,}" if self.total else ""
+        line = f"{in_part(self.title)}: {self.done:,}{of} {self.unit}, {rate:,.1f} a second"
         if self.total and rate:
-            line += f", {self.total - self.done:,} left, about {(self.total - self.done) / rate:,.0f} s"
+            left = (self.total - self.done) / rate
+            line += f", about {left:,.0f} s left, until {_clock_after(left)}"
         return line

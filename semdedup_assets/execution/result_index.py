@@ -4,7 +4,7 @@ The records alone decide what is stale. A result is up to date if its record was
 versions that its inputs have now; no event log is asked.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from semdedup_assets.execution.stage import Stage
 from semdedup_assets.storage.collected_records import RecordReader, collect_written, folder_of
 from semdedup_assets.storage.files import ListedFile, join, list_folders
 from semdedup_assets.storage.results import (
+    DAMAGED,
     RECORD,
     MissingResultError,
     ResultRecord,
@@ -40,7 +41,7 @@ class RecordCache:
 
     Attributes:
         versions: of several results together, by what was asked; see `ResultIndex`.
-        all_current: whether all of a stage is up to date, by its name and the path of the selection that has it.
+        stale: what of a stage is not up to date and why, by its name and the path of the selection that has it.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class RecordCache:
         self._reader = RecordReader()
         self._put: dict[str, ResultRecord] = {}
         self.versions: dict[tuple[str, ...], str] = {}
-        self.all_current: dict[tuple[str, str], bool] = {}
+        self.stale: dict[tuple[str, str], dict[Partition, str]] = {}
 
     def get(self, locations: Sequence[str]) -> list[ResultRecord | None]:
         """The records of some results; None where there is none, or where its files are not all there."""
@@ -76,6 +77,15 @@ class RecordCache:
         """Whether no record lay there when its folder was listed; False where that is not known."""
         listed = self._folders.get(folder_of(location))
         return listed is not None and f"{location}{RECORD}" not in listed and self._records.get(location) is None
+
+    def was_set_aside(self, location: str) -> bool:
+        """Whether a damaged record lay there when its folder was listed."""
+        return f"{location}{RECORD}{DAMAGED}" in self._folders.get(folder_of(location), {})
+
+    @property
+    def folders(self) -> Set[str]:
+        """The folders that were listed."""
+        return self._folders.keys()
 
     def collect(self) -> None:
         """Copy what was put where others read it together; who makes a stage does so once it is made."""
@@ -156,7 +166,7 @@ class ResultIndex:
 
     def _changed(self, stage: str) -> None:
         """Drop what was concluded from a stage's results."""
-        self.cache.all_current.clear()
+        self.cache.stale.clear()
         self.cache.versions = {key: version for key, version in self.cache.versions.items() if key[0] != stage}
 
     def partitions(self, stage: str, within: Partition | None = None) -> list[Partition]:
@@ -396,21 +406,3 @@ class ResultIndex:
             if name != "shards":
                 self.records(name)  # All are read together.
         return [partition for partition in wanted if not self.is_current(stage, partition)]
-
-    def inputs_are_current(self, stage: str) -> bool:
-        """Whether everything that a stage depends on, however indirectly, is up to date."""
-        context = self._context
-        found = context.graph[stage]
-        try:
-            before = context.graph.before(found, context.pipeline, context.selection)
-            return all(self._all_current(each.name) for each in before)
-        except MissingResultError:
-            return False
-
-    def _all_current(self, stage: str) -> bool:
-        """Whether all of a stage is up to date; asked of the same stages for every asset that waits for them."""
-        selected = self._context.graph[stage].selected
-        known, key = self.cache.all_current, (stage, self._context.selection.path if selected else "")
-        if key not in known:
-            known[key] = not self.stale(stage)
-        return known[key]

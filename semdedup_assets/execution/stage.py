@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from semdedup_assets.execution.engines.outcomes import Worker as Worker  # noqa: TC001  # stages import it from here
 from semdedup_assets.execution.partitions import Dimension, Partition
@@ -182,7 +182,7 @@ class Stage:
         exclude: records that a partition could not be made; None where a failure ends the run.
         on_demand: whether refreshes and automation make it only where `analyses.follow` names it.
         applies: whether a pipeline and a selection have it at all.
-        pool: what it needs that others also need.
+        pool: what it keeps busy, and so cannot share: a `gpu`, or the `cpu`; None for seconds of work, which wait for nobody.
         optional_inputs: further inputs, of some pipelines and selections.
         input_version: of an input's record, what of it counts: by default the version of all its content.
         accepts: whether today's settings want a result that fits its inputs; for settings that say which results count,
@@ -213,7 +213,7 @@ class Stage:
     exclude: "Callable[[StageContext, Partition, str], ResultRecord] | None" = None
     on_demand: bool = False
     applies: Callable[[Pipeline, Selection], bool] = field(default=lambda _, __: True)
-    pool: str | None = "gpu"
+    pool: Literal["gpu", "cpu"] | None = "gpu"
     optional_inputs: Callable[[Pipeline, Selection], tuple[str, ...]] = _no_inputs
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version
     accepts: "Callable[[StageContext, ResultRecord], bool]" = _accepted

@@ -1,10 +1,13 @@
 """A gallery as one self-contained HTML page and as short tables."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from semdedup_assets.rendering.text_diff import highlighted_diff
 
@@ -12,6 +15,39 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _MAX_TABLE_ROWS, _MAX_TABLE_TEXT = 50, 160
+_MAX_REASONS = 5
+# Characters; browsers and servers refuse much longer addresses.
+_MAX_ADDRESS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class CardColumn:
+    """A carried column of an item.
+
+    Attributes:
+        name: of the column.
+        value: as it is shown; None where it is null.
+    """
+
+    name: str
+    value: str | None
+
+    @property
+    def link(self) -> str | None:
+        """Where the value leads; None where it is no address."""
+        return web_address(self.value or "")
+
+
+def web_address(text: str) -> str | None:
+    """The text if it is an address of the web that a page may link to: `http` or `https`, a host, and no user's name."""
+    if not text.lower().startswith(("http://", "https://")) or len(text) > _MAX_ADDRESS:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_plain = text.isprintable() and " " not in text and "@" not in parts.netloc
+        return text if is_plain and parts.hostname else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +60,7 @@ class ItemCard:
         image: PNG or JPEG, no larger than it is shown.
         text: the full text, or its first part.
         unavailable: why the image or text is missing although the source has one.
+        columns: carried columns, the same ones for every card of a page.
     """
 
     key: str
@@ -31,6 +68,7 @@ class ItemCard:
     image: bytes | None = None
     text: str | None = None
     unavailable: str | None = None
+    columns: tuple[CardColumn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +181,29 @@ class Gallery:
     cards: Mapping[int, ItemCard] = field(repr=False)
     content: Literal["image", "text", "vector"]
 
+    def details(self) -> dict[str, Any]:
+        """How many items the page shows, and how many it only names, by reason; for a result's record."""
+        return shown_details(self.cards)
+
+    @property
+    def has_links(self) -> bool:
+        """Whether anything on the page leads to the web."""
+        return any(web_address(card.key) or any(column.link for column in card.columns) for card in self.cards.values())
+
+
+def shown_details(cards: Mapping[int, ItemCard]) -> dict[str, Any]:
+    """How many items a page shows, and how many it only names, by its five most frequent reasons.
+
+    Args:
+        cards: by id.
+    """
+    reasons = Counter(card.unavailable for card in cards.values() if card.unavailable is not None)
+    return {
+        "items_shown": len(cards) - reasons.total(),
+        "items_unavailable": reasons.total(),
+        "unavailable_because": dict(reasons.most_common(_MAX_REASONS)),
+    }
+
 
 def gallery_page(gallery: Gallery) -> bytes:
     """Render a gallery as one HTML page that needs no network: it holds all images, and everything else is escaped.
@@ -151,7 +212,7 @@ def gallery_page(gallery: Gallery) -> bytes:
         UTF-8; the same bytes for the same gallery.
     """
     page = page_template("gallery.html.jinja").render(
-        gallery=gallery, data_uri=data_uri, highlighted_diff=highlighted_diff
+        gallery=gallery, data_uri=data_uri, highlighted_diff=highlighted_diff, web_address=web_address
     )
     # A key may hold lone surrogates, which UTF-8 cannot encode.
     return page.encode("utf-8", "backslashreplace")
@@ -182,8 +243,9 @@ def section_table(gallery: Gallery, section: Section) -> list[dict[str, str]]:
     return table[:_MAX_TABLE_ROWS]
 
 
+@cache
 def page_template(name: str) -> "Template":
-    """A template of this folder, which escapes all that it is given."""
+    """A template of this folder, which escapes all that it is given; to compile one takes longer than to fill it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

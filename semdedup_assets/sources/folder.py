@@ -1,6 +1,6 @@
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -25,6 +25,7 @@ from semdedup_assets.sources.reading import (
     MAX_ITEM_MIB,
     InvalidValue,
     ItemMib,
+    ReadMeter,
     file_name,
     fixed_roots,
     nothing_there,
@@ -109,11 +110,12 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
         Raises:
             OSError: the image vanished, or its store fails; names it.
         """
-        key = self._key(path)
-        try:
-            yield Record(key, item_image(whole_content(path, self.max_item_mib)))
-        except InvalidValue as error:
-            yield Invalid(key, str(error))
+        yield self._record(path)
+
+    def read_rows(self, path: str, rows: Collection[int], meter: ReadMeter) -> Iterator[tuple[int, Record | Invalid]]:
+        """What `read` gives of the wanted rows of a file, of which there is one; raises also as `ReadMeter.count`."""
+        if 0 in rows:
+            yield 0, self._record(path, meter)
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Names in what lies beside an image, dotted where they are nested, and `caption` where there is a text.
@@ -139,6 +141,13 @@ class Folder(BaseModel, frozen=True, extra="forbid"):
         """
         row, invalid = self._fields(path)
         yield self._item_fields.item(row, fallback=self._key(path), invalid_values=invalid)
+
+    def _record(self, path: str, meter: ReadMeter | None = None) -> Record | Invalid:
+        key = self._key(path)
+        try:
+            return Record(key, item_image(whole_content(path, self.max_item_mib, meter)))
+        except InvalidValue as error:
+            return Invalid(key, str(error))
 
     def _fields(self, path: str) -> tuple[dict[str, object], list[str]]:
         """The fields of what lies beside an image, and why some of it cannot be read."""

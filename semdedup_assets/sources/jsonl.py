@@ -2,7 +2,7 @@ import codecs
 import json
 import reprlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import IO, Any, Literal, Protocol
@@ -24,6 +24,7 @@ from semdedup_assets.sources.reading import (
     MAX_ITEM_MIB,
     InvalidValue,
     ItemMib,
+    ReadMeter,
     TruncatedFile,
     file_name,
     opened,
@@ -128,6 +129,20 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
         for found in self._objects(path):
             yield found if isinstance(found, Invalid) else self._record(found, fields)
 
+    def read_rows(self, path: str, rows: Collection[int], meter: ReadMeter) -> Iterator[tuple[int, Record | Invalid]]:
+        """What `read` gives of the wanted lines of a file, with their numbers; what comes after the last is not read.
+
+        Raises:
+            ReadLimitError: more would be read than the meter allows.
+            TruncatedFile, OSError: as from `read`.
+        """
+        fields, last = self._item_fields, max(rows, default=-1)
+        for row, found in enumerate(self._objects(path, meter)):
+            if row in rows:
+                yield row, found if isinstance(found, Invalid) else self._record(found, fields)
+            if row >= last:
+                return
+
     def read_items(self, path: str) -> Iterator[Item]:
         """Key and columns of every line of a file.
 
@@ -157,9 +172,9 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
     def _item_fields(self) -> ItemFields:
         return ItemFields(self.key, self.columns, automatic=("url",), text=self.text)
 
-    def _lines(self, path: str) -> "Iterator[bytes | _TooLong]":
+    def _lines(self, path: str, meter: ReadMeter | None = None) -> "Iterator[bytes | _TooLong]":
         count = 0
-        with opened(path) as stream:
+        with opened(path, meter=meter) as stream:
             try:
                 for line in _split(_in_utf8(_named(_content(stream, path))), most=self.max_item_mib << 20):
                     # Every part of a joined file may begin with a mark.
@@ -172,10 +187,10 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
                 message = f"{path}: no JSON lines: {error}"
                 raise TruncatedFile(message) from error
 
-    def _objects(self, path: str) -> "Iterator[_Object | Invalid]":
+    def _objects(self, path: str, meter: ReadMeter | None = None) -> "Iterator[_Object | Invalid]":
         """The object of every line, an `Invalid` where it has none."""
         name = file_name(path)
-        for number, line in enumerate(self._lines(path)):
+        for number, line in enumerate(self._lines(path, meter)):
             location = f"line {number} (counted from 0)"
             if isinstance(line, _TooLong):
                 yield Invalid(f"{name}:{number}", f"{location}: {too_large(f'{line.size:,} bytes', self.max_item_mib)}")

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -16,6 +16,7 @@ from semdedup_assets.sources.reading import (
     MAX_ITEM_MIB,
     InvalidValue,
     ItemMib,
+    ReadMeter,
     file_name,
     opened,
     path_problem,
@@ -25,6 +26,8 @@ from semdedup_assets.sources.reading import (
 from semdedup_assets.sources.tables import (
     FieldPath,
     ParquetTable,
+    batch_column,
+    batch_values,
     check_key_type,
     column_names,
     field_path,
@@ -144,6 +147,30 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             for row, (found, keys) in enumerate(zip(payloads, self._keys(table), strict=True)):
                 yield self._record(found, fields.key_of(keys, fallback=f"{file_name(path)}:{row}"), path)
 
+    def read_rows(self, path: str, rows: Collection[int], meter: ReadMeter) -> Iterator[tuple[int, Record | Invalid]]:
+        """What `read` gives of the wanted rows of a file, with their numbers.
+
+        Row groups without any are not read; of the others what comes before the last wanted row.
+
+        Raises:
+            ReadLimitError: more would be read than the meter allows.
+            ValueError, TruncatedFile, OSError: as from `read`.
+        """
+        fields, name = self._item_fields, file_name(path)
+        with parquet_table(path, meter) as table:
+            carried, start = self._payload_fields(table.schema, path), 0
+            for group, count in enumerate(table.group_rows):
+                here = {row - start for row in rows if start <= row < start + count}
+                payloads = table_rows(table, carried, most_mib=self.max_item_mib, groups=[group])
+                keys = self._keys(table, [group])
+                for row, (found, key) in enumerate(zip(payloads, keys, strict=True) if here else ()):
+                    if row in here:
+                        at = start + row
+                        yield at, self._record(found, fields.key_of(key, fallback=f"{name}:{at}"), path)
+                    if row >= max(here):
+                        break
+                start += count
+
     def read_items(self, path: str) -> Iterator[Item]:
         """Key and columns of every row of a file; reads no image.
 
@@ -158,19 +185,33 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             for row, found in enumerate(table_rows(table, carried, most_mib=self.max_item_mib)):
                 yield fields.item(found, fallback=f"{file_name(path)}:{row}")
 
+    def records_in(self, batch: "pa.RecordBatch", path: str) -> list[Record | Invalid]:
+        """What `read` gives of some rows, which were read with all their columns; without keys.
+
+        Args:
+            batch: some rows of a file.
+            path: of the file.
+        """
+        rows = batch_values(batch, self._payload_fields(batch.schema, path), most_mib=self.max_item_mib)
+        return [self._record(row, "", path) for row in rows]
+
+    def images_beside(self, batch: "pa.RecordBatch", path: str) -> int:
+        """How many of some rows, which `read` gives images of, only name a file beside their table; arguments as before."""
+        return 0 if self.image is None else int(batch_column(batch, self._payload_field(batch.schema, path)).null_count)
+
     @property
     def _item_fields(self) -> ItemFields:
         if self.image:
             return ItemFields(self.key, self.columns, automatic=_AUTOMATIC)
         return ItemFields(self.key, self.columns, text=_PAYLOAD)
 
-    def _keys(self, table: ParquetTable) -> Iterator[dict[str, Any]]:
+    def _keys(self, table: ParquetTable, groups: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
         """Every row's key field, or nothing where there is none: only `read_items` reports that."""
         try:
             fields = _key_field(table.schema, self.key, table.path)
         except ValueError:
             fields = {}
-        return table_rows(table, fields, most_mib=self.max_item_mib)
+        return table_rows(table, fields, most_mib=self.max_item_mib, groups=groups)
 
     def _carried_fields(self, schema: "pa.Schema", path: str) -> dict[str, FieldPath]:
         """Where key and columns lie: declared ones, those automatic ones that exist, and the text."""

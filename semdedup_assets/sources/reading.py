@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import stat
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,8 @@ ItemMib = Annotated[
 
 _MESSAGE = 500  # characters
 _BUFFER = 1 << 16
+# Of a file of which parts are wanted: little is read beyond a part, locally and of a store.
+_PART_BUFFER, _PART_BLOCK = 1 << 12, 4 << 20
 _PIECE = 1 << 20
 # Why a file cannot be opened though it is there and its disk works.
 _OWN_REASONS = {
@@ -81,6 +84,40 @@ class TruncatedFile(ValueError):
 
 class InvalidValue(ValueError):
     """A key, a column or a payload cannot be used; the message is the reason that is listed beside the item's key."""
+
+
+class ReadLimitError(RuntimeError):
+    """As much of a source was read as may be; no fault of its files, so that nothing here takes it for one."""
+
+
+class ReadMeter:
+    """Counts the bytes that are read of source files, and ends reading at a limit; threads may share it.
+
+    Attributes:
+        most: bytes that may be read.
+        read: bytes that were read so far.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.read = most, 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no more may be read."""
+        return self.read >= self.most
+
+    def count(self, size: int) -> None:
+        """Count bytes.
+
+        Raises:
+            ReadLimitError: these are more than may be read.
+        """
+        with self._lock:
+            self.read += size
+            if self.read > self.most:
+                message = f"more than {self.most:,} bytes of the source"
+                raise ReadLimitError(message)
 
 
 def shortened(message: str) -> str:
@@ -271,19 +308,23 @@ def _missing(folder: Path) -> str:
 
 
 @contextmanager
-def opened(path: str, *, seekable: bool = False) -> Iterator[IO[bytes]]:
+def opened(path: str, *, seekable: bool = False, meter: ReadMeter | None = None) -> Iterator[IO[bytes]]:
     """Open a source file as a stream of bytes.
 
     Args:
         path: local path or URL.
         seekable: whether the reader jumps back and forth; a stream of a web server then costs more.
+        meter: counts what is read, where only parts of the file are wanted.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be opened, or later be read; has a number (`errno`) and
             names the path and the remedy.
     """
     try:
-        stream = _opened_local(filesystem(path)[1]) if is_local(path) else _Remote.opened(path, seekable=seekable)
+        if is_local(path):
+            stream = _opened_local(filesystem(path)[1], meter)
+        else:
+            stream = _Remote.opened(path, seekable=seekable, meter=meter)
     except (ImportError, ValueError):
         raise
     except Exception as cause:
@@ -292,7 +333,7 @@ def opened(path: str, *, seekable: bool = False) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def whole_content(path: str, max_mib: int) -> bytes:
+def whole_content(path: str, max_mib: int, meter: ReadMeter | None = None) -> bytes:
     """The content of a file that is one item, or a part of one.
 
     Raises:
@@ -301,7 +342,7 @@ def whole_content(path: str, max_mib: int) -> bytes:
         OSError: it vanished since it was listed, or its store fails; names it.
     """
     try:
-        with opened(path) as stream:
+        with opened(path, meter=meter) as stream:
             return bounded_content(stream, max_mib)
     except OSError as error:
         name = filesystem(path)[1]
@@ -338,7 +379,7 @@ def too_large(size: int, max_mib: int, *, name: str = "") -> str:
     return f"{name}{size:,} bytes or more exceed max_item_mib ({max_mib} MiB); raise it, or make the item smaller"
 
 
-def _opened_local(name: str) -> IO[bytes]:
+def _opened_local(name: str, meter: ReadMeter | None = None) -> IO[bytes]:
     # Without the flag, a pipe would wait for its writer.
     descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     kind = os.fstat(descriptor).st_mode
@@ -346,7 +387,9 @@ def _opened_local(name: str) -> IO[bytes]:
         os.close(descriptor)
         reason = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
         raise OSError(reason, "is a folder" if stat.S_ISDIR(kind) else "is neither file nor folder")
-    return os.fdopen(descriptor, "rb")
+    if meter is None:
+        return os.fdopen(descriptor, "rb")
+    return cast("IO[bytes]", io.BufferedReader(_Metered(io.FileIO(descriptor), meter), _PART_BUFFER))
 
 
 def _cannot_be_opened(path: str, cause: Exception) -> OSError:
@@ -358,6 +401,38 @@ def _cannot_be_opened(path: str, cause: Exception) -> OSError:
     return error
 
 
+class _Metered(io.RawIOBase):
+    """A stream whose bytes are counted as they are read."""
+
+    def __init__(self, stream: io.RawIOBase, meter: ReadMeter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def readinto(self, buffer: Any) -> int:
+        size = cast("int", self._stream.readinto(buffer))
+        self._meter.count(size)
+        return size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
 class _Remote(io.RawIOBase):
     """A stream of a remote file: what fails is an `OSError` with a number, whatever library reports it."""
 
@@ -365,9 +440,11 @@ class _Remote(io.RawIOBase):
         self._stream, self._path = stream, path
 
     @classmethod
-    def opened(cls, path: str, *, seekable: bool) -> IO[bytes]:
-        stream = opened_url(path, seekable=seekable) if is_http(path) else open_file(path)
-        return cast("IO[bytes]", io.BufferedReader(cls(stream, path), _BUFFER))
+    def opened(cls, path: str, *, seekable: bool, meter: ReadMeter | None) -> IO[bytes]:
+        block = None if meter is None else _PART_BLOCK
+        stream = opened_url(path, seekable=seekable) if is_http(path) else open_file(path, block_size=block)
+        raw: io.RawIOBase = cls(stream, path)
+        return cast("IO[bytes]", io.BufferedReader(raw if meter is None else _Metered(raw, meter), _BUFFER))
 
     def readable(self) -> bool:
         return True

@@ -3,7 +3,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, Literal
 
 from semdedup_assets.records import MOST_SHARDS
 from semdedup_assets.storage.files import FileStat
@@ -48,11 +48,13 @@ class ShardIndex:
         next_index: index of the next new shard, greater than any that was ever given.
         homes: by ascending index the paths of all files that a shard ever had, in their order, for each shard of which
             some file is missing. A file that returns gets its old rows back, and its items their ids.
+        files_per_shard: the setting by which files were last joined to new shards; None where that was not noted.
     """
 
     shards: tuple[Shard, ...]
     next_index: int
     homes: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    files_per_shard: int | Literal["automatic"] | None = None
 
     @classmethod
     def empty(cls) -> "ShardIndex":
@@ -60,13 +62,18 @@ class ShardIndex:
         return cls((), 0)
 
     def updated(
-        self, files: Sequence[FileStat], *, group: Callable[[Sequence[FileStat]], Iterable[tuple[FileStat, ...]]]
+        self,
+        files: Sequence[FileStat],
+        *,
+        group: Callable[[Sequence[FileStat]], Iterable[tuple[FileStat, ...]]],
+        files_per_shard: int | Literal["automatic"] | None = None,
     ) -> "ShardIndex":
         """The index after a new listing.
 
         Args:
             files: all files of the new listing, in any order.
             group: joins new files, sorted by path, to new shards.
+            files_per_shard: the setting by which it does, to be noted where there are any.
 
         Returns:
             Known files stay in their shard, with their new size and stamp. Missing files are removed, and so are
@@ -97,6 +104,7 @@ class ShardIndex:
             (*(Shard(index, found) for index, found in known.items() if found), *added),
             self.next_index + len(added),
             tuple((index, orders[index]) for index, found in known.items() if len(found) < len(orders[index])),
+            files_per_shard if added else self.files_per_shard,
         )
 
     def require_present(self, files: Sequence[FileStat], *, max_vanished: float) -> None:
@@ -131,6 +139,8 @@ class ShardIndex:
         document: dict[str, Any] = {"shard_index": _FORMAT, "next_index": self.next_index, "shards": shards}
         if self.homes:
             document["homes"] = self.homes
+        if self.files_per_shard is not None:
+            document["files_per_shard"] = self.files_per_shard
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
@@ -157,7 +167,7 @@ def _from_document(document: Any) -> ShardIndex:
         raise ValueError(message)
     shards = tuple(Shard(index, tuple(FileStat(*row) for row in files)) for index, files in document["shards"])
     homes = tuple((index, tuple(paths)) for index, paths in document.get("homes", []))
-    index = ShardIndex(shards, document["next_index"], homes)
+    index = ShardIndex(shards, document["next_index"], homes, document.get("files_per_shard"))
     _check(index)
     return index
 
@@ -165,7 +175,8 @@ def _from_document(document: Any) -> ShardIndex:
 def _check(index: ShardIndex) -> None:
     """Raise unless the shards' indices ascend below the next one, and each file is in one shard."""
     files = [file for shard in index.shards for file in shard.files]
-    typed = all(
+    noted = index.files_per_shard
+    typed = (noted in (None, "automatic") or type(noted) is int) and all(
         isinstance(file.path, str) and isinstance(file.size, int) and isinstance(file.stamp, str) for file in files
     )
     ascending = all(

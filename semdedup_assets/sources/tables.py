@@ -1,7 +1,7 @@
 """Columns of Parquet files, read as a stream by the sources that use them."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from semdedup_assets.sources.columns import NotUtf8, check_item_size
 from semdedup_assets.sources.foreign import HEAD, foreign
-from semdedup_assets.sources.reading import InvalidValue, TruncatedFile, opened
+from semdedup_assets.sources.reading import InvalidValue, ReadMeter, TruncatedFile, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,38 +46,57 @@ class ParquetTable:
         return int(self.file.metadata.num_rows)
 
     @property
+    def group_rows(self) -> list[int]:
+        """Rows of each row group."""
+        metadata = self.file.metadata
+        return [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+
+    @property
     def schema(self) -> "pa.Schema":
         """Names and types of the columns."""
         return self.file.schema_arrow
 
-    def reopened(self) -> "pq.ParquetFile":
-        """The file once more: Arrow reads all columns of one `ParquetFile` in batches of the size last asked for."""
-        return _parquet_file(self.stream, self.file.metadata)
+    def reopened(self, *, old_times: str = "ns") -> "pq.ParquetFile":
+        """The file once more: Arrow reads all columns of one `ParquetFile` in batches of the size last asked for.
+
+        Args:
+            old_times: the unit that times of the old type INT96 are read in; in nanoseconds those after 2262 overflow.
+        """
+        return _parquet_file(self.stream, self.file.metadata, old_times)
 
 
 @contextmanager
-def parquet_table(path: str) -> Iterator[ParquetTable]:
+def parquet_table(path: str, meter: ReadMeter | None = None) -> Iterator[ParquetTable]:
     """Open a Parquet file.
+
+    Args:
+        path: of the file.
+        meter: counts what is read, where few rows are wanted.
 
     Raises:
         TruncatedFile: its footer cannot be read; names the file, and what it is instead where that is known.
         OSError: it cannot be opened; names it.
     """
-    with opened(path, seekable=True) as stream:
+    with opened(path, seekable=True, meter=meter) as stream:
         try:
             with _damage_named(path, "its footer"):
-                file = _parquet_file(stream, None)
+                file = _parquet_file(stream, None, "ns")
         except TruncatedFile as damage:
             raise _named(damage, stream, path) from damage
         yield ParquetTable(path, file, stream)
 
 
-def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None") -> "pq.ParquetFile":
+def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None", old_times: str) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     # Without the buffer a whole row group's column would be in memory at once.
     return pq.ParquetFile(
-        stream, metadata=metadata, buffer_size=_PAGE_BUFFER, pre_buffer=False, page_checksum_verification=True
+        stream,
+        metadata=metadata,
+        buffer_size=_PAGE_BUFFER,
+        pre_buffer=False,
+        coerce_int96_timestamp_unit=old_times,
+        page_checksum_verification=True,
     )
 
 
@@ -88,27 +107,51 @@ def _named(damage: TruncatedFile, stream: IO[bytes], path: str) -> TruncatedFile
     return damage if what is None else TruncatedFile(f"{path}: not Parquet: {what}")
 
 
-def batches(table: ParquetTable, field: FieldPath) -> "Iterator[pa.Array]":
+def batches(table: ParquetTable, field: FieldPath, groups: Sequence[int] | None = None) -> "Iterator[pa.Array]":
     """Consecutive values of one column, some MiB and at most 4096 of them a batch; nothing else is read.
+
+    Args:
+        table: an open file.
+        field: the column.
+        groups: row groups that are read; None: all.
 
     Raises:
         TruncatedFile: the column is damaged from some row on; names both.
     """
-    stream, row = _record_batches(table.reopened(), ".".join(field)), 0
+    chosen = range(table.file.num_row_groups) if groups is None else groups
+    first = sum(table.group_rows[: min(chosen, default=0)])
+    records = _record_batches(table.reopened(), ".".join(field), chosen)
+    for batch in _named_batches(table.path, records, first):
+        yield batch_column(batch, field)
+
+
+def row_batches(table: ParquetTable) -> "Iterator[pa.RecordBatch]":
+    """Consecutive rows with all their columns, in batches as small as those of `batches`.
+
+    Raises:
+        TruncatedFile: a column is damaged from some row on; names the row.
+    """
+    return _named_batches(table.path, _record_batches(table.file, None, range(table.file.num_row_groups)), 0)
+
+
+def _named_batches(path: str, stream: "Iterator[pa.RecordBatch]", row: int) -> "Iterator[pa.RecordBatch]":
+    """Batches from a row on; what cannot be read is named by its row."""
     while True:
-        with _damage_named(table.path, f"row {row} (counted from 0) or soon after"):
+        with _damage_named(path, f"row {row} (counted from 0) or soon after"):
             batch = next(stream, None)
         if batch is None:
             return
-        yield _field(batch, field)
+        yield batch
         row += batch.num_rows
 
 
-def _record_batches(file: "pq.ParquetFile", name: str) -> "Iterator[pa.RecordBatch]":
+def _record_batches(file: "pq.ParquetFile", name: str | None, groups: Iterable[int]) -> "Iterator[pa.RecordBatch]":
+    """The rows of a column, or of all, in some row groups."""
     import pyarrow as pa
 
-    leaves = [at for at, path in enumerate(_leaf_paths(file)) if path == name or path.startswith(f"{name}.")]
-    for group in range(file.num_row_groups):
+    paths = enumerate(leaf_paths(file))
+    leaves = [at for at, path in paths if name is None or path == name or path.startswith(f"{name}.")]
+    for group in groups:
         rows, done = _batch_rows(file.metadata.row_group(group), leaves), 0
         while rows:
             try:
@@ -123,15 +166,16 @@ def _record_batches(file: "pq.ParquetFile", name: str) -> "Iterator[pa.RecordBat
                 rows = max(1, rows // _SMALLER)
 
 
-def _leaf_paths(file: "pq.ParquetFile") -> list[str]:
+def leaf_paths(file: "pq.ParquetFile") -> list[str]:
+    """The columns that hold values: dotted where they are nested, as Parquet names them."""
     return [file.schema.column(at).path for at in range(len(file.schema))]
 
 
 def _rest_of_group(
-    file: "pq.ParquetFile", name: str, group: int, *, rows: int, first: int
+    file: "pq.ParquetFile", name: str | None, group: int, *, rows: int, first: int
 ) -> "Iterator[pa.RecordBatch]":
     """The rows of a row group from one on, in batches."""
-    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[name]):
+    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=None if name is None else [name]):
         if first < batch.num_rows:
             yield batch.slice(first)
         first = max(0, first - batch.num_rows)
@@ -159,26 +203,31 @@ def _repeatable_bytes(chunk: "pq.ColumnChunkMetaData") -> int:
     return min(size, 2 * size * int(chunk.data_page_offset - chunk.dictionary_page_offset) // packed)
 
 
-def table_rows(table: ParquetTable, fields: Mapping[str, FieldPath], *, most_mib: int) -> Iterator[dict[str, Any]]:
+def table_rows(
+    table: ParquetTable, fields: Mapping[str, FieldPath], *, most_mib: int, groups: Sequence[int] | None = None
+) -> Iterator[dict[str, Any]]:
     """Every row that the file's footer counts, whatever is damaged and whichever columns are read.
 
     Args:
         table: an open file.
         fields: the columns to read by the name they get; nothing else is read.
         most_mib: MiB of a cell's strings or bytes; in place of a larger one stands an `InvalidValue`.
+        groups: row groups that are read; None: all.
 
     Yields:
         Values by name; from the row where a column is damaged on, a `TruncatedFile` in place of its values.
     """
     # Each column is a stream of its own, so that damage in one cannot shift or hide the rows of another.
-    columns = [_values_or_damage(table, field, most_mib) for field in fields.values()]
-    for _ in range(table.rows):
+    columns = [_values_or_damage(table, field, most_mib, groups) for field in fields.values()]
+    for _ in range(table.rows if groups is None else sum(table.group_rows[group] for group in groups)):
         yield {name: next(column) for name, column in zip(fields, columns, strict=True)}
 
 
-def _values_or_damage(table: ParquetTable, field: FieldPath, most_mib: int) -> Iterator[Any]:
+def _values_or_damage(
+    table: ParquetTable, field: FieldPath, most_mib: int, groups: Sequence[int] | None
+) -> Iterator[Any]:
     try:
-        for batch in batches(table, field):
+        for batch in batches(table, field, groups):
             yield from values(batch, most_mib=most_mib)
         yield from repeat(TruncatedFile(f"{table.path}: column {'.'.join(field)!r} ends before its last row"))
     except TruncatedFile as damage:
@@ -292,7 +341,14 @@ def _value(scalar: Any, most_mib: int) -> Any:
         return InvalidValue(str(error))
 
 
-def _field(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
+def batch_values(batch: "pa.RecordBatch", fields: Mapping[str, FieldPath], *, most_mib: int) -> list[dict[str, Any]]:
+    """The rows of a batch, as `table_rows` gives those of a file."""
+    columns = [values(batch_column(batch, field), most_mib=most_mib) for field in fields.values()]
+    return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def batch_column(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
+    """A column, or a field of a struct, of a batch; its values where it is dictionary-encoded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

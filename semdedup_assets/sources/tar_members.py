@@ -58,16 +58,17 @@ class Tar:
         is_seekable: whether its content can be read again out of order.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], *, few: bool = False) -> None:
         """Read a tar from a stream.
 
         Args:
             stream: with `peek`, such as `opened` gives.
+            few: whether little of a local tar is wanted: then it is worth a jump to pass over a small image.
         """
         unpacked = _unpacked(stream)
         self._is_packed = unpacked is not stream
         self.is_seekable = not self._is_packed and stream.seekable()
-        self._forward = _Forward(unpacked, seekable=self.is_seekable)
+        self._forward = _Forward(unpacked, seekable=self.is_seekable, nearest=_BLOCK if few else _PIECE)
         self._tarfile: tarfile.TarFile | None = None
 
     def __iter__(self) -> Iterator[TarMember]:
@@ -248,8 +249,8 @@ class _Pieces(io.RawIOBase):
 class _Forward:
     """A stream that `tarfile` reads as a file, though it only goes on, but for the last block."""
 
-    def __init__(self, stream: Any, *, seekable: bool) -> None:
-        self._stream, self._seekable = stream, seekable
+    def __init__(self, stream: Any, *, seekable: bool, nearest: int) -> None:
+        self._stream, self._seekable, self._nearest = stream, seekable, nearest
         self._position = 0
         self._block, self._unread = b"", b""
 
@@ -281,7 +282,7 @@ class _Forward:
         if position < self._position:
             message = "its headers lead backwards"
             raise DamagedTarError(message)
-        if self._seekable and not self._unread and position - self._position > _PIECE:
+        if self._seekable and not self._unread and position - self._position > self._nearest:
             self._stream.seek(position)
             self._position = position
         while self._position < position and self.read(min(_REST, position - self._position)):

@@ -1,5 +1,5 @@
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -28,6 +28,7 @@ from semdedup_assets.sources.reading import (
 )
 from semdedup_assets.sources.tables import (
     ParquetTable,
+    batch_column,
     batches,
     check_key_type,
     column_names,
@@ -46,6 +47,7 @@ ARRAYS = (".npy", ".npz")
 """Suffixes of files that hold one array of vectors, without names."""
 
 _RAW = (".memmap", ".mmap", ".dat", ".bin", ".raw", ".f16", ".f32", ".fvecs")
+_CLIP_RETRIEVAL, _CLIP_METADATA = ("img_emb", "text_emb"), "metadata"
 _ROWS, _BATCH_BYTES, _CHUNK = 8192, 64 << 20, 1 << 16
 
 _Rows = Iterator[dict[str, Any]]
@@ -133,9 +135,9 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
             OSError: the file cannot be opened; names it.
         """
         del limit
-        if _is_array(path) and self.metadata is None:
+        if is_array(path) and self.metadata is None:
             return []
-        with parquet_table(self._metadata_of(path) if _is_array(path) else path) as table:
+        with parquet_table(self._metadata_of(path) if is_array(path) else path) as table:
             return column_names(table.schema)
 
     def read(self, path: str) -> Iterator[VectorBatch | Invalid]:
@@ -147,7 +149,24 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
                 names it, and how many are missing where that is known.
             OSError: a file cannot be opened; names it.
         """
-        yield from self._read_array(path) if _is_array(path) else self._read_parquet(path)
+        yield from self._read_array(path) if is_array(path) else self._read_parquet(path)
+
+    def vectors_in(self, batch: "pa.RecordBatch", path: str) -> np.ndarray:
+        """(n, d) the vectors of some rows of a Parquet file, which were read with all their columns.
+
+        Args:
+            batch: rows that `read` gives vectors of one length of.
+            path: of the file.
+        """
+        column = batch_column(batch, field_path(batch.schema, self.vector, path=path))
+        found = _vectors(column, [""] * len(column), self.max_item_mib << 20)
+        parts = [each.vectors for each in found if isinstance(each, VectorBatch)]
+        return parts[0] if len(parts) == 1 else np.empty((0, 0), np.float32)
+
+    def metadata_of(self, paths: Iterable[str]) -> dict[str, FileStat]:
+        """The table that is paired with each of some arrays; nothing where the settings name no metadata."""
+        wanted = set(paths)
+        return {} if self.metadata is None else {a.path: table for a, table in self._pairs() if a.path in wanted}
 
     def read_items(self, path: str) -> Iterator[Item]:
         """Key and columns of every row of a file; reads no vector.
@@ -176,7 +195,7 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
 
     def _read_array(self, path: str) -> Iterator[VectorBatch | Invalid]:
         with ExitStack() as stack:
-            array = stack.enter_context(_opened_array(path, self.max_item_mib))
+            array = stack.enter_context(opened_array(path, self.max_item_mib))
             keys = self._keys(lambda names: self._metadata_rows(stack, names, array=array, path=path), path=path)
             left, damage = array.rows_there, None
             while left and damage is None:
@@ -204,12 +223,12 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
     def _rows(self, stack: ExitStack, path: str) -> _Rows:
         """Key and columns of every row of a file; at the end of one that is cut, `TruncatedFile`."""
         names = [*([self.key] if self.key else []), *self.columns]
-        if not _is_array(path):
+        if not is_array(path):
             return self._table_rows(stack.enter_context(parquet_table(path)), names)
-        array = stack.enter_context(_opened_array(path, self.max_item_mib))
+        array = stack.enter_context(opened_array(path, self.max_item_mib))
         return _until_end(self._metadata_rows(stack, names, array=array, path=path), array)
 
-    def _metadata_rows(self, stack: ExitStack, names: list[str], *, array: "_Array", path: str) -> _Rows:
+    def _metadata_rows(self, stack: ExitStack, names: list[str], *, array: "VectorArray", path: str) -> _Rows:
         """The named fields of every row of an array, from the metadata paired with it.
 
         Raises:
@@ -261,7 +280,23 @@ class Vectors(BaseModel, frozen=True, extra="forbid"):
             found = raw
         if all(file.path.lower().endswith(_RAW) for file in found):
             raise ValueError(_raw_numbers(found[0].path))
+        if problem := _mixed_folders(found):
+            raise ValueError(problem)
         return found
+
+
+def _mixed_folders(files: Sequence[FileStat]) -> str | None:
+    """Why the files that clip-retrieval wrote into several folders are no one set of vectors; None where there is one."""
+    folders = {parts[-2]: "/".join(parts[:-1]) for file in files if len(parts := file.path.split("/")) > 1}
+    found = {name: folders[name] for name in (*_CLIP_RETRIEVAL, _CLIP_METADATA) if name in folders}
+    if len(found) < 2 or not set(found) & set(_CLIP_RETRIEVAL):
+        return None
+    metadata = f" and `metadata: {found[_CLIP_METADATA]}`" if _CLIP_METADATA in found else ""
+    choices = " or ".join(f"`path: {found[name]}`" for name in _CLIP_RETRIEVAL if name in found)
+    return (
+        f"path: clip-retrieval's folders {', '.join(found)} lie below it, which are not one set of vectors: vectors of "
+        f"images, of texts, and tables that belong to them; set {choices}{metadata}"
+    )
 
 
 def _raw_numbers(path: str) -> str:
@@ -271,7 +306,8 @@ def _raw_numbers(path: str) -> str:
     )
 
 
-def _is_array(path: str) -> bool:
+def is_array(path: str) -> bool:
+    """Whether a file holds one array of vectors, without names."""
     return path.lower().endswith(ARRAYS)
 
 
@@ -281,11 +317,11 @@ def array_rows(path: str) -> int:
     Raises:
         ValueError: it is not one two-dimensional array of floats, or its head is damaged; names the file.
     """
-    with _opened_array(path, MAX_ITEM_MIB) as array:
+    with opened_array(path, MAX_ITEM_MIB) as array:
         return array.rows_there
 
 
-def _until_end(rows: _Rows, array: "_Array") -> _Rows:
+def _until_end(rows: _Rows, array: "VectorArray") -> _Rows:
     yield from islice(rows, array.rows_there)
     array.check_whole()
 
@@ -343,7 +379,7 @@ def _check_floats(kind: "pa.DataType", *, location: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
+class VectorArray:
     """An open array of vectors: rows × width numbers of a type.
 
     Attributes:
@@ -408,7 +444,7 @@ class _Array:
 
 
 @contextmanager
-def _opened_array(path: str, most_mib: int) -> Iterator[_Array]:
+def opened_array(path: str, most_mib: int) -> Iterator[VectorArray]:
     """Open an `.npy` file, or the one array of vectors in an `.npz` file.
 
     Raises:
@@ -422,7 +458,7 @@ def _opened_array(path: str, most_mib: int) -> Iterator[_Array]:
                 yield _array(path, stream, _size(stream, path), most_mib)
                 return
             with ZipFile(stream) as archive:
-                name = _only_array(archive, path)
+                name = only_array(archive, path)
                 with archive.open(name) as member:
                     yield _array(path, member, archive.getinfo(name).file_size, most_mib)
         except BadZipFile as error:
@@ -442,7 +478,7 @@ def _size(stream: IO[bytes], path: str) -> int:
     return size
 
 
-def _only_array(archive: ZipFile, path: str) -> str:
+def only_array(archive: ZipFile, path: str) -> str:
     """The name of the only array of vectors in an archive.
 
     Raises:
@@ -452,7 +488,7 @@ def _only_array(archive: ZipFile, path: str) -> str:
     for name in archive.namelist():
         with archive.open(name) as member:
             try:
-                shape, _, dtype = _header(member)
+                shape, _, dtype = array_header(member)
             except ValueError:
                 continue
         found.append(f"{name.removesuffix('.npy')} ({dtype}, {shape})")
@@ -475,7 +511,7 @@ def _foreign_start(stream: IO[bytes], *, own: bytes) -> str | None:
         return None
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape of an array, whether it lies column by column, and type of its numbers.
 
     Raises:
@@ -490,7 +526,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError(str(error)) from error
 
 
-def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> _Array:
+def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> VectorArray:
     """The array that begins where a stream is.
 
     Args:
@@ -504,7 +540,7 @@ def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> _Array:
         ValueError: not a two-dimensional array of floats, row after row; names the file and what it is.
     """
     try:
-        shape, by_column, dtype = _header(stream)
+        shape, by_column, dtype = array_header(stream)
     except ValueError as error:
         what = _foreign_start(stream, own=b"\x93NUMPY")
         message = f"{path}: {'not an array: ' + what if what else f'cut off or damaged at its header: {error}'}"
@@ -522,4 +558,6 @@ def _array(path: str, stream: IO[bytes], size: int, most_mib: int) -> _Array:
         message = f"{path}: a vector has {error}"
         raise ValueError(message) from error
     content, row_bytes = size - stream.tell(), width * dtype.itemsize
-    return _Array(path, stream, rows, min(rows, content // row_bytes), max(0, content - rows * row_bytes), width, dtype)
+    return VectorArray(
+        path, stream, rows, min(rows, content // row_bytes), max(0, content - rows * row_bytes), width, dtype
+    )

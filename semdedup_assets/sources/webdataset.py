@@ -1,7 +1,7 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Collection, Container, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from semdedup_assets.sources.reading import (
     MAX_ITEM_MIB,
     InvalidValue,
     ItemMib,
+    ReadMeter,
     TruncatedFile,
     opened,
     path_problem,
@@ -27,7 +28,7 @@ from semdedup_assets.sources.reading import (
     too_large,
 )
 from semdedup_assets.sources.tar_members import BadEndError, DamagedTarError, Tar, TarMember
-from semdedup_assets.storage.files import FileStat, Listing
+from semdedup_assets.storage.files import FileStat, Listing, is_local
 from semdedup_assets.storage.walk import SPECIAL
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -102,6 +103,22 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
         """
         for sample in _samples(path, _IMAGES, self.max_item_mib, Counter()):
             yield sample.record(self.max_item_mib)
+
+    def read_rows(self, path: str, rows: Collection[int], meter: ReadMeter) -> Iterator[tuple[int, Record | Invalid]]:
+        """What `read` gives of the wanted samples of a tar, with their numbers.
+
+        Of the others only headers are read where the tar is neither packed nor streamed; nothing after the last.
+
+        Raises:
+            ReadLimitError: more would be read than the meter allows.
+            TruncatedFile, OSError: as from `read`.
+        """
+        last = max(rows, default=-1)
+        for row, sample in enumerate(_samples(path, _IMAGES, self.max_item_mib, Counter(), _Part(rows, meter))):
+            if row in rows:
+                yield row, sample.record(self.max_item_mib)
+            if row >= last:
+                return
 
     def field_names(self, path: str, limit: int = 1000) -> list[str]:
         """Names in the JSON of a tar's first samples, dotted where they are nested, and `caption` where there is a text.
@@ -222,7 +239,21 @@ class _Sample:
         return f"{reason}; images end in {' '.join(_IMAGES)}"
 
 
-def _samples(path: str, wanted: Container[str] | None, max_mib: int, passed_over: Counter[str]) -> Iterator[_Sample]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Samples of a tar, by their numbers, and what counts the bytes that are read for them."""
+
+    rows: Container[int]
+    meter: ReadMeter
+
+
+def _samples(
+    path: str,
+    wanted: Container[str] | None,
+    max_mib: int,
+    passed_over: Counter[str],
+    part: "_Part | None" = None,
+) -> Iterator[_Sample]:
     """The samples of a tar, as `WebDataset.samples` describes them.
 
     Args:
@@ -230,12 +261,13 @@ def _samples(path: str, wanted: Container[str] | None, max_mib: int, passed_over
         wanted: suffixes whose content is read, None for all; the other members are empty.
         max_mib: bound on a sample.
         passed_over: where members are counted that belong to no sample, by reason.
+        part: which samples' content is read; None: that of all.
     """
     sample: _Sample | None = None
     count, keys = 0, _Keys()
-    with opened(path) as stream:
+    with opened(path, meter=part.meter if part else None) as stream:
         try:
-            tar = Tar(stream)
+            tar = Tar(stream, few=part is not None and is_local(path))
             contents = _Contents(tar, path, max_mib)
             for member in tar:
                 if member.kind == "folder":
@@ -250,7 +282,8 @@ def _samples(path: str, wanted: Container[str] | None, max_mib: int, passed_over
                         count += 1
                         yield keys.checked(sample)  # before the content of the next one, which may be cut off
                     sample = _Sample(key)
-                contents.add(sample, suffix, member, is_wanted=wanted is None or suffix in wanted)
+                is_wanted = (wanted is None or suffix in wanted) and (part is None or count in part.rows)
+                contents.add(sample, suffix, member, is_wanted=is_wanted)
         except DamagedTarError as error:
             if sample is not None and isinstance(error, BadEndError):
                 count += 1

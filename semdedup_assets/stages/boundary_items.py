@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -155,7 +154,6 @@ STAGE = Stage(
         Column("visited", "list<int32>", "The other clusters that it searches, of this range."),
         VECTOR,
     ),
-    checks=(inputs_up_to_date("boundary_items"),),
     selected=True,
     # Selections that search the same clusters share them.
     selection_settings=lambda selection: {"repair": str(selection.repair)},

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.encoders import OpenClip
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -167,7 +166,6 @@ STAGE = Stage(
     applies=lambda pipeline, _: has_captions(pipeline),
     kinds=frozenset({"torch", "arrow"}),
     columns=lambda _: (ID, VECTOR),
-    checks=(inputs_up_to_date("caption_embeddings"),),
     on_demand=True,
     unit="shards",
 )

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -268,7 +267,6 @@ STAGE = Stage(
         Column("similarity", "float32", "Greatest cosine similarity to an earlier item of this range's clusters."),
         Column("duplicate_of", "uint64", "That earlier item."),
     ),
-    checks=(inputs_up_to_date("cross_cluster_scores"),),
     selected=True,
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},
     applies=lambda _, selection: selection.repair is not None,

@@ -187,6 +187,6 @@ STAGE = Stage(
     kinds=frozenset({"arrow", "parquet"}),
     columns=item_columns,
     checks=CHECKS,
-    pool=None,
+    pool="cpu",
     unit="shards",
 )

@@ -1,7 +1,8 @@
 """Which records of each shard a kept set keeps, in the order of the source."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.item_lookup import items_file
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.shard_reader import SourceChangedError
-from semdedup_assets.records import is_unicode, positions_by_shard
+from semdedup_assets.records import is_unicode, item_ids, positions_by_shard
+from semdedup_assets.sources.reading import printable
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.item_groups import EVERY_SHARD, NO_GROUP, ItemGroups, KeptKeys
 from semdedup_assets.stages.keep_masks import mask_files
@@ -48,6 +50,50 @@ class ChosenShard:
             first += int(rows)
 
 
+class ItemFiles:
+    """Which file of the source each item lies in, of all shards: 16 bytes for each file, once it is asked for.
+
+    Args:
+        items: record of the items of each shard, by its index.
+    """
+
+    def __init__(self, items: Mapping[int, ResultRecord]) -> None:
+        self._items = items
+
+    @cached_property
+    def _files(self) -> tuple[np.ndarray, list[str]]:
+        """(f,) uint64 the id of each file's first record, ascending, and the files' paths."""
+        starts, paths = [np.zeros(0, np.uint64)], list[str]()
+        for index in sorted(self._items):
+            files = self._items[index].details["files"]
+            rows = np.cumsum([0, *(int(count) for _, count in files)], dtype=np.int64)[:-1]
+            starts.append(item_ids(index, rows))
+            paths += [path for path, _ in files]
+        return np.concatenate(starts), paths
+
+    def of(self, ids: np.ndarray) -> "tuple[pa.Array, pa.Array]":
+        """Where some items lie.
+
+        Args:
+            ids: (n,) uint64 of records, or `NO_GROUP`.
+
+        Returns:
+            n names of files, escaped where they are not UTF-8, and n rows in these; null where there is no item.
+        """
+        import pyarrow as pa
+
+        starts, paths = self._files
+        missing = ids == NO_GROUP
+        if missing.all():
+            return pa.nulls(len(ids), pa.string()), pa.nulls(len(ids), pa.int64())
+        # A file without records begins where the next one does: the last of them is the one that holds the row.
+        file = np.searchsorted(starts, ids, side="right") - 1
+        named, inverse = np.unique(file, return_inverse=True)
+        names = pa.array([printable(paths[each]) for each in named.tolist()], pa.string())
+        rows = (ids - starts[file]).view(np.int64)
+        return names.take(pa.array(inverse, mask=missing)), pa.array(rows, mask=missing)
+
+
 @dataclass(frozen=True, slots=True)
 class KeptShard(ChosenShard):
     """Which records of a shard are kept, and what they stand for.
@@ -56,12 +102,16 @@ class KeptShard(ChosenShard):
         removed: (records,) bool; what is neither kept nor removed was skipped, or is held out.
         groups: which kept item each item of all shards belongs to.
         keys: of the kept items.
+        files: which files the items of all shards lie in.
+        epsilon: of the kept set; None where what chose knows none.
         unlisted: how many items the masks hold, and keep, of a shard whose keys and columns could not be read.
     """
 
     removed: np.ndarray
     groups: ItemGroups
     keys: KeptKeys
+    files: ItemFiles
+    epsilon: float | None = None
     unlisted: tuple[int, int] = (0, 0)
 
     @property
@@ -159,6 +209,8 @@ class KeptChunk:
     embeddings: dict[str, ResultRecord]
     groups: ItemGroups
     keys: KeptKeys
+    files: ItemFiles
+    epsilon: float | None
     unlisted: dict[int, tuple[int, int]]
 
     def __iter__(self) -> Iterator[KeptShard]:
@@ -174,6 +226,8 @@ class KeptChunk:
             groups.removed(index),
             groups,
             self.keys,
+            self.files,
+            self.epsilon,
             self.unlisted.get(index, (0, 0)),
         )
 
@@ -223,7 +277,10 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
     if not chunk.closed:
         groups.count_members((ids, group) for ids, _, group, _ in _mask_parts(context, masks))
     counts = {index: (int(found), int(staying)) for index, (found, staying) in unlisted.items()}
-    return KeptChunk(shards, items, embeddings, groups, KeptKeys(context, groups, budget=budget), counts)
+    files = ItemFiles({shard.index: items[shard.name] for shard in context.shards})
+    epsilon = None if "epsilon" not in masks.details else float(masks.details["epsilon"])
+    keys = KeptKeys(context, groups, budget=budget)
+    return KeptChunk(shards, items, embeddings, groups, keys, files, epsilon, counts)
 
 
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

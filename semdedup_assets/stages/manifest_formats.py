@@ -18,10 +18,11 @@ from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
 from semdedup_assets.sources.columns import json_object, lookup
 from semdedup_assets.sources.reading import InvalidValue, printable
+from semdedup_assets.stages.filtered_files import write_filtered
 from semdedup_assets.stages.item_groups import NO_GROUP
 from semdedup_assets.stages.kept_rows import KeptShard, ShardRows, kept_and_removed_rows, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
-from semdedup_assets.stages.manifest_rows import has_header
+from semdedup_assets.stages.manifest_rows import CountingFolder, has_header
 from semdedup_assets.stages.source_copies import kept_records
 from semdedup_assets.storage.results import ResultWriter
 from semdedup_assets.storage.tables import TableWriter, arrow_type
@@ -37,7 +38,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Counts = dict[str, int]
 """What a format changed, or counted as it was written, by name."""
 
-Writer = Callable[[StageContext, KeptShard, ResultWriter], Counts]
+Writer = Callable[[StageContext, KeptShard, CountingFolder], Counts]
 """Writes the files of a format that reads the source again."""
 
 TakeRows = Callable[[ShardRows, ShardRows], None]
@@ -69,26 +70,37 @@ def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.
     return pa.table(arrays, schema=schema)
 
 
-def _removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
-    """Removed items of a shard, and the kept item that stands for each."""
+def removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
+    """Removed items of a shard: where each lies, its key, and the kept item that stands for it."""
     import pyarrow as pa
 
-    of_kept = [pa.field("kept_key", pa.string()), pa.field("similarity", pa.float32())]
-    schema = pa.schema([*(field for field in _located() if "file" not in field.name), *_grouped(context), *of_kept])
+    of_kept = {"kept_key": pa.string(), "kept_file": pa.string(), "kept_file_row": pa.int64()}
+    found_by = {"similarity": pa.float32(), "is_orphan": pa.bool_()}
+    schema = pa.schema([*_located(), *_grouped(context), *pa.schema({**of_kept, **found_by})])
+    names = pa.array([printable(path) for path in kept.paths], pa.string())
     group, similarity, size = kept.groups.of(rows.table.column("id").to_numpy())
+    unknown = np.isnan(similarity)
+    kept_file, kept_file_row = kept.files.of(group)
+    # Without an epsilon nothing is within it, and nothing beyond.
+    far = similarity.astype(np.float64) <= 1.0 - (kept.epsilon or 0.0)
     found = {
         "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
         "row": pa.array(rows.rows),
+        "file": names.take(pa.array(rows.files)),
+        "file_row": pa.array(rows.file_rows),
         **_group_columns(context, group, size, kept=False),
         "kept_key": kept.keys.of(group),
-        "similarity": pa.array(similarity, mask=np.isnan(similarity)),
+        "kept_file": kept_file,
+        "kept_file_row": kept_file_row,
+        "similarity": pa.array(similarity, mask=unknown),
+        "is_orphan": pa.array(far, mask=unknown | (kept.epsilon is None)),
     }
     arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
     return pa.table(arrays, schema=schema)
 
 
 def _located() -> "pa.Schema":
-    """The same for all shards, also for one of which nothing is kept."""
+    """The same for all shards, also for one of which nothing is kept, or nothing removed."""
     import pyarrow as pa
 
     located = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
@@ -117,20 +129,16 @@ def _group_columns(context: StageContext, group: np.ndarray, size: np.ndarray, *
 
 @contextmanager
 def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
-    """`parquet/<shard>.parquet` and `removed/<shard>.parquet`: the kept and the removed items."""
-    name = f"{kept.shard.name}.parquet"
-    with (
-        result.open(f"parquet/{name}") as of_kept,
-        TableWriter(of_kept) as kept_writer,
-        result.open(f"removed/{name}") as of_removed,
-        TableWriter(of_removed) as removed_writer,
-    ):
+    """`parquet/<shard>.parquet`: the kept items."""
+    with result.open(f"parquet/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
+        yield lambda stay, _: writer.write_arrow(_kept_table(context, kept, stay))
 
-        def write(stay: ShardRows, go: ShardRows) -> None:
-            kept_writer.write_arrow(_kept_table(context, kept, stay))
-            removed_writer.write_arrow(_removed_table(context, kept, go))
 
-        yield write
+@contextmanager
+def _removed(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
+    """`removed/<shard>.parquet`: the removed items, each with the kept one that stands for it."""
+    with result.open(f"removed/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
+        yield lambda _, go: writer.write_arrow(removed_table(context, kept, go))
 
 
 @contextmanager
@@ -147,11 +155,11 @@ def _keep_lists(_: StageContext, kept: KeptShard, result: ResultWriter) -> Itera
         yield write
 
 
-ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "keep_lists": _keep_lists}
+ITEM_FORMATS: dict[str, ItemFormat] = {"parquet": _parquet, "removed": _removed, "keep_lists": _keep_lists}
 """The formats that are made of a shard's items alone."""
 
 
-def write_shard(context: StageContext, kept: KeptShard, result: ResultWriter) -> Counts:
+def write_shard(context: StageContext, kept: KeptShard, result: CountingFolder) -> Counts:
     """Write what one shard gives to the formats with files for each shard; `ITEM_FORMATS` read its items once."""
     found: Counts = {}
     formats = [ITEM_FORMATS[name] for name in context.pipeline.manifests if name in ITEM_FORMATS]
@@ -292,7 +300,7 @@ def _members(record: dict[str, bytes] | Record, path: str, caption: object) -> d
     return members if caption is None else {**members, "txt": str(caption).encode()}
 
 
-SOURCE_FORMATS: dict[str, Writer] = {"jsonl": _jsonl, "webdataset": _webdataset}
+SOURCE_FORMATS: dict[str, Writer] = {"jsonl": _jsonl, "webdataset": _webdataset, "filtered": write_filtered}
 """The formats that copy records of the source, which is read again for that."""
 
 COPIES = frozenset(SOURCE_FORMATS)

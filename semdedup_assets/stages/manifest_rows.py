@@ -7,6 +7,7 @@ import re
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ _LIMIT = Lock()
 _PAX_PATH = re.compile(rb"\d+ path=([^\n]*)\n")
 
 
+FILTERED, METADATA = "filtered", "filtered_metadata"
+"""The folder of the source's own files, and what the tables in it are counted as that belong to arrays."""
+
 CSV = "open_clip.csv"
 """The one file of a manifest that all shards share; where several tasks write it, its parts are `open_clip.csv.<n>`."""
 
@@ -40,7 +44,9 @@ def kind_of(name: str) -> str:
 
 def count_rows(name: str, stream: IO[bytes]) -> int:
     """Rows of one of a manifest's files."""
-    return _COUNTS[kind_of(name)](stream) - has_header(name)
+    kind = kind_of(name)
+    count = _ARRAY_ROWS.get(name.lower()[-4:], _parquet_rows) if kind == FILTERED else _COUNTS[kind]
+    return count(stream) - has_header(name)
 
 
 def has_header(name: str) -> bool:
@@ -59,11 +65,13 @@ class CountingFolder(FolderWriter):
         rows: by the file or the folder that holds a format.
         stood_for: items that the kept ones stand for, by their groups' sizes.
         grouped: items that belong to a kept one.
+        beside: names of the tables that belong to arrays, and so hold the same items once more.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     stood_for: int = 0
     grouped: int = 0
+    beside: set[str] = field(default_factory=set)
 
     @contextmanager
     def open(self, name: str, *, ranges: Callable[[], str] = str) -> Iterator[Any]:
@@ -86,7 +94,7 @@ class CountingFolder(FolderWriter):
                 self._count(name, copy)
 
     def _count(self, name: str, stream: IO[bytes]) -> None:
-        kind = kind_of(name)
+        kind = METADATA if name in self.beside else kind_of(name)
         self.rows[kind] += count_rows(name, stream)
         if kind in ("parquet", "removed"):
             stream.seek(0)
@@ -177,6 +185,24 @@ def _key(name: str) -> str | None:
     parts = _SAMPLE.fullmatch(name)
     return None if parts is None else parts[1]
 
+
+def _npy_rows(stream: IO[bytes]) -> int:
+    """Rows of an array that lie in its file."""
+    from semdedup_assets.sources.vectors import array_header
+
+    (_, width), _, dtype = array_header(stream)
+    start = stream.tell()
+    return (stream.seek(0, io.SEEK_END) - start) // (width * dtype.itemsize)
+
+
+def _npz_rows(stream: IO[bytes]) -> int:
+    from semdedup_assets.sources.vectors import array_header, only_array
+
+    with zipfile.ZipFile(stream) as archive, archive.open(only_array(archive, "the archive")) as member:
+        return int(array_header(member)[0][0])
+
+
+_ARRAY_ROWS: dict[str, Callable[[IO[bytes]], int]] = {".npy": _npy_rows, ".npz": _npz_rows}
 
 _COUNTS: dict[str, Callable[[IO[bytes]], int]] = {
     "parquet": _parquet_rows,

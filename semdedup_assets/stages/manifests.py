@@ -22,11 +22,11 @@ from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, w
 from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
 from semdedup_assets.storage.files import remove_all, write_bytes
 from semdedup_assets.storage.layout import current_manifest
+from semdedup_assets.storage.manifests import MANIFEST
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
 from semdedup_assets.storage.results import (
     FolderWriter,
     ResultRecord,
-    ResultWriter,
     StoredFile,
     attempting,
     copy_verified,
@@ -34,10 +34,8 @@ from semdedup_assets.storage.results import (
     require_written,
 )
 
-MANIFEST = "manifest.json"
-"""What a manifest holds and was made from, in its folder."""
-
 _LISTED = 20
+_GROUPED = {"parquet", "removed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ def _write_chunk(
     return counts
 
 
-def _written(writer: FolderWriter, write: Callable[[ResultWriter], Counts]) -> dict[str, Any]:
+def _written(writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
     """Write some files of a task, and count what they hold.
 
     Args:
@@ -215,7 +213,8 @@ def _details(
         "unnameable_examples": [printable(path) for path in list(unnameable)[:_LISTED]],
         "changed": _added(written, "changed"),
         "rows_written": _added(written, "rows_written"),
-        **(_added(written, "group_counts") if "parquet" in context.pipeline.manifests else {}),
+        # Kept and removed items must say the same of their groups.
+        **(_added(written, "group_counts") if set(context.pipeline.manifests) >= _GROUPED else {}),
         "made_with": _made_with(context, partition, masks),
     }
 
@@ -304,7 +303,7 @@ def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
 
 def _settings(context: StageContext) -> dict[str, Any]:
     pipeline = context.pipeline
-    weight = {"weight": pipeline.manifest_weight} if "parquet" in pipeline.manifests else {}
+    weight = {} if _GROUPED.isdisjoint(pipeline.manifests) else {"weight": pipeline.manifest_weight}
     return {"formats": sorted(pipeline.manifests), **weight}
 
 
@@ -330,22 +329,22 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         name=stage.name,
         step="5-train",
         description="The kept items in the order of the source, in the formats that training jobs read, each with how "
-        "many it stands for; and the removed ones, each with the kept item that stands for it (`removed/`). A manifest "
-        "is never changed: a new one lies beside the old, and `current.json` says which is current.",
+        "many it stands for; and the removed ones, each with the kept item that stands for it (format `removed`). A "
+        "manifest is never changed: a new one lies beside the old, and `current.json` says which is current.",
         dimensions=("epsilon", "k"),
         inputs=(stage.masks, "items"),
         optional_inputs=_optional_inputs,
         settings=_settings,
         location=lambda layout, partition, selection: layout.of_kept_set(partition.kept_set(selection), stage.name),
         worker=worker,
-        version=3,
+        version=4,
         tasks=lambda context, partition: _tasks(context, stage, partition),
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"parquet"}),
         columns=manifest_columns,
         checks=manifest_checks(stage),
         selected=True,
-        pool=None,
+        pool="cpu",
         unit="shards",
     )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -302,7 +301,6 @@ STAGE = Stage(
         Column("reference_id", "uint64", "Its most similar item; the lowest id among equals."),
         Column("similarity", "float32", "Cosine similarity of the two."),
     ),
-    checks=(inputs_up_to_date("reference_matches"),),
     shown=_shown,
     unit="ranges",
 )

@@ -8,7 +8,6 @@ import numpy as np
 
 from semdedup_assets.algorithm.cluster_ranges import group_ranges
 from semdedup_assets.algorithm.sampling import CHECKSUM_MODULUS, id_checksum
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.repaired_scores import REACHES
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import PartOfResult, StageContext
@@ -156,10 +155,10 @@ STAGE = Stage(
     finish=_finish,
     kinds=frozenset({"numpy", "parquet"}),
     columns=score_columns,
-    checks=(REACHES, inputs_up_to_date(REPAIRED_SCORES)),
+    checks=(REACHES,),
     selected=True,
     selection_settings=lambda selection: {"keep_order": selection.keep_order, "repair": str(selection.repair)},
     applies=lambda _, selection: selection.repair is not None,
     unit="ranges",
-    pool=None,
+    pool="cpu",
 )

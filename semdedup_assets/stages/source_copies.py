@@ -28,6 +28,25 @@ def kept_records(
     Raises:
         SourceChangedError: a file, or what a record holds, is not what was embedded; names file and record.
     """
+    hashes = embedded_contents(kept)
+    files = {file.path: file for file in kept.shard.files}
+    for path, first, keep in kept.of_files():
+        if keep.any():
+            for row, record in _rows_of_file(path, read, keep):
+                expected = int(hashes[first + row])
+                if all(content_hash(content) != expected for content in contents(record)):
+                    raise other_record(path, row)
+                yield record
+            # Afterwards: a file that was changed before or while it was read shows it now.
+            require_unchanged(files[path])
+
+
+def embedded_contents(kept: ChosenShard) -> np.ndarray:
+    """(records,) uint64: the content hash of each record of a shard, as it was embedded.
+
+    Raises:
+        SourceChangedError: not as many were embedded as there are keys.
+    """
     hashes = content_hashes(kept.embeddings)
     if kept.kept.any() and len(hashes) != len(kept.kept):
         message = (
@@ -35,16 +54,7 @@ def kept_records(
             "shards, and materialise its items and embeddings again"
         )
         raise SourceChangedError(message)
-    files = {file.path: file for file in kept.shard.files}
-    for path, first, keep in kept.of_files():
-        if keep.any():
-            for row, record in _rows_of_file(path, read, keep):
-                expected = int(hashes[first + row])
-                if all(content_hash(content) != expected for content in contents(record)):
-                    raise _changed(path, f"record {row} (counted from 0) is not the one that was embedded")
-                yield record
-            # Afterwards: a file that was changed before or while it was read shows it now.
-            require_unchanged(files[path])
+    return hashes
 
 
 def _rows_of_file(path: str, read: Callable[[str], Iterator[T]], keep: np.ndarray) -> Iterator[tuple[int, T]]:
@@ -56,12 +66,18 @@ def _rows_of_file(path: str, read: Callable[[str], Iterator[T]], keep: np.ndarra
             if keep[row]:
                 yield row, record
     except (TruncatedFile, FileNotFoundError) as error:
-        raise _changed(path, str(error)) from error
+        raise changed_source(path, str(error)) from error
     if found < rows:
-        raise _changed(path, f"it has {found:,} records, and record {rows - 1:,} (counted from 0) was embedded")
+        raise changed_source(path, f"it has {found:,} records, and record {rows - 1:,} (counted from 0) was embedded")
 
 
-def _changed(path: str, what: str) -> SourceChangedError:
+def other_record(path: str, row: int) -> SourceChangedError:
+    """The error to raise where a record of a file is not the one that was embedded."""
+    return changed_source(path, f"record {row} (counted from 0) is not the one that was embedded")
+
+
+def changed_source(path: str, what: str) -> SourceChangedError:
+    """The error to raise where a file is not what was embedded; names how it shows, and the remedy."""
     return SourceChangedError(
         f"{printable(path)}: changed since it was embedded: {what}; observe the shards, and materialise again what is "
         "stale; where the file shows no change, materialise its shard's embeddings with `again`"

@@ -348,6 +348,6 @@ STAGE = Stage(
     columns=lambda _: (ID, VECTOR),
     frozen=True,
     accepts=_accepts,
-    pool=None,
+    pool="cpu",
     unit="samples",
 )

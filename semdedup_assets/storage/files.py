@@ -282,10 +282,15 @@ def _hidden_from(root: str, segments: list[str]) -> Callable[[str], str | None]:
     return hidden
 
 
-def open_file(path: str) -> IO[bytes]:
-    """Open a file for reading, as a stream of bytes."""
+def open_file(path: str, *, block_size: int | None = None) -> IO[bytes]:
+    """Open a file for reading, as a stream of bytes.
+
+    Args:
+        path: local path or URL.
+        block_size: bytes of a request to an object store; None: what its file system takes for a whole file.
+    """
     fs, name = filesystem(path)
-    stream: IO[bytes] = fs.open(name, "rb")
+    stream: IO[bytes] = fs.open(name, "rb") if block_size is None else fs.open(name, "rb", block_size=block_size)
     return stream
 
 
@@ -430,6 +435,20 @@ def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile
         for info in found
         if info["type"] == "file" and str(info["name"]).startswith(prefix)
     }
+
+
+def folder_stamp(folder: str) -> str:
+    """What changes when a file comes into a local folder, leaves it or is replaced; "" where nothing can be seen so.
+
+    Args:
+        folder: local path or URL.
+    """
+    if not is_local(folder):
+        return ""
+    try:
+        return str(Path(filesystem(folder)[1]).stat().st_mtime_ns)
+    except OSError:
+        return ""
 
 
 def list_folders(folders: Iterable[str], *, recursive: bool = False) -> dict[str, dict[str, ListedFile]]:

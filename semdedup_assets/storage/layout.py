@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from semdedup_assets.kept_sets import Clustering, KeptSet, Selection
 from semdedup_assets.storage.files import join
 
+CURRENT = "current.json"
+"""Which of the manifests in its folder a training job reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -114,7 +117,7 @@ class Layout:
 
 def current_manifest(manifests: str) -> str:
     """JSON: which of the manifests in a folder a training job reads."""
-    return join(manifests, "current.json")
+    return join(manifests, CURRENT)
 
 
 def comparison(root: str, name: str) -> str:

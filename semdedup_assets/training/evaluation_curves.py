@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from semdedup_assets.algorithm.seed_spread import SeedSpread, compare_spreads
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import EVALUATE, Column, Picture, Rows, Shown, Stage, Worker
@@ -262,11 +261,10 @@ STAGE = Stage(
         Column("deviation", "float64", "Sample standard deviation over seeds; null of one seed."),
         Column("seeds", "int64", "How many."),
     ),
-    checks=(inputs_up_to_date("evaluation_curves"),),
     shown=_shown,
     selected=True,
     on_demand=True,
     applies=lambda pipeline, _: pipeline.training is not None,
-    pool=None,
+    pool="cpu",
     unit="clusterings",
 )

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from semdedup_assets.algorithm.seed_spread import SeedSpread, compare_spreads
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.evaluations import CHECKS
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
@@ -323,7 +322,7 @@ STAGE = Stage(
         Column("value", "float64", "The number."),
         Column("higher_is_better", "bool", "Of the metric."),
     ),
-    checks=(inputs_up_to_date("evaluations"), *CHECKS),
+    checks=CHECKS,
     shown=_shown,
     selected=True,
     on_demand=True,

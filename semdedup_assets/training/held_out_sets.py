@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semdedup_assets.checks.counting import current_records, inputs_up_to_date
+from semdedup_assets.checks.counting import current_records
 from semdedup_assets.execution import usage
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.held_out import HoldOut, hold_out
@@ -329,7 +329,6 @@ STAGE = Stage(
     worker=_worker,
     kinds=frozenset({"torch", "matplotlib"}),
     checks=(
-        inputs_up_to_date("held_out_sets"),
         Check(sets_are_large_enough, f"Each set has at least {_FEWEST} items.", blocking=False),
         Check(groups_are_held_out, "Where groups are to be held out, some are, and some stay.", blocking=False),
     ),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semdedup_assets.checks.counting import inputs_up_to_date
 from semdedup_assets.checks.manifests import MANIFESTS
 from semdedup_assets.checks.trained_models import training_checks
 from semdedup_assets.execution import usage
@@ -251,7 +250,7 @@ def training_stage(
         tasks=lambda context, partition: _tasks(context, stage, partition),
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"torch"}),
-        checks=(inputs_up_to_date(stage.name), *training_checks(stage.name)),
+        checks=training_checks(stage.name),
         shown=_shown,
         selected=clustered,
         on_demand=True,

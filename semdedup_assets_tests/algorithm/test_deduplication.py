@@ -240,8 +240,8 @@ def test_more_clusters_than_vectors_keeps_all_distinct_ones() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, "k = 0"),
-        ({"k": -5}, "k = -5"),
+        ({"k": 0}, "k: 0 is not a positive number; 'auto' chooses a number"),
+        ({"k": -5}, "k: -5 is not a positive number"),
         ({"keep": "best"}, "keep: 'best' is not one of"),
         ({"keep": np.zeros(3)}, r"keep: \(3,\) numbers for 10 items"),
         ({"ids": np.arange(9)}, "ids: expected 10 distinct non-negative integers, one per row"),
@@ -249,7 +249,10 @@ def test_more_clusters_than_vectors_keeps_all_distinct_ones() -> None:
         ({"ids": np.arange(10) - 1}, "ids: expected 10 distinct non-negative"),
         ({"ids": np.arange(10.0)}, "ids: expected 10 distinct non-negative integers"),
         ({"vectors": random_vectors(10)[0]}, r"expected an \(n, d\) array of floats"),
-        ({"vectors": np.ones((10, 4), dtype=np.int64)}, r"expected an \(n, d\) array of floats, got torch.int64"),
+        (
+            {"vectors": np.ones((10, 4), dtype=np.int64)},
+            r"expected an \(n, d\) array of floats .*, got int64 of shape \(10, 4\); convert them",
+        ),
         ({"vectors": random_vectors(10)[:0]}, "there are no rows to deduplicate"),
         ({"vectors": np.where(np.arange(10)[:, None] == 6, np.nan, random_vectors(10))}, "row 6 is not finite"),
         ({"vectors": np.where(np.arange(10)[:, None] == 9, 0, random_vectors(10))}, "row 9 is a zero vector"),

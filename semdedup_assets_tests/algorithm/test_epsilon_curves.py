@@ -16,7 +16,7 @@ from semdedup_assets.algorithm.epsilon_curves import (
     ClusterSample,
     EpsilonCounts,
     choose_clusters,
-    sample_pairs,
+    choose_rows,
     similarity_histogram,
 )
 from semdedup_assets.algorithm.similarity import score_clusters
@@ -172,31 +172,52 @@ def test_an_item_has_a_duplicate_earlier_or_later_and_all_pairs_are_counted(batc
     assert np.abs(np.cumsum(sample.pairs) - np.cumsum(histogram)).max() <= 1
 
 
-def test_a_choice_of_pairs_is_of_each_cluster_its_share_and_the_same_again() -> None:
-    offsets = np.array([0, 200, 200, 201, 501])
-    pairs = sample_pairs(offsets, first=10, rate=0.1)
-    left, right = pairs
-    assert (left != right).all()
-    cluster = np.searchsorted(offsets, left, side="right")
-    np.testing.assert_array_equal(cluster, np.searchsorted(offsets, right, side="right"))
-    counts = np.bincount(cluster, minlength=6)
-    assert abs(counts[1] - 0.1 * 200 * 199 / 2) <= 1
-    assert abs(counts[4] - 0.1 * 300 * 299 / 2) <= 1
-    assert counts.sum() == counts[1] + counts[4]
-    # Every row is as likely: 4,485 pairs of 300 rows give each about 30 of them.
-    ends = np.bincount(np.concatenate([left, right]), minlength=501)[201:]
-    assert ends.min() > 5
-    assert ends.max() < 75
-    np.testing.assert_array_equal(sample_pairs(offsets[3:] - 201, first=13, rate=0.1), pairs[:, cluster == 4] - 201)
+def histogram_of(rows: list[np.ndarray]) -> np.ndarray:
+    products = [(oracle.unit(each) @ oracle.unit(each).T)[np.triu_indices(len(each), k=1)] for each in rows]
+    return np.histogram(np.concatenate(products).clip(-1, 1), bins=SIMILARITY_EDGES)[0]
 
 
-def test_small_clusters_give_pairs_as_often_as_their_share() -> None:
-    offsets = 2 * np.arange(20_001)
-    count = sample_pairs(offsets, first=0, rate=0.05).shape[1]
-    # Binomial: 1,000 expected, standard deviation 31.
-    assert abs(count - 1000) < 155
+def sampled(clusters: list[np.ndarray], *, batches: int = 1) -> ClusterSample:
+    """The pairs of clusters, given in several batches."""
+    sizes = np.array([len(rows) for rows in clusters])
+    sample = ClusterSample(
+        {0: set(range(len(sizes)))}, EpsilonCounts(EPSILON_GRID), int((sizes * (sizes - 1) // 2).sum())
+    )
+    for part in np.array_split(np.arange(len(sizes)), batches):
+        offsets = np.concatenate([[0], np.cumsum(sizes[part])])
+        rows = np.concatenate([clusters[index] for index in part])
+        earlier = np.full(len(rows), -np.inf, np.float32)
+        sample.add(int(part[0]), offsets, earlier=earlier, vectors=tensor(rows), budget=ROOMY)
+    return sample
 
 
-def test_all_pairs_are_those_of_each_cluster_once() -> None:
-    offsets = np.array([0, 3, 3, 4, 6])
-    assert sample_pairs(offsets, first=0, rate=1.0).T.tolist() == [[0, 1], [0, 2], [1, 2], [4, 5]]
+@pytest.mark.parametrize("columns", [7, 1 << 12])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_all_pairs_are_counted_once_whatever_the_tiles_and_batches(columns: int, batches: int) -> None:
+    # Single items, small clusters that are multiplied together, and a larger one.
+    clusters = [near_duplicates(n, epsilon=0.05, seed=n) for n in (1, 2, 2, 30, 60, 100, 1, 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epsilon_curves, "_COLUMNS", columns)
+        patch.setattr(epsilon_curves, "_TILE", 5 * columns)
+        np.testing.assert_array_equal(sampled(clusters, batches=batches).pairs, histogram_of(clusters))
+
+
+def test_of_many_pairs_those_of_some_items_stand_for_all() -> None:
+    clusters = [near_duplicates(n, epsilon=0.05, seed=n) for n in (2, 400, 3, 900)]
+    expected = histogram_of(clusters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epsilon_curves, "_SAMPLE_PAIRS", 100_000)
+        found = sampled(clusters).pairs
+        np.testing.assert_array_equal(sampled(clusters, batches=2).pairs, found)
+    assert found.sum() == pytest.approx(100_000, rel=0.2)
+    shares = [np.cumsum(each) / each.sum() for each in (found, expected)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.05
+
+
+def test_rows_are_chosen_by_their_cluster_and_rank_alone() -> None:
+    offsets = np.array([0, 20_000, 20_000, 20_001, 50_000])
+    chosen = choose_rows(offsets, first=10, rate=0.1)
+    # Binomial: standard deviation 42 and 52.
+    assert abs(chosen[:20_000].sum() - 2000) < 220
+    assert abs(chosen[20_001:].sum() - 3000) < 270
+    np.testing.assert_array_equal(choose_rows(np.array([0, 29_999]), first=13, rate=0.1), chosen[20_001:])

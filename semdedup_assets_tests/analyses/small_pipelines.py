@@ -15,10 +15,10 @@ import polars as pl
 from PIL import Image
 
 from semdedup_assets.analyses import figures, galleries, removed_items, rule_comparison
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stages import (

@@ -222,13 +222,15 @@ def test_a_choice_of_pairs_is_like_all_pairs(pipeline: SmallPipeline, monkeypatc
     monkeypatch.setattr(epsilon_curves, "_SAMPLE_PAIRS", wanted)
     found = pipeline.make_partition("figures", k)
     table = read_table(found, "similarities.parquet")
-    assert abs(found.details["sampled_pairs"] - wanted) <= len(known(pipeline, k).pairs)
+    # Each chosen item comes with all others of its cluster: a sixth of the items give a third of the pairs.
+    items = found.details["items"] / 6
+    assert found.details["sampled_pairs"] == pytest.approx(wanted, rel=4 / np.sqrt(items))
     middle = (table["low"] + table["high"]).to_numpy() / 2
     mean = float((middle * table["pairs"].to_numpy()).sum() / table["pairs"].sum())
-    assert mean == pytest.approx(pairs.mean(), abs=0.005 + 4 * pairs.std() / np.sqrt(wanted))
+    assert mean == pytest.approx(pairs.mean(), abs=0.005 + 4 * pairs.std() / np.sqrt(items))
     # No item is paired with itself: in the last bin lie exact duplicates alone.
     expected = wanted * float((pairs > table["low"][-1] - STEP).mean())
-    assert table["pairs"][-1] <= expected + 4 * np.sqrt(expected + 1)
+    assert table["pairs"][-1] <= 2 * expected + 8
 
 
 def test_figures_of_missing_or_stale_inputs_are_refused(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import io
 import json
 import os
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -19,6 +21,7 @@ from semdedup_assets.records import id_rows, id_shards
 from semdedup_assets.rendering.gallery import Group, Section
 from semdedup_assets.stages.cluster_batches import AssignedClusters
 from semdedup_assets.stages.embeddings import VECTORS
+from semdedup_assets.storage.files import write_bytes
 from semdedup_assets.storage.results import MissingResultError, ResultRecord
 from semdedup_assets.storage.vectors import read_vectors
 from semdedup_assets_tests.analyses.small_pipelines import (
@@ -31,7 +34,7 @@ from semdedup_assets_tests.analyses.small_pipelines import (
     png,
     write_tar,
 )
-from semdedup_assets_tests.toy_source import STATIC_TEXTS, near_duplicates, write_shard
+from semdedup_assets_tests.toy_source import STATIC_TEXTS, near_duplicates, write_shard, write_table
 
 EPSILONS = ["0.01", "keep=60%", "0.2"]
 
@@ -281,12 +284,137 @@ def test_the_page_and_the_pictures_show_the_images(images: SmallPipeline) -> Non
             assert (opened.format, opened.width <= 600) == ("PNG", True)
 
 
-def test_items_of_files_beyond_the_limit_are_only_named(images: SmallPipeline) -> None:
-    found = cards_of_all(images.changed(galleries={"files": 1}))
-    assert found.files_read == 1
-    for item, card in found.by_id.items():
-        assert (card.image is None) == (item >> 32 == 1)
-        assert (card.unavailable or "").startswith("not read: ") == (item >> 32 == 1)
+def noise(seed: int, side: int) -> bytes:
+    """A picture of 3 * side² bytes, which nothing makes smaller."""
+    content = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content, "PNG", compress_level=0)
+    return content.getvalue()
+
+
+def test_items_beyond_the_limit_are_only_named_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(5):
+        (tmp_path / "source" / f"{number}.png").write_bytes(noise(number, 350))
+    found = cards_of_all(made(image_settings(tmp_path, "folder") | {"galleries": {"mib": 1}}))
+    # Of pictures of 0.35 MiB each two are read, and the third is more than may be.
+    reason = "not read: 1 MiB of the source were read before it (`galleries.mib`)"
+    assert [card.unavailable for card in found.by_id.values()] == [None, None, *[reason] * 3]
+    details = found.details()
+    assert (details["items_shown"], details["items_unavailable"]) == (2, 3)
+    assert details["unavailable_because"] == {reason: 3}
+
+
+def test_of_a_folder_every_picture_is_shown_however_many_files_there_are(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(87):
+        (tmp_path / "source" / f"{number}.png").write_bytes(png(number))
+    found = cards_of_all(made(image_settings(tmp_path, "folder")))
+    assert len(found.by_id) == found.files_read == 87
+    assert found.details()["items_unavailable"] == 0
+
+
+def write_large_tar(path: Path, pictures: list[bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, content in enumerate(pictures):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def write_image_table(path: Path, pictures: list[bytes]) -> None:
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"image": pictures}), path, row_group_size=4, use_dictionary=False)
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("row", [0, 13, 19])
+def test_of_a_large_file_little_more_is_read_than_the_items_that_are_wanted(
+    tmp_path: Path, kind: str, row: int
+) -> None:
+    pictures = [noise(number, 100) for number in range(20)]
+    if kind == "webdataset":
+        write_large_tar(tmp_path / "source" / "0.tar", pictures)
+        settings = image_settings(tmp_path, kind)
+    else:
+        write_image_table(tmp_path / "source" / "0.parquet", pictures)
+        settings = image_settings(tmp_path, kind)
+        settings["source"] |= {"image": "image"}
+    pipeline = made(settings)
+    found = read_cards(pipeline.context, [row])
+    assert found.by_id[row].image is not None
+    # Of a tar the headers before it, in pieces of 4 KiB; of a table its row group of four, and 64 KiB of its end.
+    at_most = 2 * len(pictures[row]) + 4096 * (row + 4) if kind == "webdataset" else 4 * len(pictures[row]) + (66 << 10)
+    assert len(pictures[row]) <= found.bytes_read <= at_most < 20 * len(pictures[row])
+    assert np.abs(mean_colour(found.by_id[row].image or b"") - mean_colour(pictures[row])).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_images_of_an_object_store_are_those_of_the_disk(tmp_path: Path, bucket: str, kind: str) -> None:
+    pictures = [noise(number, 60) for number in range(12)]
+    if kind == "folder":
+        (tmp_path / "source").mkdir()
+        for number, content in enumerate(pictures):
+            (tmp_path / "source" / f"{number:02d}.png").write_bytes(content)
+    else:
+        write = write_large_tar if kind == "webdataset" else write_image_table
+        write(tmp_path / "source" / f"0.{'tar' if kind == 'webdataset' else 'parquet'}", pictures)
+    for path in (tmp_path / "source").iterdir():
+        write_bytes(f"{bucket}/{kind}/{path.name}", path.read_bytes())
+    settings = image_settings(tmp_path, kind)
+    if kind == "parquet":
+        settings["source"] |= {"image": "image"}
+    local = cards_of_all(made(settings))
+    remote = made(settings | {"source": settings["source"] | {"path": f"{bucket}/{kind}"}, "dataset": "remote"})
+    found = cards_of_all(remote)
+    assert [card.image for card in found.by_id.values()] == [card.image for card in local.by_id.values()]
+    assert found.details()["items_unavailable"] == 0
+    assert found.files_read == local.files_read
+
+
+def test_cards_show_carried_columns_and_lead_to_addresses(tmp_path: Path) -> None:
+    vectors = near_duplicates(0, groups=2, copies=3)
+    columns = {
+        "url": [f"https://example.org/{row}.jpg" if row else "javascript:alert(1)" for row in range(6)],
+        "note": ["<b>bold</b>", None, "多言語 \u202e", "word " * 100, "", "x"],
+        "score": [0.123456789, None, 1e12, -1.0, 0.0, 2.5],
+        "safe": [True, False, None, True, True, False],
+        "nothing": pa.nulls(6, pa.string()),
+    }
+    write_table(tmp_path, "a", vectors, columns)
+    settings = analysed_settings(tmp_path)
+    types = {"url": "string", "note": "string", "score": "float", "safe": "bool", "nothing": "string"}
+    settings["source"] |= {"key": "name", "columns": types}
+    settings |= {"clustering": {"k": [1], "buckets": 1}, "epsilons": ["0.5"]}
+    pipeline = made(settings)
+    cards = list(cards_of_all(pipeline).by_id.values())
+    # A column without a value in any card is not listed.
+    assert [column.name for column in cards[0].columns] == ["url", "note", "score", "safe"]
+    values = [[column.value for column in card.columns] for card in cards]
+    assert values[0] == ["javascript:alert(1)", "<b>bold</b>", "0.123457", "true"]
+    assert values[1] == ["https://example.org/1.jpg", None, None, "false"]
+    assert values[2][2] == "1e+12"
+    assert [len(value or "") for _, value, *_ in values] == [11, 0, 5, 120, 0, 1]
+    _, page = drawn(pipeline, "0.5|1")
+    assert 'href="https://example.org/1.jpg" rel="noreferrer noopener"' in page
+    assert "javascript:alert(1)" in page
+    assert 'href="javascript' not in page
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<img" not in page
+
+
+def test_another_carried_column_draws_the_gallery_again(tmp_path: Path) -> None:
+    write_table(tmp_path, "a", near_duplicates(0), {"rank": list(range(60))})
+    settings = analysed_settings(tmp_path)
+    settings["source"] |= {"key": "name"}
+    pipeline = made(settings, "galleries")
+    carried = pipeline.changed(source={"columns": {"rank": "int"}})
+    made_again = carried.make("items", "embeddings", "galleries")
+    assert set(made_again) == {"items", "galleries"}
+    assert ">rank<" in carried.record("galleries", "0.05|3").file("index.html").content().decode()
 
 
 def saved(path: Path) -> tuple[bytes, int]:
@@ -401,12 +529,14 @@ def test_texts_are_compared_word_by_word_without_their_source_and_are_no_markup(
     assert {row["text"] for row in rows} == set(TEXTS[:2])
 
 
-def test_texts_of_shards_beyond_the_limit_are_only_named(tmp_path: Path) -> None:
+def test_texts_of_tables_beyond_the_limit_are_only_named(tmp_path: Path) -> None:
+    # Random digits pack to about half a byte each.
+    digits = np.random.default_rng(0).integers(0, 10, 3_000_000).astype("U1")
     for number in range(2):
-        write_texts(tmp_path, f"{number}.jsonl", TEXTS)
-    cards = cards_of_all(made(text_settings(tmp_path) | {"galleries": {"files": 1}})).by_id
+        write_texts(tmp_path, f"{number}.jsonl", [*TEXTS[:2], "".join(digits)])
+    cards = cards_of_all(made(text_settings(tmp_path) | {"galleries": {"mib": 1}})).by_id
     assert [card.text is None for card in cards.values()] == [False] * 3 + [True] * 3
     assert {card.unavailable for item, card in cards.items() if item >> 32 == 1} == {
-        "not read: lies beyond the 1 shards that are read (`galleries.files`)"
+        "not read: 1 MiB of the source were read before it (`galleries.mib`)"
     }
     assert [card.key for card in cards.values()][3:] == [f"<b>1.jsonl</b> {number}" for number in range(3)]

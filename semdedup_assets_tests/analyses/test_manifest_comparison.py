@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import semdedup_assets
+from semdedup_assets import read_manifest
 from semdedup_assets.algorithm.deduplication import semdedup
 from semdedup_assets.algorithm.kept_overlap import compare_masks
 from semdedup_assets.analyses.comparison_tables import (
@@ -23,7 +24,7 @@ from semdedup_assets.analyses.comparison_tables import (
     shown_comparison,
     write_comparison,
 )
-from semdedup_assets.analyses.manifest_comparison import IncomparableError, compare_manifests, read_manifest
+from semdedup_assets.analyses.manifest_comparison import IncomparableError, compare_manifests
 from semdedup_assets.execution.stage import Picture
 from semdedup_assets_tests.stage_runs import StageRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
@@ -50,7 +51,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
             clustering={"k": KS, "buckets": 1, "iterations": 5},
             epsilons=TARGETS,
             selections=STRATEGIES,
-            manifests=["parquet"],
+            manifests=["parquet", "removed"],
         )
     )
     runs.run()
@@ -231,7 +232,7 @@ def test_what_is_no_manifest_or_lists_no_removed_items_is_refused(texts: StageRu
     details = json.loads((copy / "manifest.json").read_text())
     del details["rows_written"]["removed"]
     (copy / "manifest.json").write_text(json.dumps(details))
-    with pytest.raises(IncomparableError, match="lists no removed items; add `parquet` to `manifests`"):
+    with pytest.raises(IncomparableError, match="does not hold the format removed; add it to `manifests`"):
         compare_manifests(str(folder), str(copy))
 
 

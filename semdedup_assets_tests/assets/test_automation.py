@@ -1,6 +1,7 @@
-"""What the automation conditions ask for, tick by tick, and what the schedule and the jobs do."""
+"""What the automation's looks ask for, and what the schedule and the jobs do."""
 
 import os
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,163 +10,221 @@ import numpy as np
 import pytest
 
 from semdedup_assets.analysis_settings import OnDemand
+from semdedup_assets.assets.automation import REASON_TAG, find_wanted, held_back
 from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns
+from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, event_of
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
-BUCKETS = ["b0000|3", "b0001|3"]
-AFTER_ASSIGNMENTS = [
-    {"duplicate_scores": BUCKETS},
-    {"keep_masks": ["0.05|3"]},
-    {"manifests": ["0.05|3"], "galleries": ["0.05|3"]},
-]
-TICKS_TO_SETTLE = 12
+AFTER_ASSIGNMENTS: Partitions = {
+    "duplicate_scores": ["b0000|3", "b0001|3"],
+    "keep_masks": ["0.05|3"],
+    "manifests": ["0.05|3"],
+    "galleries": ["0.05|3"],
+}
+JOB, SENSOR = "toy__precomputed__refresh", "toy__precomputed__automation"
+NOTHING = "everything is up to date"
+# More runs than that after one change are too many.
+MOST_RUNS = 3
 
 
-class Ticks:
-    """The daemon's looks at a pipeline, each followed by runs of what it asks for."""
+class Looks:
+    """The daemon's looks at a pipeline."""
 
     def __init__(self, runs: PipelineRuns) -> None:
         self.runs = runs
-        self._cursor = None
 
-    def tick(self) -> Partitions:
-        """What one look asks for."""
-        result = dg.evaluate_automation_conditions(self.runs.definitions, self.runs.instance, cursor=self._cursor)
-        self._cursor = result.cursor
-        names = [str(asset) for asset in self.runs.builder.assets]
-        requested = {name: result.get_requested_partitions(self.runs.key(name)) for name in names}
-        return {name: sorted(partitions, key=str) for name, partitions in requested.items() if partitions}
+    def look(self) -> dg.RunRequest | str:
+        """The run that one look asks for, or why it asks for none."""
+        repository = self.runs.definitions.get_repository_def()
+        sensor = repository.get_sensor_def(SENSOR)
+        with dg.build_sensor_context(instance=self.runs.instance, repository_def=repository) as context:
+            found = sensor.evaluate_tick(context)
+        # As the daemon does.
+        for event in found.asset_events:
+            self.runs.instance.report_runless_asset_event(event)
+        requests = list(found.run_requests or [])
+        assert len(requests) <= 1
+        return requests[0] if requests else str(found.skip_message)
+
+    def request(self) -> dg.RunRequest:
+        found = self.look()
+        assert isinstance(found, dg.RunRequest), found
+        return found
+
+    def make(self, request: dg.RunRequest) -> bool:
+        """Run what a look asked for, as the daemon does; returns whether it succeeded."""
+        job = self.runs.definitions.resolve_job_def(JOB)
+        return job.execute_in_process(
+            instance=self.runs.instance, tags=dict(request.tags), raise_on_error=False
+        ).success
 
     def settle(self) -> list[Partitions]:
-        """What each look asks for until one asks for nothing, all of it being made in between."""
-        self.runs.observe()
-        waves = []
-        for _ in range(TICKS_TO_SETTLE):
-            wave = self.tick()
-            if not wave:
-                return waves
-            waves.append(wave)
-            self.make(wave)
-        raise AssertionError(waves)
+        """What each run makes until a look asks for none."""
+        made = list[Partitions]()
+        while isinstance(request := self.look(), dg.RunRequest):
+            before = self.runs.last_record
+            assert self.make(request)
+            made.append(self.made_since(before))
+            assert len(made) <= MOST_RUNS
+        assert request == NOTHING
+        return made
 
-    def make(self, wave: Partitions) -> None:
-        for asset, partitions in wave.items():
-            for partition in partitions:
-                self.runs.materialise(asset, *([] if partition is None else [partition]))
+    def made_since(self, record_id: int) -> Partitions:
+        """What was made after an event, without what was only made known once more."""
+        found: Partitions = {}
+        for asset in map(str, self.runs.builder.assets):
+            records = self.runs.materialisations(asset, record_id)
+            made = {record.partition_key for record in records if "reused" not in event_of(record).metadata}
+            if made:
+                found[asset] = sorted(made, key=str)
+        return found
 
 
 @pytest.fixture
-def ticks(runs: PipelineRuns) -> Ticks:
-    """Three shards, everything made, as a first look has found."""
-    found = Ticks(runs)
-    assert found.settle() == []
-    return found
+def looks(runs: PipelineRuns) -> Looks:
+    """Three shards, everything made."""
+    return Looks(runs)
+
+
+def test_all_that_is_missing_is_made_in_one_run(unmade: PipelineRuns) -> None:
+    looks, shards = Looks(unmade), ["s000000", "s000001", "s000002"]
+    assert looks.settle() == [
+        {
+            "items": shards,
+            "embeddings": shards,
+            "training_sample": [None],
+            "centroids": ["3"],
+            "assignments": [f"3|{shard}" for shard in shards],
+            **AFTER_ASSIGNMENTS,
+        }
+    ]
+    assert unmade.stale() == {}
+
+
+def test_a_new_and_a_changed_shard_are_followed_by_what_depends_on_them(looks: Looks) -> None:
+    assert looks.look() == NOTHING
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    write_shard(looks.runs.folder, "1", near_duplicates(11))
+    request = looks.request()
+    both = ["s000001", "s000003"]
+    assert request.tags[REASON_TAG].startswith("items: 2 missing or stale (s000001, s000003); embeddings: 2")
+    before = looks.runs.last_record
+    assert looks.make(request)
+    assert looks.made_since(before) == {
+        "items": both,
+        "embeddings": both,
+        "assignments": [f"3|{shard}" for shard in both],
+        **AFTER_ASSIGNMENTS,
+    }
+    assert looks.look() == NOTHING
+
+
+def test_the_same_bytes_again_are_followed_by_nothing(looks: Looks) -> None:
+    os.utime(looks.runs.folder / "source" / "1.npy", ns=(1, 1))
+    assert looks.settle() == [{"items": ["s000001"], "embeddings": ["s000001"]}]
+
+
+def test_a_vanished_shard_leaves_without_anything_being_embedded(looks: Looks) -> None:
+    (looks.runs.folder / "source" / "2.npy").unlink()
+    assert looks.settle() == [AFTER_ASSIGNMENTS]
+
+
+def test_a_source_without_files_is_said_to_have_none(looks: Looks) -> None:
+    for file in (looks.runs.folder / "source").iterdir():
+        file.unlink()
+    assert "the source has no file" in str(looks.look())
 
 
 @pytest.mark.slow
-def test_all_that_is_missing_is_made_in_order_each_partition_once(unmade: PipelineRuns) -> None:
-    ticks = Ticks(unmade)
-    shards = ["s000000", "s000001", "s000002"]
-    assert ticks.settle() == [
-        {"items": shards, "embeddings": shards},
-        {"training_sample": [None]},
-        {"centroids": ["3"]},
-        {"assignments": ["3|s000000", "3|s000001", "3|s000002"]},
-        *AFTER_ASSIGNMENTS,
-    ]
-    assert ticks.settle() == []
-
-
-def test_a_new_and_a_changed_shard_are_followed_by_what_depends_on_them(ticks: Ticks) -> None:
-    write_shard(ticks.runs.folder, "9", near_duplicates(9))
-    write_shard(ticks.runs.folder, "1", near_duplicates(11))
-    assert ticks.settle() == [
-        {"items": ["s000001", "s000003"], "embeddings": ["s000001", "s000003"]},
-        {"assignments": ["3|s000001", "3|s000003"]},
-        *AFTER_ASSIGNMENTS,
-    ]
-
-
-def test_the_same_bytes_again_are_followed_by_nothing(ticks: Ticks) -> None:
-    os.utime(ticks.runs.folder / "source" / "1.npy", ns=(1, 1))
-    assert ticks.settle() == [{"items": ["s000001"], "embeddings": ["s000001"]}]
-
-
-def test_a_vanished_shard_leaves_without_anything_being_embedded(ticks: Ticks) -> None:
-    (ticks.runs.folder / "source" / "2.npy").unlink()
-    assert ticks.settle() == AFTER_ASSIGNMENTS
-
-
-@pytest.mark.slow
-def test_a_refit_is_followed_by_the_centroids_and_all_below(ticks: Ticks) -> None:
-    write_shard(ticks.runs.folder, "9", near_duplicates(9))
-    ticks.settle()
-    ticks.runs.materialise("training_sample", config={"refit": True})
+def test_a_refit_is_followed_by_the_centroids_and_all_below(looks: Looks) -> None:
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    looks.settle()
+    looks.runs.materialise("training_sample", config={"refit": True})
     shards = [f"3|s00000{index}" for index in range(4)]
-    assert ticks.settle() == [{"centroids": ["3"]}, {"assignments": shards}, *AFTER_ASSIGNMENTS]
+    assert looks.settle() == [{"centroids": ["3"], "assignments": shards, **AFTER_ASSIGNMENTS}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "made"),
+    [
+        (
+            {"epsilons": ["0.05", "0.1"]},
+            {"keep_masks": ["0.1|3"], "manifests": ["0.1|3"], "galleries": ["0.1|3", "0.05|3"]},
+        ),
+        ({"manifests": ["keep_lists"]}, {"manifests": ["0.05|3"]}),
+        ({"clustering": {"k": [3, 4]}}, {"centroids": ["4"], "assignments": [f"4|s00000{n}" for n in range(3)]}),
+    ],
+)
+def test_other_settings_are_noticed(looks: Looks, changes: dict[str, Any], made: Partitions) -> None:
+    looks.runs = looks.runs.changed(**changes)
+    (found,) = looks.settle()
+    for asset, partitions in made.items():
+        assert set(found[asset]) <= set(partitions)
+        assert partitions[0] in found[asset]
+    assert "embeddings" not in found
+    assert "training_sample" not in found
 
 
 @pytest.mark.slow
-def test_another_model_makes_everything_anew_in_order(ticks: Ticks) -> None:
-    ticks.runs = ticks.runs.changed(vectors="float32")
-    waves = ticks.settle()
-    assert [sorted(wave) for wave in waves[:4]] == [
-        ["embeddings"],
-        ["training_sample"],
-        ["centroids"],
-        ["assignments"],
-    ]
-    assert waves[4:] == AFTER_ASSIGNMENTS
+def test_another_precision_makes_everything_anew_in_one_run(looks: Looks) -> None:
+    looks.runs = looks.runs.changed(vectors="float32")
+    (made,) = looks.settle()
+    assert list(made) == ["embeddings", "training_sample", "centroids", "assignments", *AFTER_ASSIGNMENTS]
 
 
-def test_what_a_refresh_has_made_is_not_asked_for_again(ticks: Ticks) -> None:
-    write_shard(ticks.runs.folder, "9", near_duplicates(9))
-    ticks.runs.refresh()
-    assert ticks.settle() == []
+def test_a_lost_result_is_made_again(looks: Looks) -> None:
+    record = looks.runs.context.index.require_all("keep_masks").popitem()[1]
+    Path(record.file(next(iter(record.files))).path).unlink()
+    (made,) = looks.settle()
+    assert made["keep_masks"] == ["0.05|3"]
+    assert "duplicate_scores" not in made
 
 
-def test_while_one_shard_is_embedded_the_others_wait_to_be_assigned_together(ticks: Ticks) -> None:
-    for seed in (8, 9):
-        write_shard(ticks.runs.folder, f"{seed}", near_duplicates(seed))
-    ticks.runs.observe()
-    both = ["s000003", "s000004"]
-    assert ticks.tick() == {"items": both, "embeddings": both}
-    ticks.make({"items": both, "embeddings": ["s000003"]})
-    under_way = ticks.runs.instance.create_run_for_job(
-        ticks.runs.definitions.resolve_implicit_global_asset_job_def(),
-        asset_selection=frozenset({ticks.runs.key("embeddings")}),
-        status=dg.DagsterRunStatus.STARTED,
-    )
-    assert ticks.tick() == {}
-    ticks.runs.instance.report_run_canceled(under_way)
-    ticks.make({"embeddings": ["s000004"]})
-    assert ticks.tick() == {"assignments": ["3|s000003", "3|s000004"]}
+def test_what_a_refresh_has_made_is_not_asked_for_again(looks: Looks) -> None:
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    looks.runs.refresh()
+    assert looks.look() == NOTHING
 
 
-def test_too_many_broken_items_hold_back_what_follows(ticks: Ticks) -> None:
+def test_too_many_broken_items_fail_once_an_hour_until_the_file_is_another(looks: Looks) -> None:
     vectors = near_duplicates(1)
     vectors[:30] = np.nan
-    write_shard(ticks.runs.folder, "1", vectors)
-    ticks.runs.observe()
-    assert ticks.tick() == {"items": ["s000001"], "embeddings": ["s000001"]}
-    ticks.make({"items": ["s000001"]})
-    with pytest.raises(dg.Failure, match=r"skipped_share: 1 of toy.s shards .*s000001"):
-        ticks.make({"embeddings": ["s000001"]})
-    assert ticks.tick() == {}
-    write_shard(ticks.runs.folder, "1", near_duplicates(11))
-    assert ticks.settle()[1] == {"assignments": ["3|s000001"]}
+    write_shard(looks.runs.folder, "1", vectors)
+    assert not looks.make(looks.request())
+    waiting = str(looks.look())
+    assert "failed; the next is at" in waiting
+    assert f"or when you launch {JOB}; assignments: 1 missing or stale (3|s000001)" in waiting
+    found, builder = find_wanted(looks.runs.builder), looks.runs.builder
+    end = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert held_back(builder, looks.runs.instance, found, end - timedelta(minutes=1)) is not None
+    assert held_back(builder, looks.runs.instance, found, end) is None
+    write_shard(looks.runs.folder, "1", near_duplicates(11))
+    (made,) = looks.settle()
+    assert made["assignments"] == ["3|s000001"]
 
 
-def test_what_is_made_on_demand_is_never_asked_for(ticks: Ticks) -> None:
-    on_demand = {str(asset) for asset in ticks.runs.builder.assets if asset.stage.on_demand}
-    graph = ticks.runs.definitions.resolve_asset_graph()
-    for asset in ticks.runs.builder.assets:
-        condition = graph.get(ticks.runs.key(str(asset))).automation_condition
-        assert (condition is None) == (str(asset) in on_demand)
+def test_a_run_that_makes_nothing_of_what_is_wanted_is_not_repeated_at_once(looks: Looks) -> None:
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    request = looks.request()
+    run = looks.runs.instance.create_run_for_job(
+        looks.runs.definitions.resolve_job_def(JOB), tags=dict(request.tags), status=dg.DagsterRunStatus.STARTED
+    )
+    looks.runs.instance.report_dagster_event(
+        dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, job_name=JOB), run.run_id
+    )
+    assert "made nothing of it; the next is at" in str(looks.look())
+    write_shard(looks.runs.folder, "8", near_duplicates(8))
+    looks.request()
+
+
+def test_what_is_made_on_demand_is_never_asked_for(looks: Looks) -> None:
+    builder = looks.runs.builder
+    on_demand = {str(asset) for asset in builder.assets if asset.stage.on_demand}
+    assert {"estimate"} <= on_demand
+    assert on_demand.isdisjoint(map(str, builder.automatic))
+    assert looks.look() == NOTHING
 
 
 def test_every_stage_that_is_made_on_demand_can_be_followed() -> None:
@@ -178,38 +237,40 @@ def test_what_is_followed_is_made_with_all_that_it_is_made_from(tmp_path: Path) 
     named = {str(asset) for asset in builder.automatic}
     assert "rule_comparison" in named
     assert {"estimate", "removed_items"}.isdisjoint(named)
-    graph = pipeline_definitions(builder.pipeline).resolve_asset_graph()
-    for asset in builder.assets:
-        assert (graph.get(builder.key(asset)).automation_condition is None) == (str(asset) not in named)
 
 
-def test_while_a_refresh_runs_nothing_is_asked_for(ticks: Ticks) -> None:
-    write_shard(ticks.runs.folder, "9", near_duplicates(9))
-    ticks.runs.observe()
-    under_way = ticks.runs.instance.create_run_for_job(
-        ticks.runs.definitions.resolve_job_def("toy__precomputed__refresh"), status=dg.DagsterRunStatus.STARTED
-    )
-    assert ticks.tick() == {}
-    ticks.runs.instance.report_run_canceled(under_way)
-    assert ticks.tick() == {"items": ["s000003"], "embeddings": ["s000003"]}
+def test_while_the_pipeline_is_made_nothing_is_asked_for(looks: Looks) -> None:
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    instance, definitions = looks.runs.instance, looks.runs.definitions
+    whole = definitions.resolve_implicit_global_asset_job_def()
+    for job, asset in ((definitions.resolve_job_def(JOB), None), (whole, "assignments"), (whole, "estimate")):
+        selection = None if asset is None else frozenset({looks.runs.key(asset)})
+        run = instance.create_run_for_job(job, asset_selection=selection, status=dg.DagsterRunStatus.STARTED)
+        if asset == "estimate":
+            looks.request()
+        else:
+            assert looks.look() == f"run {run.run_id} of the pipeline is under way"
+        instance.report_run_canceled(run)
 
 
-def test_each_named_selection_is_asked_for(ticks: Ticks) -> None:
-    ticks.runs = ticks.runs.changed(selections={"paper": {}, "simple": {"keep": "easy"}})
-    # The paper's selection is in the store already: its runs find it so.
-    first = {f"{name}/duplicate_scores": BUCKETS for name in ("paper", "simple")}
-    assert ticks.settle()[0] == first
-    assert ticks.runs.stale() == {}
+def test_each_named_selection_is_asked_for(looks: Looks) -> None:
+    looks.runs = looks.runs.changed(selections={"paper": {}, "simple": {"keep": "easy"}})
+    (made,) = looks.settle()
+    # The paper's selection is in the store already.
+    assert {name for name in made if "/" not in name} == set()
+    assert {"simple/duplicate_scores", "simple/manifests"} <= made.keys()
+    assert "paper/duplicate_scores" not in made
+    assert looks.runs.stale() == {}
 
 
-def test_one_click_refits(ticks: Ticks) -> None:
-    write_shard(ticks.runs.folder, "9", near_duplicates(9))
-    ticks.settle()
-    sample = ticks.runs.data_version("training_sample")
-    job = ticks.runs.definitions.resolve_job_def("toy__precomputed__refit")
-    assert job.execute_in_process(instance=ticks.runs.instance).success
-    assert ticks.runs.data_version("training_sample") != sample
-    assert ticks.runs.stale() == {"centroids": ["3"]}
+def test_one_click_refits(looks: Looks) -> None:
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    looks.settle()
+    sample = looks.runs.data_version("training_sample")
+    job = looks.runs.definitions.resolve_job_def("toy__precomputed__refit")
+    assert job.execute_in_process(instance=looks.runs.instance).success
+    assert looks.runs.data_version("training_sample") != sample
+    assert looks.runs.stale() == {"centroids": ["3"]}
 
 
 def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_under_way(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Checks in Dagster's runs: declared on their assets, evaluated by every run, blocking where going on is wrong."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,16 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from semdedup_assets.assets.builder import AssetBuilder
-from semdedup_assets.assets.checks import evaluated_checks, freshness_checks, report_checks
+from semdedup_assets.assets.checks import (
+    check_event,
+    check_result,
+    evaluated_checks,
+    failing_runs,
+    freshness,
+    lone_checks,
+)
 from semdedup_assets.execution import progress
+from semdedup_assets.execution.evaluated_checks import evaluate, raise_failures
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import ANALYSE, EVALUATE
 from semdedup_assets.stage_graph import GRAPH
@@ -42,27 +48,18 @@ BLOCKING = {
 }
 WARNING = {
     "items": {"values_are_valid", "partitions_are_few"},
-    "embeddings": {"files_are_whole", "vectors_tell_items_apart", "no_shard_excluded"},
+    "embeddings": {"files_are_whole", "skipped_share_of_shards", "vectors_tell_items_apart", "no_shard_excluded"},
     "centroids": {"no_empty_clusters", "sample_is_large_enough"},
     "assignments": {"similarity_has_not_drifted"},
     "duplicate_scores": {"largest_cluster"},
     "keep_masks": {"references_are_removed"},
     "manifests": {"files_can_be_named"},
 }
-UP_TO_DATE = {
-    "assignments",
-    "duplicate_scores",
-    "keep_masks",
-    "manifests",
-    "figures",
-    "galleries",
-}
 AUTOMATIC = set(BLOCKING) - {"estimate"}
 
 
 def checks_of(asset: str) -> set[str]:
-    found = BLOCKING[asset] | WARNING.get(asset, set())
-    return found | {"inputs_up_to_date"} if asset in UP_TO_DATE else found
+    return BLOCKING[asset] | WARNING.get(asset, set()) | {"up_to_date"}
 
 
 def change_details(runs: PipelineRuns, stage: str, key: str, **details: Any) -> None:
@@ -110,14 +107,19 @@ def failing(result: dg.AssetCheckResult | dg.AssetCheckEvaluation) -> list[dict[
 
 
 def result_of(runs: PipelineRuns, asset: str, check: str) -> dg.AssetCheckResult:
-    found = [each.result for each in evaluated_checks(runs.builder, runs.asset(asset), runs.context)]
-    return next(result for result in found if result.check_name == check)
+    found = next(
+        each for each in evaluated_checks(runs.builder, runs.asset(asset), runs.context) if each.check.name == check
+    )
+    return check_result(runs.builder, runs.asset(asset), found)
 
 
 def report(runs: PipelineRuns, asset: str) -> list[Any]:
     """Report an asset's checks as a refresh does; the events."""
-    events: list[Any] = []
-    report_checks(runs.builder, runs.asset(asset), runs.context, events.append)
+    found, context = runs.asset(asset), runs.context
+    evaluated = [evaluate(check, context) for check in found.stage.checks]
+    events = [check_event(runs.builder, found, context, each) for each in evaluated]
+    with failing_runs():
+        raise_failures(evaluated)
     return events
 
 
@@ -136,12 +138,11 @@ def test_these_checks_are_declared_and_these_block(unmade: PipelineRuns) -> None
     assert set(BLOCKING) == {str(asset) for asset in unmade.builder.assets}
 
 
-def test_no_analysis_holds_anything_back_and_each_says_when_it_is_stale() -> None:
+def test_no_analysis_holds_anything_back() -> None:
     analyses = [stage for stage in GRAPH.stages if stage.step in (ANALYSE, EVALUATE)]
     assert len(analyses) > 15
     for stage in analyses:
         assert not [check.name for check in stage.checks if check.blocking and not stage.name.endswith("manifests")]
-        assert "inputs_up_to_date" in {check.name for check in stage.checks} or "shards" in stage.inputs, stage.name
 
 
 def test_a_refresh_evaluates_all_checks_and_on_a_sound_pipeline_all_pass(runs: PipelineRuns) -> None:
@@ -235,24 +236,15 @@ def test_by_the_greedy_rule_masks_that_are_not_monotone_are_warned_of_and_hold_n
         report(paper, "keep_masks")
 
 
-@pytest.fixture
-def evaluate_freshness() -> Iterator[Any]:
-    def evaluate(runs: PipelineRuns, *assets: str) -> dict[str, dg.AssetCheckEvaluation]:
-        """Run the check by itself, as its button does; by asset."""
-        keys = [dg.AssetCheckKey(runs.key(asset), "inputs_up_to_date") for asset in assets]
-        job = dg.define_asset_job("by_button", selection=dg.AssetSelection.checks(*keys))
-        definitions = dg.Definitions(asset_checks=[freshness_checks(runs.builder)], jobs=[job])
-        result = definitions.resolve_job_def("by_button").execute_in_process(instance=runs.instance)
-        assert result.success
-        return {evaluation.asset_key.path[-1]: evaluation for evaluation in result.get_asset_check_evaluations()}
-
-    return evaluate
+def reasons(runs: PipelineRuns, asset: str) -> dict[Any, Any]:
+    """The partitions that are not up to date, each with the reason."""
+    found = freshness(runs.builder, runs.asset(asset), runs.context)
+    assert found.passed or found.severity == dg.AssetCheckSeverity.WARN
+    return {} if found.passed else {row["partition"]: row["measured"] for row in failing(found)}
 
 
 @pytest.mark.slow
-def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_reported(
-    tmp_path: Path, evaluate_freshness: Any
-) -> None:
+def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_reported(tmp_path: Path) -> None:
     for seed in range(102):
         write_shard(tmp_path, f"{seed:03d}", near_duplicates(seed, groups=2))
     with dg.DagsterInstance.ephemeral() as instance:
@@ -261,27 +253,19 @@ def test_beyond_a_hundred_shards_what_was_made_from_other_results_is_reported(
         before = ("items", "embeddings", "training_sample", "centroids", "assignments")
         below = ("duplicate_scores", "keep_masks", "manifests")
         runs.make(*before, *below)
-        sound = evaluate_freshness(runs, *UP_TO_DATE)
-        assert set(sound) == UP_TO_DATE
-        assert all(evaluation.passed for evaluation in sound.values())
-        assert sound["assignments"].metadata["made"].value == 102
+        assert all(reasons(runs, asset) == {} for asset in (*before, *below))
         write_shard(tmp_path, "050", near_duplicates(999, groups=3))
         runs.observe()
         runs.make("items", "embeddings")
-        found = evaluate_freshness(runs, "assignments", "duplicate_scores")
-        assert set(found) == {"assignments", "duplicate_scores"}
-        assert [row["partition"] for row in failing(found["assignments"])] == ["3|s000050"]
-        assert found["assignments"].severity == dg.AssetCheckSeverity.WARN
-        # Nothing else than what they were made from is asked.
-        assert found["duplicate_scores"].passed
+        assert reasons(runs, "assignments") == {"3|s000050": "changed since: embeddings"}
+        scores = dict.fromkeys(["b0000|3", "b0001|3"], "made from what is stale: assignments")
+        assert reasons(runs, "duplicate_scores") == scores
         runs.make("assignments")
-        found = evaluate_freshness(runs, *UP_TO_DATE)
-        assert found["assignments"].passed
-        assert [row["partition"] for row in failing(found["duplicate_scores"])] == ["b0000|3", "b0001|3"]
-        assert [row["partition"] for row in failing(found["manifests"])] == ["0.05|3"]  # made from other items
-        assert found["figures"].metadata["made"].value == 0  # never made, and so not stale
+        assert reasons(runs, "assignments") == {}
+        assert reasons(runs, "duplicate_scores") == dict.fromkeys(scores, "changed since: assignments")
+        assert reasons(runs, "manifests") == {"0.05|3": "changed since: items"}
         runs.make(*below)
-        assert all(evaluation.passed for evaluation in evaluate_freshness(runs, *UP_TO_DATE).values())
+        assert all(reasons(runs, asset) == {} for asset in (*before, *below))
 
 
 def test_the_source_check_reports_that_there_are_no_files(unmade: PipelineRuns) -> None:
@@ -300,6 +284,8 @@ def test_the_source_check_reports_that_there_are_no_files(unmade: PipelineRuns) 
 
 
 def test_two_pipelines_have_checks_of_their_own(unmade: PipelineRuns) -> None:
-    other = unmade.changed(model="an-other.one")
-    names = {freshness_checks(AssetBuilder(found.pipeline, found.graph)).node_def.name for found in (unmade, other)}
-    assert names == {"toy__precomputed__inputs_up_to_date", "toy__an_other_one__inputs_up_to_date"}
+    assert lone_checks(unmade.builder) == []
+    with_reference = unmade.changed(references={"test": {"source": unmade.settings["source"], "epsilon": 0.05}})
+    other = with_reference.changed(model="an-other.one")
+    names = {found.node_def.name for runs in (with_reference, other) for found in lone_checks(runs.builder)}
+    assert names == {"toy__precomputed__lone_checks", "toy__an_other_one__lone_checks"}

@@ -1,6 +1,8 @@
 """Runs whose process is gone are ended and nothing waits for them; those at work are left alone."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +12,56 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
-from semdedup_assets.assets.conditions import unfinished_run
+from semdedup_assets.assets import lost_runs
 from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
+from semdedup_assets.assets.under_way import unfinished_run
+from semdedup_assets.execution.processes import this_process
 from semdedup_assets_tests.dagster_process import ROOT
 
 STARTED = dg.DagsterRunStatus.STARTED
 JOB = "toy__precomputed__refresh"
+
+# A run of one step in a process of its own, as a launcher executes it; the step waits until something ends it.
+_JOB = """
+import sys
+import threading
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.execution.api import execute_run_iterator
+
+from semdedup_assets.assets.lost_runs import alive
+
+
+@dg.op(pool="gpu")
+def first(context: dg.OpExecutionContext) -> None:
+    with alive(context.instance, context.run.run_id):
+        pass
+
+
+@dg.op(ins={"after": dg.In(dg.Nothing)}, pool="gpu")
+def second(context: dg.OpExecutionContext) -> None:
+    with alive(context.instance, context.run.run_id):
+        Path("second").touch()
+        try:
+            threading.Event().wait()
+        finally:
+            Path("ended").touch()
+
+
+@dg.job
+def two_steps() -> None:
+    second(first())
+
+
+if __name__ == "__main__":
+    with dg.DagsterInstance.from_config(".") as instance:
+        run = instance.create_run_for_job(two_steps, run_id=sys.argv[1])
+        for _ in execute_run_iterator(dg.reconstructable(two_steps), run, instance):
+            pass
+"""
 
 _PROCESS = """
 import sys
@@ -61,6 +106,39 @@ def run_of(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRun:
     return run
 
 
+def under_way(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a file is there; fails where the process ends before."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_step_ends_with_the_process_of_its_run_and_leaves_no_claim_of_a_pool(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    (tmp_path / "two_steps.py").write_text(_JOB)
+    instance.event_log_storage.set_concurrency_slots("gpu", 1)
+    run_id = str(uuid4())
+    command = [sys.executable, "two_steps.py", run_id]
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE) as process:
+        under_way(process, tmp_path / "second")
+        # The process of the first step has ended: it was not the run's.
+        assert loss_of(run_of(instance, run_id)) is None
+        assert end_lost_runs(instance) == []
+        assert claims(instance) == {run_id}
+        process.kill()
+    while not (tmp_path / "ended").exists():
+        time.sleep(0.05)
+    assert f"its process {process.pid} ended" in str(loss_of(run_of(instance, run_id)))
+    assert end_lost_runs(instance) == [run_id]
+    assert claims(instance) == set()
+
+
+def claims(instance: dg.DagsterInstance) -> set[str]:
+    return instance.event_log_storage.get_concurrency_run_ids()
+
+
 @pytest.mark.parametrize("instance", ["sqlite", "postgres"], indirect=True)
 def test_a_run_is_under_way_until_its_process_is_killed(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     run_id = started(instance)
@@ -99,6 +177,76 @@ def test_a_run_elsewhere_is_lost_only_once_it_is_silent(instance: dg.DagsterInst
     assert loss_of(run_of(instance, fresh)) is None
     assert "gpu-7 has been silent for 100" in str(loss_of(run_of(instance, silent)))
     assert end_lost_runs(instance) == [silent]
+
+
+def test_between_two_steps_elsewhere_silence_means_nothing(instance: dg.DagsterInstance) -> None:
+    run_id = started(instance)
+    with alive(instance, run_id):
+        pass
+    instance.add_run_tags(run_id, {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456"})
+    assert loss_of(run_of(instance, run_id)) is None
+
+
+def test_a_run_that_is_tried_again_is_not_the_lost_one(instance: dg.DagsterInstance) -> None:
+    lost = started(instance)
+    with alive(instance, lost):
+        pass
+    noted = {**run_of(instance, lost).tags, PROCESS_TAG: f"{run_of(instance, lost).tags[PROCESS_TAG]}0"}
+    instance.add_run_tags(lost, noted)
+    assert loss_of(run_of(instance, lost)) is not None
+    # Dagster gives it the tags of the run before it, until its own first step begins.
+    again = started(instance, noted)
+    assert loss_of(run_of(instance, again)) is None
+    assert end_lost_runs(instance) == [lost]
+    with alive(instance, again):
+        assert loss_of(run_of(instance, again)) is None
+
+
+def test_a_run_that_somebody_stops_ends_as_stopped(instance: dg.DagsterInstance) -> None:
+    run_id = started(instance, {PROCESS_TAG: f"{this_process()}0"})
+    instance.report_run_canceling(run_of(instance, run_id))
+    assert end_lost_runs(instance) == [run_id]
+    assert run_of(instance, run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, STARTED])
+def test_a_run_that_was_killed_before_its_first_step_is_ended(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    local = {".dagster/grpc_info": json.dumps({"host": "localhost", "socket": "/tmp/of-a-code-server"})}
+    gone, there = (launched(instance, status, local, pid) for pid in (process.pid, os.getpid()))
+    elsewhere = launched(instance, status, {".dagster/grpc_info": '{"host": "code", "port": 4000}'}, process.pid)
+    # It may be on another machine, about to note itself.
+    assert end_lost_runs(instance, lambda _: True) == []
+    monkeypatch.setattr(lost_runs, "_SILENT_SECONDS", 0)
+    assert end_lost_runs(instance, lambda _: False) == []
+    assert end_lost_runs(instance, lambda _: True) == [gone]
+    message = f"its process {process.pid} ended without a word before its first step"
+    assert any(message in entry.message for entry in instance.all_logs(gone))
+    assert {run_of(instance, each).status for each in (there, elsewhere)} == {status}
+
+
+def launched(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str], pid: int) -> str:
+    """A run whose process has begun, as Dagster logs it, and has noted nothing; its id."""
+    run_id = str(uuid4())
+    run = instance.add_run(dg.DagsterRun(JOB, run_id, status=status, tags=tags))
+    instance.report_engine_event("Started process for run", run, EngineEventData.in_process(pid))
+    return run_id
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_a_run_in_a_terminal_that_is_closed_is_lost(
+    instance: dg.DagsterInstance, tmp_path: Path, number: signal.Signals
+) -> None:
+    run_id = started(instance)
+    command = [sys.executable, "-c", _PROCESS, str(tmp_path), run_id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "alive\n"
+        process.send_signal(number)
+    assert end_lost_runs(instance) == [run_id]
 
 
 def test_runs_of_others_and_runs_that_have_not_begun_are_left_alone(instance: dg.DagsterInstance) -> None:

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.assets.source import update_shard_index
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.runner import FailedPartitionsError
+from semdedup_assets.execution.source_index import update_shard_index
 from semdedup_assets.kept_sets import Clustering, KeptSet, Target
 from semdedup_assets.storage import vectors
 from semdedup_assets.storage.results import RECORD, ResultRecord, read_record
@@ -245,7 +245,8 @@ def test_another_source_column_embeds_and_compares_nothing(tmp_path: Path) -> No
         runs = PipelineRuns(instance, settings, UNDRAWN)
         assert runs.refresh() == everything()
         more = runs.changed(source={"columns": {"quality": "int"}})
-        assert more.refresh() == {"items": SHARDS, "manifests": ["0.05|3"]}
+        # The gallery shows the column.
+        assert more.refresh() == {"items": SHARDS, "galleries": ["0.05|3"], "manifests": ["0.05|3"]}
         assert more.stale() == {}
         # What orders the items by the column depends on it; what orders them otherwise does not.
         ordered = more.changed(selection={"keep": {"column": "quality"}})
@@ -338,8 +339,8 @@ def test_a_changed_shard_is_made_again_with_what_follows_but_no_centroids(runs: 
     assert runs.data_version("centroids", "3") == centroids
     assert [record(runs, "assignments", f"3|{shard}").files for shard in ("s000000", "s000002")] == others
     assert runs.refresh() == {}
-    # Dagster marks the frozen sample: a refit is possible.
-    assert runs.stale() == {"training_sample": [None]}
+    # The sample is frozen; a check says when another would be better.
+    assert runs.stale() == {}
 
 
 def test_a_touched_file_with_the_same_bytes_is_read_again_and_nothing_follows(runs: PipelineRuns) -> None:

@@ -52,3 +52,12 @@ def test_a_launched_refresh_shows_bars_and_one_line_for_each_asset(tmp_path: Pat
     assert any(re.search(r"assignments: +\d+%.* \d/2 ", line) for line in lines)
     # Lines stand alone: no bar ends in one.
     assert not any(re.search(r"\S.*\d\d:\d\d:\d\d \w+: \d+ partitions made", line) for line in lines)
+
+
+def test_the_help_of_dg_lists_the_options_of_its_commands(tmp_path: Path) -> None:
+    dg = str(Path(sys.executable).parent / "dg")
+    environment = {**os.environ, "COLUMNS": "120"}
+    shown = subprocess.run(
+        [dg, "launch", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "--job" in shown.stdout

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from semdedup_assets.checks import assignments, centroids, duplicate_scores, embeddings, items, keep_masks, manifests
-from semdedup_assets.checks.counting import inputs_up_to_date
-from semdedup_assets.execution.context import StageContext
+from semdedup_assets.checks.up_to_date import up_to_date
+from semdedup_assets.execution.context import SETTINGS, StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import CheckResult
 from semdedup_assets.kept_sets import Clustering
@@ -97,7 +97,6 @@ def test_every_check_is_here() -> None:
         "files_are_whole",
         "files_can_be_named",
         "ids_are_unique",
-        "inputs_up_to_date",
         "items_and_vectors_agree",
         "largest_cluster",
         "masks_are_monotone",
@@ -112,6 +111,7 @@ def test_every_check_is_here() -> None:
         "sample_is_large_enough",
         "similarity_has_not_drifted",
         "skipped_share",
+        "skipped_share_of_shards",
         "values_are_valid",
         "vectors_are_finite_unit",
         "vectors_tell_items_apart",
@@ -129,7 +129,7 @@ def test_a_sound_store_was_really_looked_at(sound: SoundStore) -> None:
     assert items.values_are_valid(context).measured == {"items": 180, "invalid_values": 0}
     assert embeddings.items_and_vectors_agree(context).measured == {"shards": 3}
     for stage in ("assignments", "duplicate_scores", "keep_masks", "manifests"):
-        assert inputs_up_to_date(stage).evaluate(context).measured["made"] > 0
+        assert freshness_of(sound.runs, stage).measured["partitions"] > 0
 
 
 # Items and embeddings
@@ -232,7 +232,7 @@ def test_a_shard_with_the_ids_of_another_is_reported(runs: StageRuns) -> None:
     assert found(runs, embeddings.ids_are_unique) == {"s000001": "the same ids as s000000"}
 
 
-@pytest.mark.parametrize(("limit", "fails"), [(0.04, True), (0.05, False)])
+@pytest.mark.parametrize(("limit", "fails"), [(0.016, True), (0.017, False)])
 def test_too_many_invalid_items_are_reported(runs: StageRuns, sound: SoundStore, limit: float, fails: bool) -> None:
     vectors = near_duplicates(0)
     vectors[:3] = 0
@@ -242,19 +242,21 @@ def test_too_many_invalid_items_are_reported(runs: StageRuns, sound: SoundStore,
     result = embeddings.skipped_share(strict.context())
     assert [problem.partition for problem in result.problems] == (["s000000"] if fails else [])
     assert result.measured["skipped"] == 3
-    if fails:
-        assert result.measured["shards_above"] == {"s000000": 0.05}
-        assert "5.00%: [['0.npy:0', 'zero vector" in result.problems[0].measured
+    assert result.measured["share"] == pytest.approx(3 / 180, abs=1e-6)
+    shards = embeddings.skipped_share_of_shards(strict.context())
+    assert shards.measured["shards_above"] == {"s000000": 0.05}
+    for problem in [*result.problems, *shards.problems]:
+        assert "5.00%, 3 of 60: [['0.npy:0', 'zero vector" in problem.measured
 
 
 def test_items_that_the_source_itself_has_no_payload_of_are_no_invalid_ones(runs: StageRuns) -> None:
     record = runs.record("embeddings", "s000001")
-    change_details(record, records=100, skipped=41, expected_missing=40)
-    assert {name: measured.partition(":")[0] for name, measured in found(runs, embeddings.skipped_share).items()} == {
-        "s000001": "1.67%"
-    }
+    change_details(record, records=100, skipped=42, expected_missing=40)
+    for check in (embeddings.skipped_share, embeddings.skipped_share_of_shards):
+        assert found(runs, check)["s000001"].startswith("3.33%, 2 of 60:")
     change_details(record, records=100, skipped=40, expected_missing=40)
-    assert found(runs, embeddings.skipped_share) == {}
+    for check in (embeddings.skipped_share, embeddings.skipped_share_of_shards):
+        assert found(runs, check) == {}
     assert embeddings.skipped_share(runs.context()).measured["expected_missing"] == 40
 
 
@@ -501,35 +503,55 @@ def test_files_that_a_format_cannot_name_are_reported(runs: StageRuns) -> None:
     }
 
 
-# Inputs
+# Whether all is up to date
 
 
-def stale(runs: StageRuns, stage: str) -> list[str]:
-    return [problem.partition for problem in inputs_up_to_date(stage).evaluate(runs.context()).problems]
+def freshness_of(runs: StageRuns, stage: str, *, refreshed: bool = True) -> CheckResult:
+    return up_to_date(stage, refreshed=refreshed, remedy="refresh").evaluate(runs.context())
 
 
-def test_what_was_made_from_other_results_is_reported_and_what_was_never_made_is_not(
-    runs: StageRuns, sound: SoundStore
-) -> None:
+def stale(runs: StageRuns, stage: str, *, refreshed: bool = True) -> dict[str, str]:
+    problems = freshness_of(runs, stage, refreshed=refreshed).problems
+    return {problem.partition: problem.measured for problem in problems}
+
+
+def test_what_was_made_from_other_results_or_from_what_is_stale_is_reported(runs: StageRuns, sound: SoundStore) -> None:
     write_shard(sound.folder, "1", near_duplicates(7))
     runs.run(until="embeddings")
-    assert stale(runs, "assignments") == ["3|s000001", "40|s000001"]
-    assert stale(runs, "duplicate_scores") == []
+    changed, below = "changed since: embeddings", "made from what is stale: assignments"
+    assert stale(runs, "assignments") == {"3|s000001": changed, "40|s000001": changed}
+    scores = {f"b000{bucket}|{k}": below for bucket in range(2) for k in KS}
+    assert stale(runs, "duplicate_scores") == scores
     runs.make("assignments", "3|s000001")
-    assert stale(runs, "assignments") == ["40|s000001"]
-    assert stale(runs, "duplicate_scores") == ["b0000|3", "b0001|3"]
+    assert stale(runs, "assignments") == {"40|s000001": changed}
+    now = {each: "changed since: assignments" if each.endswith("|3") else below for each in scores}
+    assert stale(runs, "duplicate_scores") == now
     record_path(runs.record("assignments", "40|s000001")).unlink()
-    assert stale(runs, "assignments") == []
-    result = inputs_up_to_date("duplicate_scores").evaluate(runs.context())
-    assert [problem.partition for problem in result.problems] == ["all"]
-    assert "it cannot be seen" in result.problems[0].measured
-    assert "partition 40|s000001" in result.problems[0].measured
-    assert not result.certain
+    assert stale(runs, "assignments") == {"40|s000001": "missing"}
+    now = {each: "what it is made from is missing" if each.endswith("|40") else why for each, why in now.items()}
+    assert stale(runs, "duplicate_scores") == now
+    assert not freshness_of(runs, "duplicate_scores").certain
 
 
-def test_other_settings_make_stale_what_was_made_with_the_old(runs: StageRuns) -> None:
+def test_other_settings_are_named_and_what_nobody_asked_for_is_not_missing(runs: StageRuns) -> None:
     changed = runs.changed(manifests=["parquet"])
-    assert len(stale(changed, "manifests")) == len(KS) * len(EPSILONS)
-    assert stale(changed, "keep_masks") == []
+    found = stale(changed, "manifests")
+    assert len(found) == len(KS) * len(EPSILONS)
+    assert all(why.startswith("settings changed: formats was [") for why in found.values()), found
+    assert stale(changed, "keep_masks") == {}
     never = runs.changed(selection={"keep": "easy"})
-    assert stale(never, "keep_masks") == []
+    assert set(stale(never, "keep_masks").values()) == {"missing"}
+    assert stale(never, "keep_masks", refreshed=False) == {}
+    assert freshness_of(never, "keep_masks", refreshed=False).measured == {"partitions": 0}
+
+
+def test_records_of_earlier_versions_do_not_say_which_setting_changed(runs: StageRuns) -> None:
+    record = runs.record("items", "s000001")
+    settings = record.details[SETTINGS]
+    for then, now in (
+        (None, "made with other settings"),
+        ({**settings, "version": 0}, "settings changed: version was 0"),
+    ):
+        change_details(record, settings=then)
+        change_record(runs.record("items", "s000001"), code_version="another")
+        assert stale(runs, "items")["s000001"].startswith(now)

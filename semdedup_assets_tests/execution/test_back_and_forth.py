@@ -157,12 +157,12 @@ def test_another_key_reads_items_and_writes_manifests_and_nothing_between(tables
     assert set(by_title.kept_keys("0.05|3")) == {"t0", "t1", "t2"}
 
 
-def test_a_column_more_makes_neither_galleries_nor_figures_again(tables: Path) -> None:
+def test_a_column_more_draws_galleries_which_show_it_and_no_figures_again(tables: Path) -> None:
     whole = StageRuns(with_columns(tables, {"quality": "float"}).settings, GRAPH)
     whole.run()
     assert whole.run() == {}
     more = StageRuns(with_columns(tables, {"quality": "float", "title": "string"}).settings, GRAPH).run()
-    assert more == {"items": SHARDS, "manifests": ["0.05|3"]}
+    assert more == {"items": SHARDS, "galleries": ["0.05|3"], "manifests": ["0.05|3"]}
 
 
 BY_QUALITY = {"keep": {"column": "quality"}}

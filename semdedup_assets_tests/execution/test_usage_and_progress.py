@@ -145,7 +145,20 @@ def test_progress_is_reported_now_and_then_with_what_is_left(clock: Clock) -> No
         bar.advance(17)
         clock.now += 1
         bar.advance()
-    assert lines == ["embeddings: 20 shards done, 1.0 a second, 80 left, about 80 s"]
+    (line,) = lines
+    assert line.startswith("embeddings: 20 of 100 shards, 1.0 a second, about 80 s left, until ")
+
+
+def test_a_line_names_the_part_of_the_whole_that_runs(clock: Clock) -> None:
+    lines: list[str] = []
+    with progress.reporting_to(lines.append):
+        with progress.part("stage 3 of 9"), bar_at(clock, total=None) as bar:
+            clock.now += 20
+            bar.advance()
+        with bar_at(clock, total=None) as bar:
+            clock.now += 20
+            bar.advance()
+    assert [line.partition(":")[0] for line in lines] == ["stage 3 of 9, embeddings", "embeddings"]
 
 
 def test_without_a_total_nothing_is_said_of_what_is_left(clock: Clock) -> None:
@@ -153,4 +166,4 @@ def test_without_a_total_nothing_is_said_of_what_is_left(clock: Clock) -> None:
     with progress.reporting_to(lines.append), bar_at(clock, total=None) as bar:
         clock.now += 20
         bar.advance(50_000)
-    assert lines == ["embeddings: 50,000 shards done, 2,500.0 a second"]
+    assert lines == ["embeddings: 50,000 shards, 2,500.0 a second"]

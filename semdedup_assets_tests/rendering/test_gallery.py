@@ -12,6 +12,7 @@ from PIL import Image
 
 from semdedup_assets.rendering.contact_sheet import section_picture
 from semdedup_assets.rendering.gallery import (
+    CardColumn,
     Gallery,
     Group,
     ItemCard,
@@ -20,6 +21,7 @@ from semdedup_assets.rendering.gallery import (
     Section,
     gallery_page,
     section_table,
+    web_address,
 )
 
 HOSTILE = """<script src="https://example.org/x.js">alert('&')</script>"""
@@ -73,18 +75,24 @@ class ParsedPage(HTMLParser):
 
 @pytest.mark.parametrize("content", ["image", "text", "vector"])
 @pytest.mark.parametrize("hostile", [HOSTILE, BREAKS_OUT_OF_ATTRIBUTES])
+@pytest.mark.parametrize("has_columns", [False, True])
 def test_every_text_is_escaped_and_the_page_fetches_nothing(
-    content: Literal["image", "text", "vector"], hostile: str
+    content: Literal["image", "text", "vector"], hostile: str, has_columns: bool
 ) -> None:
     cards = {
         0: ItemCard(hostile, hostile, image=noise_image(0), text=f"{hostile} one two three four"),
         1: ItemCard(hostile, hostile, image=noise_image(1), text=f"{hostile} one two three five"),
         2: ItemCard(hostile, unavailable=hostile),
     }
+    if has_columns:
+        columns = (CardColumn(hostile, hostile), CardColumn("url", f"https://example.org/{hostile}"))
+        cards = {item: replace(card, columns=columns) for item, card in cards.items()}
     section = replace(example_section(1, 2, text=hostile), query_label=hostile)
     page = ParsedPage(gallery_page(Gallery(hostile, {hostile: hostile}, (section,), cards, content)))
     assert "script" not in page.tags
     allowed = {"alt", "charset", "class", "colspan", "content", "href", "id", "lang", "name", "src", "title"}
+    # Of tooltips and values of columns, none of which is an address here.
+    allowed |= {"rel", "referrerpolicy", "target"} if has_columns else set()
     assert page.attributes <= allowed
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert page.tags.count("img") == (2 if content == "image" else 0)
@@ -92,7 +100,8 @@ def test_every_text_is_escaped_and_the_page_fetches_nothing(
     everywhere = 10 + 3
     # Two captions or two texts, and the reason.
     by_content = {"image": 2 + 1, "text": 2 + 1, "vector": 0}
-    assert page.text.count(hostile) == everywhere + by_content[content]
+    # The reason stands above the sections too; of each card's columns the value, for the name is cut.
+    assert page.text.count(hostile) == everywhere + by_content[content] + 1 + 6 * has_columns
 
 
 def test_the_page_shows_each_item_with_its_similarity_state_caption_and_key() -> None:
@@ -120,6 +129,54 @@ def test_a_text_keeps_its_white_space_and_differs_only_by_highlighted_words() ->
         "  two\n\n  lines &lt; three",
         "  two\n\n  lines &lt; <del>three </del><ins>four</ins>",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_linked"),
+    [
+        ("https://example.org/a.jpg?x=1&y=2", True),
+        ("HTTP://example.org", True),
+        ("http://[::1]/a", True),
+        ("https://例え.jp/画像", True),
+        ("javascript:alert(1)", False),
+        ("data:text/html,x", False),
+        ("ftp://example.org/a", False),
+        ("https://", False),
+        ("https://[", False),
+        ("https://example.org@evil.test/", False),
+        ("https://example.org/a b", False),
+        ("https://example.org/\u202egpj.exe", False),
+        ("see https://example.org", False),
+        ("https://example.org/" + "a" * 2000, False),
+    ],
+)
+def test_only_plain_web_addresses_are_links_and_none_tells_whence_one_comes(text: str, is_linked: bool) -> None:
+    cards = {0: ItemCard(text, columns=(CardColumn("source", text), CardColumn("none", None)))}
+    for content in ("image", "text", "vector"):
+        page = gallery_page(Gallery("title", {}, (example_section(1, 0),), cards, content)).decode()
+        links = [tag for tag in re.findall(r"<a [^>]*>", page) if 'href="#' not in tag]
+        assert len(links) == 2 * is_linked
+        assert all('rel="noreferrer noopener"' in link for link in links)
+        assert ("Nothing loads from there unless you follow one." in page) == is_linked
+    assert (web_address(text) == text) == is_linked
+
+
+def test_long_keys_and_values_do_not_make_a_page_long() -> None:
+    columns = tuple(CardColumn(f"column {number}", "v" * 120) for number in range(20))
+    cards = {item: ItemCard("k" * 100_000, columns=columns) for item in range(9)}
+    for content in ("image", "vector"):
+        page = gallery_page(Gallery("title", {}, (example_section(1, 8),), cards, content))
+        assert len(page) < 100_000
+
+
+def test_the_page_tells_how_many_items_show_nothing_and_why() -> None:
+    cards = {
+        0: ItemCard("a", image=noise_image(0)),
+        1: ItemCard("b", unavailable="gone"),
+        2: ItemCard("c", unavailable="gone"),
+    }
+    page = ParsedPage(gallery_page(Gallery("title", {}, (example_section(1, 2),), cards, "image")))
+    assert "2 of the 3 items are only named: gone" in page.text
 
 
 def test_lone_surrogates_in_a_key_are_escaped() -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from semdedup_assets.checks.embeddings import items_and_vectors_agree, skipped_share
+from semdedup_assets.checks.embeddings import items_and_vectors_agree, skipped_share, skipped_share_of_shards
 from semdedup_assets.checks.manifests import counts_are_conserved
 from semdedup_assets.estimate.item_counts import count_items
 from semdedup_assets.execution.held_out import HELD_OUT, HoldOut
@@ -125,7 +125,8 @@ def test_a_shard_whose_one_group_is_held_out_has_no_items_and_its_invalid_ones_c
     assert 0 < len(empty) < 8
     assert [found["skipped"] for found in details.values()] == [1, *[0] * 7]
     assert skipped_share(runs.context()).problems == []
-    assert [each.measured[:5] for each in skipped_share(runs.changed(max_skipped=0.01).context()).problems] == ["2.00%"]
+    of_shards = skipped_share_of_shards(runs.changed(max_skipped=0.01).context())
+    assert [each.measured[:5] for each in of_shards.problems] == ["2.00%"]
     assert counts_are_conserved(runs.context()).problems == []
 
 

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from semdedup_assets.assets.metadata import as_metadata
+from semdedup_assets.checks.embeddings import skipped_share, skipped_share_of_shards
 from semdedup_assets.checks.items import values_are_valid
 from semdedup_assets.checks.manifests import counts_are_conserved
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline, stored_files
-from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard, write_table
+from semdedup_assets_tests.toy_source import STATIC_TEXTS, near_duplicates, vectors_settings, write_shard, write_table
 
 REASONS = {3: "not finite", 8: "zero vector", 11: "5 numbers", 15: "null", 19: "not finite"}
 KEPT = "0.05|3"
@@ -169,6 +170,23 @@ def test_an_empty_shard_and_one_of_invalid_items_only_change_nothing_for_the_oth
     assert with_invalid.manifest(KEPT)[1]["records"] == 127
     assert with_invalid.manifest(KEPT)[1]["skipped"] == 7
     assert with_invalid.run() == {}
+
+
+def test_a_file_that_cannot_be_read_and_is_a_shard_of_its_own_counts_as_one_item_of_the_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    lines = "".join(json.dumps({"text": f"text number {number}"}) + "\n" for number in range(300))
+    (folder / "a.jsonl").write_text(lines)
+    source = {"kind": "jsonl", "path": str(folder)}
+    runs = StageRuns(vectors_settings(tmp_path, source=source, encoder=STATIC_TEXTS))
+    runs.run(until="embeddings")
+    (folder / "b.jsonl").write_text('{"text": ""}\n')
+    runs.run()
+    assert runs.record("embeddings", "s000001").details["items"] == 0
+    assert skipped_share(runs.context()).problems == []
+    (reported,) = skipped_share_of_shards(runs.context()).problems
+    assert (reported.partition, reported.measured[:16]) == ("s000001", "100.00%, 1 of 1:")
+    assert len(runs.kept_keys(KEPT)) > 0
 
 
 def test_a_manifest_is_one_table_also_where_a_shard_is_empty(tmp_path: Path) -> None:

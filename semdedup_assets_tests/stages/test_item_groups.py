@@ -1,5 +1,6 @@
 """Groups in manifests: what each kept item stands for, and what was removed for it, against the masks joined in Python."""
 
+import ast
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semdedup_assets import read_manifest
 from semdedup_assets.checks.manifests import ManifestStage, counts_are_conserved
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -115,6 +117,16 @@ def keys_by_id(runs: StageRuns) -> dict[int, str]:
     return found
 
 
+def locations_by_id(runs: StageRuns) -> dict[int, tuple[str, int]]:
+    """File and row in it of each record of the source, by its id."""
+    return {
+        (shard.index << 32) + row: (file.path, row)
+        for shard in runs.context().shards
+        for file in shard.files
+        for row in range(pl.read_parquet(file.path).height)
+    }
+
+
 def expected_groups(masks: pl.DataFrame) -> tuple[dict[int, int | None], dict[int, float | None]]:
     """The group and the similarity of each item, by the masks' own words."""
     rows = list(masks.iter_rows(named=True))
@@ -133,11 +145,16 @@ def test_groups_removed_items_and_weights_are_those_of_the_masks(runs: StageRuns
     assert kept["group"].to_list() == kept["id"].to_list()
     assert dict(kept.select("id", "group_size").iter_rows()) == sizes
     assert sum(sizes.values()) == len(group) == details["stood_for"] == details["grouped"]
+    masks, places = runs.record("keep_masks", f"{target}|3").details, locations_by_id(runs)
+    assert removed["is_orphan"].sum() == masks["orphans"]
     assert removed["id"].to_list() == sorted(set(group) - set(kept["id"])) == removed["id"].sort().to_list()
     for row in removed.iter_rows(named=True):
         assert row["key"] == keys[row["id"]]
         assert (row["group"], row["kept_key"]) == (group[row["id"]], keys[row["group"]])
+        assert (row["file"], row["file_row"]) == places[row["id"]]
+        assert (row["kept_file"], row["kept_file_row"]) == places[row["group"]]
         assert row["similarity"] == similarity[row["id"]]
+        assert row["is_orphan"] == (np.float64(row["similarity"]) <= 1.0 - masks["epsilon"])
         assert row["group_size"] == sizes[row["group"]]
         assert row["shard"] == f"s{row['id'] >> 32:06d}"
         assert row["row"] == row["id"] & 0xFFFFFFFF
@@ -181,6 +198,20 @@ def test_an_anti_join_with_the_removed_items_gives_the_manifest(runs: StageRuns,
     assert details["removed"] > 10
 
 
+def test_what_a_manifest_removes_is_read_from_its_pointer_its_folder_and_the_folder_of_all(runs: StageRuns) -> None:
+    folder, details = runs.manifest("0.3|3")
+    orphans = runs.record("keep_masks", "0.3|3").details["orphans"]
+    for path in (folder, folder.parent / "current.json", folder.parent):
+        printed = read_by("removed_pyarrow.py", path, "--pairs", "3").splitlines()
+        assert printed[0] == f"{details['removed']} items removed, {orphans} of them orphans"
+        least = tables(folder, "removed").sort("similarity")["similarity"].to_list()[:3]
+        assert [ast.literal_eval(line)["similarity"] for line in printed[1:]] == least
+    with pytest.raises(
+        FileNotFoundError, match=r"it holds keep_lists, parquet, removed, and not jsonl; add the format"
+    ):
+        read_manifest(str(folder)).files("jsonl")
+
+
 def test_a_baseline_writes_manifests_of_the_same_form_also_where_no_kept_item_is_known(runs: StageRuns) -> None:
     manifests = Path(runs.context().location("halves", Partition()))
     pointer = json.loads((manifests / "current.json").read_text())
@@ -197,6 +228,9 @@ def test_a_baseline_writes_manifests_of_the_same_form_also_where_no_kept_item_is
         assert row["group"] == (row["id"] - 1 if known else None)
         assert row["kept_key"] == (keys[row["id"] - 1] if known else None)
         assert row["similarity"] == (0.5 if known and row["row"] % 4 == 3 else None)
+        assert row["is_orphan"] is None
+        assert row["kept_file"] == (row["file"] if known else None)
+        assert row["kept_file_row"] == (row["file_row"] - 1 if known else None)
         assert row["group_size"] == (2 if known else None)
         assert row["weight"] == (0.5 if known else None)
     known = removed["group"].count()

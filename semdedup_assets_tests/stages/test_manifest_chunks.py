@@ -98,7 +98,7 @@ def test_kept_sets_of_every_kind_by_any_number_of_workers(tmp_path: Path) -> Non
 
 def test_copies_and_baselines_of_texts_by_any_number_of_workers(tmp_path: Path) -> None:
     texts = edited(docstrings(20), seed=1)
-    formats = ["parquet", "keep_lists", "jsonl"]
+    formats = ["parquet", "removed", "keep_lists", "jsonl"]
     runs = text_runs(tmp_path, texts, shards=4, manifests=formats, manifest_weight="inverse_group_size")
     for stage in ("exact_masks", "text_signatures", "near_duplicate_masks", "random_masks"):
         runs.make(stage)
@@ -123,7 +123,7 @@ def test_one_file_for_all_shards_and_tars_by_any_number_of_workers(tmp_path: Pat
         clustering={"k": [1], "buckets": 1, "iterations": 2},
         shards={"files_per_shard": 7},
         epsilons=["0.000001", "1.9"],
-        manifests=["csv", "webdataset", "parquet"],
+        manifests=["csv", "webdataset", "parquet", "removed"],
     )
     runs.run(until="keep_masks")
     assert len(runs.context().shards) > 3

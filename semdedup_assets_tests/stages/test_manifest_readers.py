@@ -99,7 +99,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Stage
     folder = tmp_path_factory.mktemp("images")
     written = write_folder(folder / "source")
     (folder / "source" / "zz copy.png").write_bytes(image(0))
-    runs = pipeline(folder, {"kind": "folder"}, clip(model), ["parquet", "keep_lists", "csv", "webdataset"])
+    runs = pipeline(folder, {"kind": "folder"}, clip(model), ["parquet", "removed", "keep_lists", "csv", "webdataset"])
     runs.run()
     return runs, written
 
@@ -251,8 +251,7 @@ def test_webdataset_reads_every_sample_of_hostile_tars(tmp_path: Path, model: Pa
     runs.run()
     folder, details = runs.manifest(KEPT)
     assert details["kept"] == kept_by_masks(runs) == 4 + len(TAR_MEMBERS)
-    written = dict.fromkeys([*formats, "samples"], details["kept"])
-    assert details["rows_written"] == {**written, "removed": details["removed"]}
+    assert details["rows_written"] == dict.fromkeys([*formats, "samples"], details["kept"])
     assert counts_are_conserved(runs.context()).problems == []
     samples, listed = read_by_webdataset(folder), sample_lists(folder)
     assert samples.keys() == listed.keys()
@@ -290,10 +289,7 @@ def test_datasets_and_json_read_every_line(tmp_path: Path) -> None:
     folder, details = runs.manifest(KEPT)
     assert details["kept"] == kept_by_masks(runs) == len(texts)
     assert details["skipped"] == 2 * len(LINES) - len(texts)
-    assert details["rows_written"] == {
-        **dict.fromkeys(("parquet", "jsonl", "keep_lists"), len(texts)),
-        "removed": details["removed"],
-    }
+    assert details["rows_written"] == dict.fromkeys(("parquet", "jsonl", "keep_lists"), len(texts))
     assert details["changed"]["repaired_lines"] == 4
     files = sorted((folder / "jsonl").iterdir())
     assert [row["text"] for row in read_by_datasets("json", files, tmp_path / "cache")] == texts

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from semdedup_assets import load_from_defs_folder
+
 
 @dg.definitions
 def defs() -> dg.Definitions:
     """Everything below `defs/`."""
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return load_from_defs_folder(path_within_project=Path(__file__).parent)

@@ -1,0 +1,28 @@
+"""Read the source's own vectors, with the kept ones only, with NumPy: of the type and scale that the source has.
+
+    python examples/read_manifests/filtered_vectors.py data/laion/precomputed/k=100/hard/epsilon=0.05/manifests/current.json
+
+The manifest must hold the format `filtered`: the `.npy` files of a source of kind `vectors` under their own names. Tables
+that belong to them lie beside them with the same rows, as clip-retrieval has them (`img_emb/`, `metadata/`).
+"""
+
+import argparse
+
+import numpy as np
+
+from semdedup_assets import read_manifest
+
+
+def main() -> None:
+    """Print how many vectors each file holds, and how many there are."""
+    parser = argparse.ArgumentParser(description="Read the source's own vectors with the kept ones only.")
+    parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds filtered/")
+    files = read_manifest(parser.parse_args().manifest).files("filtered")
+    arrays = {file: np.load(file, mmap_mode="r") for file in files if file.endswith(".npy")}
+    for file, vectors in arrays.items():
+        print(f"{file}: {len(vectors)} × {vectors.shape[1]} {vectors.dtype}")
+    print(f"{sum(map(len, arrays.values()))} vectors of {next(iter(arrays.values())).shape[1]} numbers")
+
+
+if __name__ == "__main__":
+    main()

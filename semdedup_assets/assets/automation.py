@@ -1,0 +1,141 @@
+"""Refreshes by themselves: each look asks the store what is missing or stale, and requests one run that makes it all.
+
+A run for each stage would wait for a look, a place in the queue and the start of a process, stage after stage.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import dagster as dg
+
+from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.source import source_changes
+from semdedup_assets.assets.under_way import last_finished_run, unfinished_backfill, unfinished_run
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import StageAsset
+from semdedup_assets.execution.reference_files import observe_references, observed_references
+from semdedup_assets.storage.results import MissingResultError, fingerprint
+
+REASON_TAG, STATE_TAG, STALE_TAG = "semdedup/reason", "semdedup/state", "semdedup/stale"
+
+_RETRY = timedelta(hours=1)
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be made of a pipeline.
+
+    Attributes:
+        partitions: that are missing or stale though their inputs are there; what follows them is made in its turn.
+        state: hash of the files and settings that it would be made from.
+    """
+
+    partitions: dict[StageAsset, list[Partition]]
+    state: str
+
+    @property
+    def stale(self) -> str:
+        """Hash of what is missing or stale."""
+        return fingerprint({str(asset): list(map(str, found)) for asset, found in self.partitions.items()})
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a run that is requested for it is tagged with."""
+        return {REASON_TAG: str(self), STATE_TAG: self.state, STALE_TAG: self.stale}
+
+    def __str__(self) -> str:
+        more = f"; and {len(self.partitions) - _NAMED} more assets" if len(self.partitions) > _NAMED else ""
+        first = list(self.partitions.items())[:_NAMED]
+        return "; ".join(f"{asset}: {_named(found)}" for asset, found in first) + more
+
+
+def _named(partitions: list[Partition]) -> str:
+    named = ", ".join(str(each) for each in partitions[:_NAMED] if str(each))
+    more = ", …" if len(partitions) > _NAMED else ""
+    return f"{len(partitions)} missing or stale{f' ({named}{more})' if named else ''}"
+
+
+def find_wanted(builder: AssetBuilder) -> Wanted:
+    """What refreshes would make, by the store's records."""
+    first = builder.context(builder.assets[0])
+    found = {}
+    for asset in builder.automatic:
+        stale = _stale(first.with_selection(asset.selection), asset)
+        if stale:
+            found[asset] = stale
+    return Wanted(found, _state(builder, first))
+
+
+def _stale(context: StageContext, asset: StageAsset) -> list[Partition]:
+    try:
+        return context.index.stale(asset.stage.name)
+    except MissingResultError:
+        return []  # What it is made from is among what is wanted.
+
+
+def _state(builder: AssetBuilder, context: StageContext) -> str:
+    versions = {
+        str(asset): builder.code_version(asset, context.with_selection(asset.selection)) for asset in builder.automatic
+    }
+    pipeline = builder.pipeline
+    partitions = [str(each) for each in (*pipeline.clusterings, *pipeline.targets, pipeline.clustering.buckets)]
+    shards = {shard.name: shard.fingerprint for shard in context.shard_index.shards}
+    return fingerprint([versions, partitions, shards, observed_references(context)])
+
+
+def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted, now: datetime) -> str | None:
+    """Why what is wanted is not tried now, in words: the last run of the same failed; None where it is tried.
+
+    Args:
+        builder: of the pipeline.
+        instance: knows the runs.
+        found: what is wanted.
+        now: with its time zone.
+    """
+    keys = {builder.key(asset) for asset in builder.automatic}
+    last = last_finished_run(instance, builder.refresh_job, keys)
+    if last is None or last.dagster_run.tags.get(STATE_TAG) != found.state:
+        return None
+    run, again = last.dagster_run, datetime.fromtimestamp(last.end_time or 0, timezone.utc) + _RETRY
+    if now >= again or (run.is_success and run.tags.get(STALE_TAG) != found.stale):
+        return None
+    ended = {dg.DagsterRunStatus.SUCCESS: "made nothing of it", dg.DagsterRunStatus.CANCELED: "was ended by hand"}
+    return (
+        f"run {run.run_id} {ended.get(run.status, 'failed')}; the next is at {again:%H:%M} UTC, or when files or settings change, "
+        f"or when you launch {builder.refresh_job}; {found}"
+    )
+
+
+def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
+    """The sensor that makes what is missing or stale without anybody asking."""
+    running = builder.pipeline.refresh.automatic
+
+    @dg.sensor(
+        name=f"{builder.group}__automation",
+        job_name=builder.refresh_job,
+        minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+        description="Looks through the source and the store, and launches one refresh of all that is missing or stale. "
+        "Each look says what it found, or why nothing is made now.",
+    )
+    def automation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        keys = {builder.key(asset) for asset in builder.automatic}
+        if run := unfinished_run(context.instance, builder.refresh_job, keys):
+            return dg.SkipReason(f"run {run} of the pipeline is under way")
+        if backfill := unfinished_backfill(context.instance, keys):
+            return dg.SkipReason(f"backfill {backfill} of the pipeline is under way")
+        try:
+            events = list(source_changes(builder, context.instance).observations(builder))
+        except FileNotFoundError as error:
+            return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
+        observe_references(builder.context(builder.assets[0]))
+        found = find_wanted(builder)
+        if not found.partitions:
+            return dg.SensorResult(asset_events=events, skip_reason="everything is up to date")
+        if reason := held_back(builder, context.instance, found, datetime.now(timezone.utc)):
+            return dg.SensorResult(asset_events=events, skip_reason=reason)
+        return dg.SensorResult(asset_events=events, run_requests=[dg.RunRequest(tags=found.tags)])
+
+    return automation

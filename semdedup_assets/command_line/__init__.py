@@ -1,0 +1,1 @@
+"""`semdedup`: a pipeline of a `defs.yaml` checked, made and read without Dagster."""

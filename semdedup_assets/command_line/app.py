@@ -1,0 +1,173 @@
+"""The commands `semdedup check`, `run`, `removed` and `export`."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semdedup_assets.command_line.errors import FAILURE, in_a_line
+from semdedup_assets.command_line.lines import LineFormat
+from semdedup_assets.execution.openmp import let_threads_sleep
+
+# As in the components: before PyTorch is imported.
+let_threads_sleep()
+
+app = typer.Typer(
+    name="semdedup",
+    help="Find what a dataset holds twice in meaning (SemDeDup), as a `defs.yaml` describes it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Defs = Annotated[Path, typer.Argument(metavar="DEFS", help="A defs.yaml, or the folder that holds it.")]
+Name = Annotated[str | None, typer.Option("--pipeline", metavar="DATASET/MODEL", help="One of several in DEFS.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")]
+Epsilon = Annotated[str | None, typer.Option(metavar="E", help="Such as 0.05 or keep=50%; else the only one.")]
+Clusters = Annotated[str | None, typer.Option("--k", metavar="K", help="Number of clusters; else the only one.")]
+Selection = Annotated[str | None, typer.Option(metavar="NAME", help="Selection; else the only one.")]
+
+_INTERRUPTED = "interrupted: what was finished is kept; the same command goes on from there"
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("semdedup-assets"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=lambda wanted: _version(wanted=wanted), is_eager=True, help="Show it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Find what a dataset holds twice in meaning (SemDeDup), as a `defs.yaml` describes it."""
+
+
+@app.command()
+def check(
+    defs: Defs,
+    *,
+    pipeline: Name = None,
+    estimate: Annotated[bool, typer.Option(help="Say what it will take, by a short trial run.")] = True,
+    traceback: Traceback = False,
+) -> None:
+    """See whether settings and files are good, and what would be made.
+
+    Exit status 1 where something is wrong.
+    """
+    with in_a_line(traceback=traceback, settings=FAILURE):
+        from semdedup_assets.command_line.check import check as check_one
+        from semdedup_assets.command_line.pipelines import written_pipelines
+        from semdedup_assets.command_line.run import refresh_plan
+
+        with written_pipelines(defs, pipeline) as found:
+            for written in found:
+                plan = refresh_plan(written.pipeline, only=(), further=(), again=False)
+                check_one(written, plan, estimated=estimate)
+
+
+@app.command()
+def run(
+    defs: Defs,
+    *,
+    pipeline: Name = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Only this, and what it is made from; may be repeated.")
+    ] = None,
+    further: Annotated[
+        list[str] | None, typer.Option("--with", metavar="ANALYSIS", help="Also this one on demand; may be repeated.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Make the stages of --only again, though up to date.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Make what is missing or stale, from embeddings to manifests.
+
+    What is finished is kept: after Ctrl-C, or a failure, the same command goes on. A run of Dagster, or another
+    command, may make the same at the same time; Dagster adopts what it finds.
+    """
+    from semdedup_assets.command_line.interrupts import ending_at_once
+
+    with ending_at_once(_INTERRUPTED), in_a_line(traceback=traceback):
+        from semdedup_assets.command_line.pipelines import written_pipelines
+        from semdedup_assets.command_line.run import refresh_plan
+        from semdedup_assets.command_line.run import run as run_one
+
+        with written_pipelines(defs, pipeline) as found:
+            plans = [
+                refresh_plan(written.pipeline, only=only or (), further=further or (), again=again) for written in found
+            ]
+            for written, plan in zip(found, plans, strict=True):
+                run_one(written, plan)
+
+
+@app.command()
+def removed(
+    defs: Defs,
+    *,
+    pipeline: Name = None,
+    epsilon: Epsilon = None,
+    k: Clusters = None,
+    selection: Selection = None,
+    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="The first N only.")] = None,
+    form: Annotated[LineFormat, typer.Option("--format", help="Of the lines.")] = LineFormat.table,
+    traceback: Traceback = False,
+) -> None:
+    """List what was removed, and for which kept item.
+
+    In the order of the source: key, file, row in the file, the same of the kept item, cosine similarity of the two,
+    and whether that is not within epsilon: such an orphan was removed by a chain of others.
+    """
+    with in_a_line(traceback=traceback):
+        from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines
+        from semdedup_assets.command_line.removed import write_removed
+
+        with written_pipelines(defs, pipeline) as found:
+            context, partition = KeptSetNames(epsilon, k, selection).find(only_pipeline(found))
+            write_removed(context, partition, form, limit=limit)
+
+
+@app.command()
+def export(
+    defs: Defs,
+    *,
+    form: Annotated[
+        list[str], typer.Option("--format", metavar="FORMAT", help="One of `manifests` in DEFS; may be repeated.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where it is written: a folder that is empty or missing.")],
+    pipeline: Name = None,
+    epsilon: Epsilon = None,
+    k: Clusters = None,
+    selection: Selection = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Write a manifest in another form, elsewhere.
+
+    The settings stay as they are.
+    """
+    with in_a_line(traceback=traceback):
+        from semdedup_assets.command_line.export import export as export_one
+        from semdedup_assets.command_line.export import of_pipeline, with_formats
+        from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines
+
+        folder = to.absolute()
+        with written_pipelines(defs, pipeline) as found:
+            chosen = only_pipeline(found)
+            wanted = with_formats(chosen, form)
+            context, partition = KeptSetNames(epsilon, k, selection).find(chosen)
+            details = export_one(of_pipeline(context, wanted), partition, folder, overwrite=overwrite)
+        typer.echo(f"{details['kept']:,} kept, {details['removed']:,} removed: {folder}")
+
+
+def main() -> None:
+    """The command `semdedup`."""
+    app(prog_name="semdedup")

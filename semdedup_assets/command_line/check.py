@@ -1,0 +1,89 @@
+"""`semdedup check`: what a pipeline would read, take and make, before anything is made."""
+
+import shutil
+import textwrap
+from collections import Counter
+
+import typer
+
+from semdedup_assets.command_line.lines import warn
+from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
+from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
+from semdedup_assets.defs_yaml.source_check import checked_source
+from semdedup_assets.estimate.outlook import StageOutlook, outlook
+from semdedup_assets.estimate.readable import readable_bytes
+from semdedup_assets.execution import progress
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.refresh import RefreshPlan
+from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.execution.source_index import index_of
+from semdedup_assets.stage_graph import GRAPH
+
+_ESTIMATE = GRAPH["estimate"]
+_SHOWN = ("time", "disk", "memory", "training sample")
+_REASONS = 3
+_NAME = 12
+
+
+def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> None:
+    """Say what a refresh would read, take and make. Of the store only the estimate is written.
+
+    Args:
+        written: the pipeline, whose settings are valid.
+        plan: what a refresh makes.
+        estimated: whether what it takes is estimated, by a trial run of some seconds.
+
+    Raises:
+        SettingsError: the source or the model has not what the settings say.
+        FileNotFoundError: the source has no file.
+        Exception: what the trial run raised.
+    """
+    typer.echo(f"{written.name} in {written.document.path}")
+    problems = checked_source(written.pipeline)
+    if wrong := [each for each in problems if not each.warning]:
+        raise SettingsError(written.reported(wrong))
+    context = _observed(plan)
+    for line in reported_lines((each, written.document.located(each.path)) for each in problems):
+        warn(line)
+    _row("store", context.layout.folder)
+    if estimated:
+        with progress.reporting_to(warn):
+            for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
+                pass
+        for name, value in _ESTIMATE.shown(
+            context, Partition(), context.index.require("estimate", Partition())
+        ).items():
+            if name in _SHOWN:
+                _row(name, str(value))
+    found = outlook(plan, context)
+    stale = [each for each in found if each.stale != 0]
+    _row("to make", ", ".join(map(_counted, stale)) or "nothing: everything is up to date")
+    if stale:
+        _row("", f"{len(found) - len(stale)} of {len(found)} stages are up to date")
+
+
+def _observed(plan: RefreshPlan) -> StageContext:
+    """A context with the files that the source has now; the store does not learn of them, for shards once made stay."""
+    context = plan.first
+    listing = context.pipeline.source.listing()
+    index = index_of(context, listing)
+    reasons = Counter(listing.passed_over)
+    passed = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_REASONS))
+    size = readable_bytes(sum(file.size for file in listing.files))
+    over = f"; passed over: {reasons.total():,} ({passed})" if passed else ""
+    _row("source", f"{len(listing.files):,} files, {size}, {len(index.shards):,} shards{over}")
+    return context.with_shard_index(index)
+
+
+def _counted(found: StageOutlook) -> str:
+    of = "" if found.stale == found.partitions else f" of {found.partitions:,}"
+    return f"{found.asset}{'' if found.stale is None or not found.asset.stage.dimensions else f' {found.stale:,}{of}'}"
+
+
+def _row(name: str, value: str) -> None:
+    """Write a line, or as many as the terminal's width asks for."""
+    width = shutil.get_terminal_size().columns
+    head = f"  {name:<{_NAME}}"
+    lines = textwrap.wrap(value, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
+    typer.echo("\n".join(lines))

@@ -1,0 +1,228 @@
+"""The source's own files with the kept rows only: for programs that read the source as it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from semdedup_assets.encoders import Precomputed
+from semdedup_assets.encoders.unit_norm import check_unit_rows, normalise_rows
+from semdedup_assets.execution.context import StageContext
+from semdedup_assets.execution.shard_reader import SourceChangedError, require_unchanged
+from semdedup_assets.records import Record, content_hash, item_ids
+from semdedup_assets.sources import Parquet, Vectors
+from semdedup_assets.sources.filtering import (
+    OtherRowsError,
+    SeenRows,
+    SeenVectors,
+    relative_name,
+    write_array_rows,
+    write_table_rows,
+)
+from semdedup_assets.sources.reading import TruncatedFile
+from semdedup_assets.sources.vectors import is_array
+from semdedup_assets.stages.embeddings import VECTORS
+from semdedup_assets.stages.kept_rows import ChosenShard
+from semdedup_assets.stages.manifest_rows import FILTERED, CountingFolder
+from semdedup_assets.stages.source_copies import changed_source, embedded_contents, other_record
+from semdedup_assets.storage.files import FileStat, file_stat
+from semdedup_assets.storage.results import ResultRecord
+from semdedup_assets.storage.vectors import read_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What is stored is rounded to float16, whose steps are 5e-4 near 1.
+_ROUNDING = 1e-3
+
+
+def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFolder) -> dict[str, int]:
+    """`filtered/…`: each file of a shard with the kept rows only, under its own name, of its own form, schema and types.
+
+    A file of which nothing is kept has no rows. Tables that belong to arrays are cut to the same rows.
+
+    Args:
+        context: of the pipeline, whose source holds tables or vectors.
+        kept: which rows.
+        result: takes the files.
+
+    Returns:
+        How many of the rows name an image that lies beside their table, and is not copied.
+
+    Raises:
+        SourceChangedError: a file, or what a row holds, is not what was embedded; names file and row.
+        ValueError: an archive holds an array that cannot be cut to some of its rows; names both.
+    """
+    source = context.pipeline.source
+    if isinstance(source, Parquet):
+        return _write_tables(source, kept, result)
+    if isinstance(source, Vectors):
+        _write_vectors(context, source, kept, result)
+    return {}
+
+
+def _write_tables(source: Parquet, kept: ChosenShard, result: CountingFolder) -> dict[str, int]:
+    files = {file.path: file for file in kept.shard.files}
+    payloads = _Payloads(source, embedded_contents(kept))
+    for path, first, keep in kept.of_files():
+        with _unchanged(files[path], keep), result.open(f"{FILTERED}/{relative_name(path, source.path)}") as stream:
+            write_table_rows(path, keep, stream, seen=payloads.of_file(path, first, keep))
+    return {"images_beside_tables": payloads.beside}
+
+
+def _write_vectors(context: StageContext, source: Vectors, kept: ChosenShard, result: CountingFolder) -> None:
+    files = {file.path: file for file in kept.shard.files}
+    encoder, tables = context.pipeline.encoder, source.metadata_of(files)
+    is_normalised = isinstance(encoder, Precomputed) and encoder.normalise
+    vectors = _Vectors(source, kept, _StoredVectors(kept.embeddings), is_normalised=is_normalised)
+    for path, first, keep in kept.of_files():
+        table = tables.get(path)
+        beside = None if table is None else (table.path, source.metadata or "")
+        name, seen = relative_name(path, source.path, beside), vectors.of_file(path, first, keep)
+        with _unchanged(files[path], keep), result.open(f"{FILTERED}/{name}") as stream:
+            if is_array(path):
+                write_array_rows(path, keep, stream, most_mib=source.max_item_mib, seen=seen)
+            else:
+                write_table_rows(path, keep, stream, seen=vectors.in_tables(path, seen))
+        if table is not None:
+            _write_metadata(source, files[path], table, keep, result)
+
+
+def _write_metadata(
+    source: Vectors, array: FileStat, table: FileStat, keep: np.ndarray, result: CountingFolder
+) -> None:
+    """Write the kept rows of the table that belongs to an array, whose stamp covers it."""
+    name = f"{FILTERED}/{relative_name(table.path, source.metadata or '', (array.path, source.path))}"
+    result.beside.add(name)
+    with _changes_named(table.path), result.open(name) as stream:
+        write_table_rows(table.path, keep, stream)
+    found = file_stat(table.path)
+    if found is None or not array.stamp.endswith(f" metadata:{found.size}:{found.stamp}"):
+        raise changed_source(table.path, "it is not the file that was observed")
+
+
+@contextmanager
+def _unchanged(file: FileStat, keep: np.ndarray) -> Iterator[None]:
+    """See that what a file gives is what was embedded.
+
+    A file whose head or footer cannot be read gave no row, and its shard was accepted without it: nothing is written.
+    """
+    try:
+        with _changes_named(file.path):
+            yield
+    except SourceChangedError as error:
+        if len(keep) or not isinstance(error.__cause__, TruncatedFile):
+            raise
+    # Afterwards: a file that was changed before or while it was read shows it now.
+    require_unchanged(file)
+
+
+@contextmanager
+def _changes_named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (TruncatedFile, OtherRowsError, FileNotFoundError) as error:
+        raise changed_source(path, str(error)) from error
+
+
+@dataclass
+class _Payloads:
+    """Holds images or texts of tables against the hashes of what was embedded.
+
+    Attributes:
+        source: that reads the tables.
+        hashes: (records,) uint64 of the shard.
+        beside: images that lie beside their tables.
+    """
+
+    source: Parquet
+    hashes: np.ndarray
+    beside: int = 0
+
+    def of_file(self, path: str, first: int, keep: np.ndarray) -> SeenRows:
+        """Looks at the kept rows of a file, batch by batch.
+
+        Args:
+            path: of the file.
+            first: row in the shard of its first record.
+            keep: (rows,) bool, which are kept.
+        """
+        rows = iter(np.flatnonzero(keep).tolist())
+
+        def look(batch: "pa.RecordBatch") -> None:
+            for record, row in zip(self.source.records_in(batch, path), rows, strict=False):
+                payload = record.payload if isinstance(record, Record) else None
+                if not isinstance(payload, bytes | str) or content_hash(payload) != int(self.hashes[first + row]):
+                    raise other_record(path, row)
+            self.beside += self.source.images_beside(batch, path)
+
+        return look
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Holds vectors of a shard against the embeddings that were made of them.
+
+    Attributes:
+        source: that reads them.
+        kept: the shard.
+        stored: its embeddings.
+        is_normalised: whether these were divided by their norms.
+    """
+
+    source: Vectors
+    kept: ChosenShard
+    stored: "_StoredVectors"
+    is_normalised: bool
+
+    def of_file(self, path: str, first: int, keep: np.ndarray) -> SeenVectors:
+        """Looks at the kept vectors of a file, (m, d) at a time; arguments as of `_Payloads.of_file`."""
+        left = np.flatnonzero(keep)
+
+        def look(vectors: np.ndarray) -> None:
+            nonlocal left
+            here, left = left[: len(vectors)], left[len(vectors) :]
+            expected = self.stored.take(item_ids(self.kept.shard.index, first + here))
+            unit = (normalise_rows if self.is_normalised else check_unit_rows)(vectors).vectors
+            other = _far(unit, expected)
+            if len(other):
+                raise other_record(path, int(here[other[0]]))
+
+        return look
+
+    def in_tables(self, path: str, look: SeenVectors) -> SeenRows:
+        """The same of rows that hold them."""
+        return lambda batch: look(self.source.vectors_in(batch, path))
+
+
+def _far(vectors: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """(m,) int64 which of (n, d) unit rows are not the stored ones, as far as these are exact."""
+    if vectors.shape != stored.shape:
+        return np.arange(1)
+    return np.flatnonzero(np.abs(vectors - stored.astype(np.float32)).max(axis=1, initial=0.0) > _ROUNDING)
+
+
+class _StoredVectors:
+    """The embeddings of a shard, of which some are asked for in their order.
+
+    Args:
+        record: of the embeddings.
+    """
+
+    def __init__(self, record: ResultRecord) -> None:
+        self._tables = read_vectors(record.file(VECTORS))
+        self._ids, self._vectors = np.zeros(0, np.uint64), np.zeros((0, 0), np.float16)
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """(m, d) the vectors of (m,) uint64 ids, ascending, after those that were asked for before."""
+        parts = [self._vectors[:0]]
+        while len(ids):
+            while len(self._ids) == 0 or self._ids[-1] < ids[0]:
+                table = next(self._tables)
+                self._ids, self._vectors = table.ids, table.vectors
+            stop = int(np.searchsorted(ids, self._ids[-1], side="right"))
+            parts.append(self._vectors[np.searchsorted(self._ids, ids[:stop])])
+            ids = ids[stop:]
+        return np.concatenate(parts[1:] or parts)
