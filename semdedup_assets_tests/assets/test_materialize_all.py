@@ -149,7 +149,9 @@ def test_what_the_button_makes(runs: PipelineRuns) -> None:
 
 def test_a_run_whose_inputs_are_missing_says_what_to_make_first_and_makes_the_others(unmade: PipelineRuns) -> None:
     unmade.observe()
-    missing = r"assignments: 3 partitions cannot be made yet: .*centroids, partition 3; or launch toy__precomputed__refresh"
+    missing = (
+        r"assignments: 3 partitions cannot be made yet: .*centroids, partition 3; or launch toy__precomputed__refresh"
+    )
     with pytest.raises(dg.Failure, match=missing):
         unmade.materialise("assignments", "3|s000000", "3|s000002")
     unmade.refresh()
@@ -158,7 +160,9 @@ def test_a_run_whose_inputs_are_missing_says_what_to_make_first_and_makes_the_ot
     location = more.context.location("embeddings", Partition(shard="s000001"))
     Path(f"{location}{RECORD}").unlink()
     before = more.last_record
-    with pytest.raises(dg.Failure, match=r"assignments: 1 partitions cannot be made yet: .*embeddings, partition s000001"):
+    with pytest.raises(
+        dg.Failure, match=r"assignments: 1 partitions cannot be made yet: .*embeddings, partition s000001"
+    ):
         more.materialise("assignments", "4|s000000", "4|s000002")
     assert more.materialised_since(before) == {"assignments": ["4|s000000", "4|s000002"]}
 
