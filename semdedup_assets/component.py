@@ -23,7 +23,6 @@ from semdedup_assets.assets.comparison import (
 from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, labelled
 from semdedup_assets.assets.not_loaded import NotLoaded
 from semdedup_assets.assets.pipeline import pipeline_definitions
-from semdedup_assets.assets.source import files_of
 from semdedup_assets.comparison_settings import Comparison, ModelComparison, NamedKeptSet
 from semdedup_assets.defs_yaml.pipelines import stage_problems, with_unfilled
 from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
@@ -32,6 +31,7 @@ from semdedup_assets.defs_yaml.schema import WrittenSchema
 from semdedup_assets.defs_yaml.templates import Templates
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
+from semdedup_assets.execution.source_index import files_of
 from semdedup_assets.loading import (
     InvalidComponentError,
     Project,

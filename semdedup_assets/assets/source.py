@@ -13,8 +13,7 @@ from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import alive, end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
-from semdedup_assets.execution.source_index import updated_index
-from semdedup_assets.settings import Pipeline
+from semdedup_assets.execution.source_index import files_of, updated_index
 from semdedup_assets.sources.shard_index import VanishedFilesError
 from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
@@ -175,11 +174,6 @@ def source_definitions(builder: AssetBuilder) -> dg.Definitions:
         checks = [_files_check(builder), _shard_setting_check(builder)]
         _made[key] = dg.Definitions(assets=assets, asset_checks=checks, sensors=[_files_sensor(builder)])
     return _made[key]
-
-
-def files_of(pipeline: Pipeline) -> dict[str, Any]:
-    """Which files a source has."""
-    return pipeline.source.model_dump(mode="json", include={"kind", "path", "metadata"}, exclude_none=True)
 
 
 def _owned(builder: AssetBuilder, source: dg.SourceAsset) -> dg.AssetsDefinition:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import typer
 
-from semdedup_assets.command_line.lines import warn
+from semdedup_assets.command_line.lines import warn, whole_path
 from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.defs_yaml.source_check import checked_source
@@ -46,7 +46,7 @@ def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> No
     context = _observed(plan)
     for line in reported_lines((each, written.document.located(each.path)) for each in problems):
         warn(line)
-    _row("store", context.layout.folder)
+    _row("store", whole_path(context.layout.folder))
     if estimated:
         with progress.reporting_to(warn):
             for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):

@@ -36,7 +36,7 @@ def with_formats(pipeline: Pipeline, formats: Sequence[str]) -> Pipeline:
     try:
         return Pipeline.model_validate({**settings, "manifests": list(dict.fromkeys(formats))})
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("manifests: ")
         message = f"--format: {reason}"
         raise UsageError(message) from error
 

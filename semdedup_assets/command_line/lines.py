@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from pathlib import Path
 
 import typer
 
 from semdedup_assets.execution import progress
+from semdedup_assets.storage.files import is_local
 
 
 class LineFormat(str, Enum):
@@ -31,6 +33,11 @@ def warn(line: str) -> None:
         progress.write_above_bars(line)
     else:
         typer.echo(line, err=True)
+
+
+def whole_path(path: str) -> str:
+    """A path that holds wherever it is read: a command may run in the project's folder, not where it was typed."""
+    return str(Path(path).absolute()) if is_local(path) else path
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> Iterator[str]:

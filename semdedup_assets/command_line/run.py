@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from semdedup_assets.command_line.errors import UsageError
-from semdedup_assets.command_line.lines import say, table, warn
+from semdedup_assets.command_line.lines import say, table, warn, whole_path
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.defs_yaml.problems import near_names
 from semdedup_assets.estimate.outlook import StageOutlook, outlook, seconds_left
@@ -24,6 +24,8 @@ from semdedup_assets.storage.results import ResultRecord
 
 _ESTIMATE = GRAPH["estimate"]
 _LEFT_EVERY = 0.5
+# Bytes of a source. Of a smaller one `semdedup check` estimates what it takes, for those who want to know.
+_WORTH_A_TRIAL = 256 << 20
 
 
 def refresh_plan(pipeline: Pipeline, *, only: Sequence[str], further: Sequence[str], again: bool) -> RefreshPlan:
@@ -53,13 +55,18 @@ def run(written: WrittenPipeline, plan: RefreshPlan) -> None:
         FailedChecksError: a blocking check fails.
         Exception: what a stage raised; what was finished before stays.
     """
-    started = time.monotonic()
-    say(f"{written.name}: store {plan.first.layout.folder}")
+    started, folder = time.monotonic(), whole_path(plan.first.layout.folder)
+    say(f"{written.name}: store {folder}")
     listener = _Shown(plan)
     try:
         with progress.reporting_to(listener.log):
             for _ in refresh(plan, listener):
                 pass
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        # A write to a full disk does not say where: it is the store's.
+        raise OSError(error.errno, error.strerror, folder) from error
     finally:
         listener.close()
     made = f"{listener.partitions} partitions made" if listener.partitions else "everything was up to date"
@@ -95,9 +102,11 @@ class _Shown(RefreshListener):
         self._show_left(0.0)
 
     def _estimate(self, context: StageContext) -> None:
-        """Estimate what the stages take, where most of it lies ahead: embedding."""
+        """Estimate what the stages take, where most of it lies ahead and a trial run is short beside it."""
         index = context.index
-        if not index.records("embeddings") and not index.is_current("estimate", Partition()):
+        size = sum(file.size for shard in context.shards for file in shard.files)
+        ahead = size >= _WORTH_A_TRIAL and not index.records("embeddings")
+        if ahead and not index.is_current("estimate", Partition()):
             try:
                 for _ in run_partitions(context, _ESTIMATE, [Partition()]):
                     pass
@@ -166,7 +175,7 @@ def kept_lines(plan: RefreshPlan) -> Iterator[str]:
         context = plan.first.with_selection(selection)
         for partition, record in context.index.records("manifests").items():
             kept, removed = record.details["kept"], record.details["removed"]
-            folder = join(record.location, str(record.details["manifest"]))
+            folder = whole_path(join(record.location, str(record.details["manifest"])))
             share = f"{removed / max(kept + removed, 1):.1%}"
             label = name or str(selection.path)
             parts = str(partition.clustering), str(partition.target), f"{kept:,}", f"{removed:,}", share

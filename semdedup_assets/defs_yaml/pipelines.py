@@ -1,8 +1,9 @@
 """The pipelines of a `defs.yaml`, read without Dagster."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from semdedup_assets.defs_yaml.documents import Document, SettingsError, read_do
 from semdedup_assets.defs_yaml.problems import Problem, near_names, setting_problems
 from semdedup_assets.defs_yaml.templates import Templates
 from semdedup_assets.execution.pipeline_stages import PipelineStages
+from semdedup_assets.execution.source_index import files_of
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 
@@ -84,7 +86,26 @@ def read_pipelines(file: Path) -> list[WrittenPipeline]:
         found = f"it holds {', '.join(types)}" if types else "it is empty"
         message = f"{file}: no pipeline; {found}, and `type: semdedup_assets.{COMPONENT}` is wanted"
         raise SettingsError(message)
-    return [_pipeline(document) for document in chosen]
+    pipelines, wrong = list[WrittenPipeline](), list[str]()
+    for document in chosen:
+        try:
+            pipelines.append(_pipeline(document))
+        except SettingsError as error:
+            wrong.append(str(error))
+    if wrong := wrong or list(_collisions(pipelines)):
+        raise SettingsError("\n".join(wrong))
+    return pipelines
+
+
+def _collisions(found: Sequence[WrittenPipeline]) -> Iterator[str]:
+    """The pipelines whose results would lie in one place, or whose shards would."""
+    for one, other in combinations(found, 2):
+        same_store = one.pipeline.store == other.pipeline.store and one.pipeline.dataset == other.pipeline.dataset
+        line = other.document.located(("dataset",))[1]
+        if same_store and one.name == other.name:
+            yield f"{line} attributes.model: there are two pipelines {one.name}; give one of them another `model`"
+        elif same_store and files_of(one.pipeline) != files_of(other.pipeline):
+            yield f"{line} attributes.dataset: {one.name} has another source; give one of them another `dataset`"
 
 
 def _pipeline(document: Document) -> WrittenPipeline:

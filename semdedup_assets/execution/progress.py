@@ -133,7 +133,8 @@ class Progress:
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
-        if now - self._reported >= _REPORT_SECONDS and not _quiet.get():
+        ended = self.total is not None and self.done >= self.total
+        if now - self._reported >= _REPORT_SECONDS and not ended and not _quiet.get():
             self._reported = now
             log(self._line(now - self.started))
 

@@ -1,6 +1,9 @@
 """Which files a source has, in the shard index of the store."""
 
+from typing import Any
+
 from semdedup_assets.execution.context import StageContext
+from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import ShardIndex
 from semdedup_assets.storage.files import Listing, write_bytes
 
@@ -35,3 +38,8 @@ def index_of(context: StageContext, listing: Listing) -> ShardIndex:
         group=context.pipeline.new_shards,
         files_per_shard=context.pipeline.shards.files_per_shard or "automatic",
     )
+
+
+def files_of(pipeline: Pipeline) -> dict[str, Any]:
+    """Which files a source has."""
+    return pipeline.source.model_dump(mode="json", include={"kind", "path", "metadata"}, exclude_none=True)

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from semdedup_assets.assets.jobs import DATASET_TAG, MADE_TAG, MODEL_TAG
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.partitions import Partition
@@ -127,6 +128,13 @@ def test_a_refresh_in_a_run_logs_one_event_for_each_partition_too(unmade: Pipeli
     assert {count for events in found.values() for count in events.values()} == {1}
     assert {entry.run_id for asset in found for entry in unmade.materialisations(asset, before)} == {result.run_id}
     assert unmade.stale() == {}
+    run = unmade.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert (run.tags[DATASET_TAG], run.tags[MODEL_TAG]) == ("toy", "precomputed")
+    assert run.tags[MADE_TAG] == ", ".join(f"{asset} {len(keys)}" for asset, keys in everything().items())
+    lines = [entry.user_message for entry in unmade.instance.all_logs(result.run_id)]
+    for number, (asset, keys) in enumerate(everything().items(), start=1):
+        assert f"stage {number} of {len(everything())}, {asset}: {len(keys)} partitions to make" in lines
 
 
 @pytest.mark.slow

@@ -96,6 +96,18 @@ def test_check_names_what_would_be_made_and_the_store_does_not_learn_of_the_file
     assert "to make figures 1, galleries 2 8 of 10 stages are up to date" in words
 
 
+def test_check_looks_into_the_source_and_names_a_column_that_it_does_not_have(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    settings = settings_of(tmp_path)
+    path = write_defs(tmp_path, {**settings, "source": {**settings["source"], "vector": "embeding"}})
+    status, _, err = semdedup("check", tmp_path, "--no-estimate")
+    assert status == FAILURE
+    assert err[0].startswith("1 problem")
+    assert err[1].startswith(f"{path}:")
+    assert "attributes.source.vector: " in err[1]
+    assert "near names: embedding" in err[1]
+
+
 def test_removed_lists_what_the_masks_remove_with_the_kept_item_of_each(made: Path) -> None:
     found = masks(made, "0.2")
     expected = found.filter(~pl.col("kept"))
@@ -210,6 +222,24 @@ def test_of_several_pipelines_one_is_named_and_run_makes_them_all(tmp_path: Path
     assert (status, err) == (USAGE, ["--pipeline: missing; there are several: toy/precomputed, toy/other"])
     status, _, err = semdedup("removed", tmp_path, "--pipeline", "toy/other", "--epsilon", "0.2")
     assert (status, "`semdedup run` makes" in err[0]) == (FAILURE, True)
+
+
+def test_all_pipelines_of_a_file_are_checked_and_none_may_take_anothers_place(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    path = write_defs(tmp_path, settings_of(tmp_path, vectors="float8"), settings_of(tmp_path, max_skipped="much"))
+    _, _, err = semdedup("run", path)
+    assert [line.split()[1] for line in err if line.startswith(str(path))] == [
+        "attributes.vectors:",
+        "attributes.max_skipped:",
+    ]
+    write_defs(tmp_path, settings_of(tmp_path), settings_of(tmp_path))
+    status, _, (line,) = semdedup("check", path)
+    assert (status, "there are two pipelines toy/precomputed" in line) == (FAILURE, True)
+    other = settings_of(tmp_path, model="other")
+    other["source"]["path"] += "/s0.parquet"
+    write_defs(tmp_path, settings_of(tmp_path), other)
+    status, _, (line,) = semdedup("check", path)
+    assert (status, "has another source" in line) == (FAILURE, True)
 
 
 def test_paths_begin_where_the_project_of_the_file_lies(tmp_path: Path) -> None:

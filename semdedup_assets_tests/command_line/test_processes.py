@@ -102,13 +102,15 @@ def test_ctrl_c_in_a_terminal_ends_at_once_with_a_line_and_what_was_finished_is_
     assert kept.stale("keep_masks")
 
 
-def test_ctrl_c_ends_what_python_cannot_interrupt(tmp_path: Path) -> None:
+def test_ctrl_c_ends_what_python_cannot_interrupt() -> None:
     program = (
         "import hashlib\n"
         "from semdedup_assets.command_line.interrupts import ending_at_once\n"
         "with ending_at_once('ended'):\n"
         "    print('at work', flush=True)\n"
-        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+        "    while True:\n"
+        "        try: hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+        "        except KeyboardInterrupt: pass"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
@@ -130,3 +132,16 @@ def test_what_fails_is_a_line_and_a_traceback_for_who_asks(folder: Path) -> None
     ran = subprocess.run(command, env=asked, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
+
+
+def test_a_full_disk_is_a_line_that_names_the_store(folder: Path) -> None:
+    # No file may be larger than a few blocks, as where the disk is full but for these.
+    limited = f"ulimit -f 4; exec {' '.join(SEMDEDUP)} run {folder} --only embeddings"
+    write_shard(folder, "0", near_duplicates(0, groups=1000))
+    command = ["bash", "-c", limited]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 1
+    line = ran.stderr.splitlines()[-1]
+    assert str(folder / "store") in line
+    assert "make room, then run again: what was finished is kept" in line
+    assert "Traceback" not in ran.stderr
