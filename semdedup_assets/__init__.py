@@ -21,14 +21,15 @@ __all__ = [
     "semdedup",
 ]
 
+_COMPONENTS, _DEFS = "semdedup_assets.component", "semdedup_assets.defs_folder"
 _HOMES = {
     "Deduplication": "semdedup_assets.algorithm.deduplication",
-    "ManifestComparison": "semdedup_assets.component",
+    "ManifestComparison": _COMPONENTS,
     "Removed": "semdedup_assets.algorithm.deduplication",
-    "SemDedupPipeline": "semdedup_assets.component",
-    "TrainingComparison": "semdedup_assets.component",
+    "SemDedupPipeline": _COMPONENTS,
+    "TrainingComparison": _COMPONENTS,
     "compare_manifests": "semdedup_assets.analyses.manifest_comparison",
-    "load_from_defs_folder": "semdedup_assets.defs_folder",
+    "load_from_defs_folder": _DEFS,
     "read_manifest": "semdedup_assets.storage.manifests",
     "semdedup": "semdedup_assets.algorithm.deduplication",
 }
@@ -50,4 +51,9 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    from importlib.util import find_spec
+
+    # Without Dagster there is none of its part: whoever looks at all that is named, as `help` does, would fail.
+    missing = set() if find_spec("dagster") else {_COMPONENTS, _DEFS}
+    there = {name for name, home in _HOMES.items() if home not in missing}
+    return sorted({*globals(), *there, "__version__"} - {"Any", "TYPE_CHECKING"})

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
+try:
+    import dagster as dg
+except ModuleNotFoundError as error:
+    from semdedup_assets.extras import without_dagster
+
+    raise without_dagster(error) from error
 import yaml
 from dagster.components.core.context import ComponentDeclLoadContext
 from dagster.components.core.decl import (

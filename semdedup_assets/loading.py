@@ -247,7 +247,12 @@ def _checked(entry: _Entry) -> list[str]:
     loaded = entry.component.loaded
     if not isinstance(loaded, Pipeline):
         return []
-    found = checked_source(loaded)
+    try:
+        found = checked_source(loaded)
+    except Exception as error:
+        # What a library raises of a file is seen by the run; here nothing must hide what else is wrong.
+        reason = f"could not be looked into ({type(error).__name__}: {_one_line(error)})"
+        found = [Problem(("source",), reason, warning=True)]
     for line in lines_of([each for each in found if each.warning], entry.context):
         _LOGGER.warning(line)
     return lines_of([each for each in found if not each.warning], entry.context)

@@ -61,6 +61,23 @@ class DagsterUI:
         self.dialog.get_by_text("1 partition", exact=True).wait_for()
         self.dialog.get_by_role("button", name="Launch 1 run").click()
 
+    def materialise_group(self) -> str:
+        """Press *Materialize all* on the graph of a group that is open, with all partitions that its dialog offers.
+
+        Returns:
+            What its preview says of each asset.
+        """
+        self.page.get_by_role("button", name="Materialize all").click()
+        self.dialog.get_by_role("button", name="All", exact=True).click()
+        self.dialog.get_by_text("Preview", exact=True).click()
+        preview = self.page.get_by_role("dialog").last
+        preview.get_by_text("Partitions to launch").wait_for()
+        text = preview.inner_text()
+        preview.get_by_role("button", name="OK").click()
+        self.dialog.get_by_role("button", name="Launch backfill").click()
+        self.dialog.wait_for(state="hidden")
+        return text
+
     def open_launchpad(self) -> None:
         """The launchpad of the asset whose page is open, the cursor among its settings."""
         self.page.locator("button:has([aria-label=arrow_drop_down])").first.click()

@@ -41,10 +41,15 @@ class RunningDagster:
                 os.kill(pid, signal.SIGKILL)
 
 
-def write_project(folder: Path, attributes: dict[str, Any]) -> None:
-    """A Dagster project with one pipeline, and the instance's configuration that this repository ships."""
+def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
+    """A Dagster project with some pipelines, and the instance's configuration that this repository ships.
+
+    Args:
+        folder: of the project.
+        pipelines: their settings.
+    """
     package = folder / "their_project"
-    (package / "defs" / "toy").mkdir(parents=True)
+    (package / "defs").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "defs" / "__init__.py").write_text("")
     (package / "definitions.py").write_text(
@@ -58,8 +63,11 @@ def write_project(folder: Path, attributes: dict[str, Any]) -> None:
     (folder / "workspace.yaml").write_text(
         "load_from:\n  - python_module: {module_name: their_project.definitions, working_directory: .}\n"
     )
-    document = {"type": "semdedup_assets.SemDedupPipeline", "attributes": attributes}
-    (package / "defs" / "toy" / "defs.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    for attributes in pipelines:
+        document = {"type": "semdedup_assets.SemDedupPipeline", "attributes": attributes}
+        file = package / "defs" / attributes["dataset"] / "defs.yaml"
+        file.parent.mkdir()
+        file.write_text(yaml.safe_dump(document, sort_keys=False))
     shutil.copy(ROOT / "dagster.yaml", folder)
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from semdedup_assets.stage_graph import GRAPH, pipeline_context
 from semdedup_assets_tests.browser import BrowserNotFoundError, DagsterUI, browsing
 from semdedup_assets_tests.dagster_process import ROOT, RunningDagster, running_dagster, wait_for, write_project
 from semdedup_assets_tests.pipeline_runs import PipelineRuns
-from semdedup_assets_tests.toy_source import vectors_settings
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
 LOCATION = "their_project.definitions"
 GROUP = "emoji__tiny_clip"
@@ -33,9 +33,10 @@ ON_A_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_second
 
 @dataclass(frozen=True)
 class Seen:
-    """A pipeline, the Dagster it runs in, and a browser that looks at it."""
+    """A pipeline, a fresh one, the Dagster they run in, and a browser that looks at it."""
 
     runs: PipelineRuns
+    fresh: PipelineRuns
     dagster: RunningDagster
     ui: DagsterUI
 
@@ -66,6 +67,12 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
+def fresh_settings(folder: Path) -> dict[str, Any]:
+    """Another pipeline, of vectors, of which nothing is made."""
+    clustering = {"k": [3], "buckets": 1, "iterations": 10}
+    return vectors_settings(folder / "fresh", dataset="fresh", clustering=clustering, manifests=["parquet"])
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """A pipeline in Dagster, of which one k and one target have not been made yet."""
@@ -74,13 +81,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("browser")
     (folder / "source").mkdir()
     shutil.copy(min((ROOT / "examples/emoji/shards").glob("*.tar")), folder / "source")
-    write_project(folder, settings(folder))
+    write_shard(folder / "fresh", "0", near_duplicates(0))
+    write_project(folder, settings(folder), fresh_settings(folder))
     with running_dagster(folder) as dagster:
         runs = PipelineRuns(dagster.instance, settings(folder))
         runs.changed(clustering={"k": [6]}, epsilons=["0.05"]).refresh()
+        replace(runs, settings=fresh_settings(folder)).observe()
         # Only now: Playwright's event loop would be in the way of Dagster's.
         with browsing_or_fail(dagster.url) as ui:
-            yield Seen(runs, dagster, ui)
+            yield Seen(runs, replace(runs, settings=fresh_settings(folder)), dagster, ui)
 
 
 @contextmanager
@@ -167,6 +176,24 @@ def test_a_target_launched_from_the_dialog_shows_what_is_kept(seen: Seen) -> Non
     assert items == sum(record["items"] for record in embedded(seen))
     assert kept / items == pytest.approx(0.7, abs=0.02)
     assert {"seconds", "peak_memory_mib"} <= event.metadata.keys()
+
+
+def test_materialize_all_of_a_fresh_pipeline_makes_everything(seen: Seen) -> None:
+    seen.ui.open_graph(LOCATION, "fresh__precomputed")
+    seen.wait_for_texts("embeddings", "centroids", "assignments")
+    preview = seen.ui.materialise_group()
+    assert "No partitions available" not in preview
+    assert "centroids" in preview
+
+    def ended() -> bool:
+        return all(each.status.value != "REQUESTED" for each in seen.dagster.instance.get_backfills())
+
+    wait_for(ended, what="the backfill", log=seen.dagster.log)
+    (backfill,) = seen.dagster.instance.get_backfills()
+    assert backfill.status.value == "COMPLETED_SUCCESS", backfill.error
+    made = seen.fresh.materialised_since(0)
+    assert {str(asset) for asset in seen.fresh.builder.automatic} <= made.keys()
+    assert (made["centroids"], made["assignments"], made["manifests"]) == (["3"], ["3|s000000"], ["0.05|3"])
 
 
 def embedded(seen: Seen) -> list[dict[str, Any]]:

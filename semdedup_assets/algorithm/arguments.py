@@ -116,7 +116,7 @@ def _checked_array(vectors: Any) -> np.ndarray:
         message = "vectors: a masked array with masked numbers; exclude these rows, or fill them"
         raise ValueError(message)
     try:
-        array = np.asarray(vectors)
+        array: np.ndarray = np.asarray(vectors)
     except (ValueError, TypeError) as error:
         message = f"vectors: {type(vectors).__name__} gives no array ({error}); give (n, d) floats"
         raise ValueError(message) from error
@@ -127,7 +127,8 @@ def _checked_array(vectors: Any) -> np.ndarray:
         )
         raise TypeError(message)
     _check_shape(array.shape, str(array.dtype), is_float=array.dtype.kind == "f" and array.dtype.itemsize <= 8)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    native = np.dtype(array.dtype.newbyteorder("="))
+    return array.astype(native, copy=False)
 
 
 def _check_shape(shape: tuple[int, ...], dtype: str, *, is_float: bool) -> None:
@@ -148,11 +149,11 @@ def checked_ids(ids: Any, n: int) -> np.ndarray:
     """
     if ids is None:
         return np.arange(n, dtype=np.uint64)
-    ids = np.asarray(ids)
-    if ids.shape != (n,) or ids.dtype.kind not in "iu" or len(np.unique(ids)) != n or (n and ids.min() < 0):
+    found: np.ndarray = np.asarray(ids)
+    if found.shape != (n,) or found.dtype.kind not in "iu" or len(np.unique(found)) != n or (n and found.min() < 0):
         message = f"ids: expected {n} distinct non-negative integers, one per row"
         raise ValueError(message)
-    return ids.astype(np.uint64)
+    return found.astype(np.uint64)
 
 
 def checked_protection(protect: Any, n: int) -> np.ndarray:

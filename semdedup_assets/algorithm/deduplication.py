@@ -326,7 +326,7 @@ class Deduplication:
         from semdedup_assets.algorithm.detection_efficiency import DuplicateCounter, sample_clusters
         from semdedup_assets.algorithm.selection import check_epsilon
 
-        for each in [epsilon] if np.ndim(epsilon) == 0 else epsilon:  # type: ignore[union-attr]
+        for each in np.atleast_1d(np.asarray(epsilon, dtype=object)).tolist():
             check_epsilon(each)
         epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
         check_integer(clusters, name="clusters", least=1, without="None samples all")

@@ -35,7 +35,7 @@ _CLUSTER_ITEMS = 4
 _CONTENT_NOTES: dict[Content, str] = {
     "image": "",
     "text": " Red words that are struck out stand only in the item above; green ones only in this one.",
-    "vector": " The source holds vectors, so there are only keys to show.",
+    "vector": " The source holds vectors, so there are only keys and carried columns to show.",
 }
 _ORPHAN_NOTE = (
     " Orphan: removed, although no kept item lies within ε of it; the items that do were all removed themselves. "

@@ -89,8 +89,9 @@ def _made(
     wanted = {each for each in partitions if again or not _is_current(stage_context, stage.name, each)}
     fresh = index.results(stage.name, (each for each in partitions if each not in wanted))
     logged = [events.event(partition, record, reused=True) for partition, record in fresh.items()]
-    lacking = _lacking(stage_context, stage, wanted)
-    ready = [each for each in partitions if each in wanted and each not in lacking]
+    to_make = [each for each in partitions if each in wanted]
+    lacking = _lacking(stage_context, stage, to_make)
+    ready = [each for each in to_make if each not in lacking]
     for partition, record in run_partitions(stage_context, stage, ready, again=again):
         logged.append(events.event(partition, record))
         # A single event describes a run of one partition; of many, each is seen as it ends.

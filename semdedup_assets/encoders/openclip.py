@@ -1,5 +1,6 @@
 """Images by the image tower of an OpenCLIP model."""
 
+import json
 import pickle
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
+_CONFIG = "open_clip_config.json"
 # What OpenCLIP raises on a hub out of reach, a damaged file, or weights of another model.
 _LOADING_ERRORS = (
     RuntimeError,
@@ -104,10 +106,10 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
             return None
         name = self.model.removeprefix(_LOCAL_DIR)
         path = local_path(name)
-        if path is not None and (path / "open_clip_config.json").is_file():
+        if path is not None and (path / _CONFIG).is_file():
             return path
         if path is not None or name != self.model:
-            message = f"{self.model}: no folder with open_clip_config.json and weights"
+            message = f"{self.model}: no folder with {_CONFIG} and weights"
             raise ValueError(message)
         return None
 
@@ -156,7 +158,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         if self.problems():
             return []
         if self.folder is not None:
-            return missing_weights(self.folder)
+            return [*_damaged_configuration(self.folder / _CONFIG), *missing_weights(self.folder)]
         try:
             _check_names(self.model, None if local_path(self.pretrained or "") else self.pretrained)
         except ValueError as error:
@@ -220,6 +222,17 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         checkpoint = local_path(self.pretrained) if self.pretrained else None
         _check_names(name, None if checkpoint else self.pretrained)
         return name, *_create(name, str(checkpoint or self.pretrained or ""))
+
+
+def _damaged_configuration(file: Path) -> list[str]:
+    """Why a configuration describes no model; begins with the setting's name."""
+    try:
+        _ = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["embed_dim"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [
+            f"model: {file.absolute()} is no configuration of OpenCLIP's ({error!r}); name a folder with a whole model"
+        ]
+    return []
 
 
 def _unknown_model(name: str) -> str | None:

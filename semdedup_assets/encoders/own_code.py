@@ -1,6 +1,7 @@
 """Models that bring Python code of their own: it is never run, and nobody is asked whether to run it."""
 
 import pickle
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -13,6 +14,9 @@ EMBED_YOURSELF = "name a model whose architecture the library has, or embed with
 _PICKLED = (
     "the weights are damaged, or a pickle of more than tensors, which could run code; convert them to .safetensors"
 )
+
+# Of two threads, the one that ends later would else restore what the other had put there.
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
@@ -28,13 +32,14 @@ def refusing_own_code() -> Generator[None, None, None]:
     from transformers import dynamic_module_utils
 
     module: Any = dynamic_module_utils
-    saved = {name: getattr(module, name) for name in ("TIME_OUT_REMOTE_CODE", "get_class_in_module")}
-    # Without time for an answer nothing is asked; and through the other all code of a model comes.
-    vars(module).update(TIME_OUT_REMOTE_CODE=0, get_class_in_module=_refuse)
-    try:
-        yield
-    finally:
-        vars(module).update(saved)
+    with _one_at_a_time:
+        saved = {name: getattr(module, name) for name in ("TIME_OUT_REMOTE_CODE", "get_class_in_module")}
+        # Without time for an answer nothing is asked; and through the other all code of a model comes.
+        vars(module).update(TIME_OUT_REMOTE_CODE=0, get_class_in_module=_refuse)
+        try:
+            yield
+        finally:
+            vars(module).update(saved)
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:

@@ -12,6 +12,7 @@ from semdedup_assets.storage.results import MissingResultError, ResultRecord, ch
 MISSING = "missing"
 """The reason of a partition that was never made."""
 
+_EXCLUDED = "excluded: "
 _LONGEST_VALUE = 60
 _MOST_SETTINGS = 3
 _DIMENSIONS: tuple[Dimension, ...] = ("bucket", "epsilon", "k", "shard")
@@ -61,9 +62,6 @@ def _reason_before(
 ) -> str | None:
     names = [name for name, (shared, stale) in inputs.items() if partition.only(shared) in stale]
     return f"made from what is stale: {', '.join(names)}" if names else None
-
-
-_EXCLUDED = "excluded: "
 
 
 def _own_reason(context: StageContext, stage: Stage, partition: Partition) -> str | None:

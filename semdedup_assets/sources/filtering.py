@@ -30,7 +30,7 @@ SeenVectors = Callable[[np.ndarray], None]
 
 
 class OtherRowsError(ValueError):
-    """A file has not as many rows as are expected."""
+    """A file has fewer rows than are expected."""
 
 
 def relative_name(path: str, setting: str, beside: tuple[str, str] | None = None) -> str:
@@ -69,12 +69,12 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
 
     Args:
         path: of the file.
-        keep: (rows,) bool, which rows.
+        keep: (rows,) bool, which of the first rows.
         to: binary stream that takes the file.
         seen: looks at them.
 
     Raises:
-        OtherRowsError: the file has not so many rows.
+        OtherRowsError: the file has fewer rows.
         TruncatedFile: a column is damaged at or before the last of these rows; names file and row.
         OSError: it cannot be opened; names it.
     """
@@ -84,7 +84,7 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
         opened_table = stack.enter_context(parquet_table(path))
         table = replace(opened_table, file=opened_table.reopened(old_times="us"))
         writer = stack.enter_context(_table_writer(table, to))
-        if table.rows != len(keep):
+        if table.rows < len(keep):
             message = f"it has {table.rows:,} rows, and {len(keep):,} were read before"
             raise OtherRowsError(message)
         most_rows, waiting = _group_rows(table), list[pa.RecordBatch]()
@@ -153,20 +153,20 @@ def _table_writer(table: ParquetTable, to: Any) -> "pq.ParquetWriter":
 _CODECS = {"UNCOMPRESSED": "NONE"}
 
 
-def write_array_rows(path: str, keep: np.ndarray, to: Any, *, most_mib: int, seen: SeenVectors) -> None:
+def write_array_rows(path: str, keep: np.ndarray, to: Any, *, most_mib: int, seen: SeenVectors | None = None) -> None:
     """Write some rows of an `.npy` file, or of the arrays in an `.npz` file, as a file of the same kind and type.
 
     In an `.npz` file, other arrays of as many rows are cut to the same rows, and everything else is copied.
 
     Args:
         path: of the file.
-        keep: (rows,) bool, which rows.
+        keep: (rows,) bool, which of the first rows.
         to: binary stream that takes the file.
         most_mib: MiB of a vector.
         seen: looks at the vectors.
 
     Raises:
-        OtherRowsError: the array has not so many rows.
+        OtherRowsError: the array has fewer rows.
         ValueError: another array of as many rows cannot be cut to some of them; names file and array.
         TruncatedFile: the file is damaged; names it.
         OSError: it cannot be opened; names it.
@@ -195,8 +195,8 @@ def _same_entry(info: ZipInfo) -> ZipInfo:
     return entry
 
 
-def _write_vectors(array: VectorArray, keep: np.ndarray, to: Any, seen: SeenVectors) -> None:
-    if array.rows_there != len(keep):
+def _write_vectors(array: VectorArray, keep: np.ndarray, to: Any, seen: SeenVectors | None) -> None:
+    if array.rows_there < len(keep):
         message = f"it has {array.rows_there:,} rows, and {len(keep):,} were read before"
         raise OtherRowsError(message)
     _write_header(to, (int(keep.sum()), array.width), array.dtype)
@@ -209,7 +209,8 @@ def _write_vectors(array: VectorArray, keep: np.ndarray, to: Any, seen: SeenVect
             raise OtherRowsError(message)
         chosen = vectors[part[: len(vectors)]]
         if len(chosen):
-            seen(chosen)
+            if seen is not None:
+                seen(chosen)
             to.write(chosen.astype(array.dtype).tobytes())
 
 

@@ -126,7 +126,7 @@ def batches(table: ParquetTable, field: FieldPath, groups: Sequence[int] | None 
 
 
 def row_batches(table: ParquetTable) -> "Iterator[pa.RecordBatch]":
-    """Consecutive rows with all their columns, in batches as small as those of `batches`.
+    """Consecutive rows with all their columns, in batches as small as those of `batches`, and row by row before damage.
 
     Raises:
         TruncatedFile: a column is damaged from some row on; names the row.
@@ -162,6 +162,11 @@ def _record_batches(file: "pq.ParquetFile", name: str | None, groups: Iterable[i
             except (pa.ArrowNotImplementedError, pa.ArrowCapacityError):
                 # More than 2 GiB of a nested column do not fit one array.
                 if rows == 1:
+                    raise
+                rows = max(1, rows // _SMALLER)
+            except (pa.ArrowInvalid, OSError) as error:
+                # The batches of one column, of which each decides which rows are good, end elsewhere than those of all.
+                if rows == 1 or name is not None or getattr(error, "errno", None) is not None:
                     raise
                 rows = max(1, rows // _SMALLER)
 

@@ -75,17 +75,18 @@ def _write_tables(source: Parquet, kept: ChosenShard, result: CountingFolder) ->
 def _write_vectors(context: StageContext, source: Vectors, kept: ChosenShard, result: CountingFolder) -> None:
     files = {file.path: file for file in kept.shard.files}
     encoder, tables = context.pipeline.encoder, source.metadata_of(files)
-    is_normalised = isinstance(encoder, Precomputed) and encoder.normalise
-    vectors = _Vectors(source, kept, _StoredVectors(kept.embeddings), is_normalised=is_normalised)
+    # The estimate's trial run has made-up embeddings, of which nothing can be told.
+    vectors = _Vectors(kept, _StoredVectors(kept.embeddings), encoder) if isinstance(encoder, Precomputed) else None
     for path, first, keep in kept.of_files():
         table = tables.get(path)
         beside = None if table is None else (table.path, source.metadata or "")
-        name, seen = relative_name(path, source.path, beside), vectors.of_file(path, first, keep)
+        name = relative_name(path, source.path, beside)
+        seen = None if vectors is None else vectors.of_file(path, first, keep)
         with _unchanged(files[path], keep), result.open(f"{FILTERED}/{name}") as stream:
             if is_array(path):
                 write_array_rows(path, keep, stream, most_mib=source.max_item_mib, seen=seen)
             else:
-                write_table_rows(path, keep, stream, seen=vectors.in_tables(path, seen))
+                write_table_rows(path, keep, stream, seen=None if seen is None else _in_tables(source, path, seen))
         if table is not None:
             _write_metadata(source, files[path], table, keep, result)
 
@@ -166,16 +167,14 @@ class _Vectors:
     """Holds vectors of a shard against the embeddings that were made of them.
 
     Attributes:
-        source: that reads them.
         kept: the shard.
         stored: its embeddings.
-        is_normalised: whether these were divided by their norms.
+        encoder: that checked and normalised them.
     """
 
-    source: Vectors
     kept: ChosenShard
     stored: "_StoredVectors"
-    is_normalised: bool
+    encoder: Precomputed
 
     def of_file(self, path: str, first: int, keep: np.ndarray) -> SeenVectors:
         """Looks at the kept vectors of a file, (m, d) at a time; arguments as of `_Payloads.of_file`."""
@@ -185,16 +184,17 @@ class _Vectors:
             nonlocal left
             here, left = left[: len(vectors)], left[len(vectors) :]
             expected = self.stored.take(item_ids(self.kept.shard.index, first + here))
-            unit = (normalise_rows if self.is_normalised else check_unit_rows)(vectors).vectors
+            unit = (normalise_rows if self.encoder.normalise else check_unit_rows)(vectors).vectors
             other = _far(unit, expected)
             if len(other):
                 raise other_record(path, int(here[other[0]]))
 
         return look
 
-    def in_tables(self, path: str, look: SeenVectors) -> SeenRows:
-        """The same of rows that hold them."""
-        return lambda batch: look(self.source.vectors_in(batch, path))
+
+def _in_tables(source: Vectors, path: str, look: SeenVectors) -> SeenRows:
+    """Looks at the vectors that rows of a table hold."""
+    return lambda batch: look(source.vectors_in(batch, path))
 
 
 def _far(vectors: np.ndarray, stored: np.ndarray) -> np.ndarray:

@@ -161,7 +161,7 @@ def test_numbers_must_have_an_order() -> None:
         ordered_ids(np.array(list("abcde")))
     with pytest.raises(ValueError, match=r"keep\[0\]: int is no NumPy array; give np\.asarray"):
         ordered_ids([1, 2, 3, 4, 5])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="keep: None .* orders no items"):
+    with pytest.raises(TypeError, match=r"keep: None .* orders no items"):
         ordered_ids(None)  # type: ignore[arg-type]
 
 

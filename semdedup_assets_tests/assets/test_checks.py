@@ -133,6 +133,7 @@ def test_these_checks_are_declared_and_these_block(unmade: PipelineRuns) -> None
         assert {spec.name for spec in specs if spec.blocking} == BLOCKING[asset], asset
         assert all(spec.description for spec in specs)
     assert {check.name for check in graph.asset_check_keys if check.asset_key.path == ["toy", "shard_index"]} == {
+        "shards_follow_settings",
         "source_has_files",
     }
     assert set(BLOCKING) == {str(asset) for asset in unmade.builder.assets}

@@ -149,9 +149,7 @@ def test_what_the_button_makes(runs: PipelineRuns) -> None:
 
 def test_a_run_whose_inputs_are_missing_says_what_to_make_first_and_makes_the_others(unmade: PipelineRuns) -> None:
     unmade.observe()
-    missing = (
-        r"assignments: 3 partitions cannot be made yet: .*centroids, partition 3; or launch toy__precomputed__refresh"
-    )
+    missing = r"assignments: 3 partitions cannot be made yet: .*embeddings, partition s000000; .* or launch toy__"
     with pytest.raises(dg.Failure, match=missing):
         unmade.materialise("assignments", "3|s000000", "3|s000002")
     unmade.refresh()

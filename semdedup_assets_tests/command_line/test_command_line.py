@@ -96,6 +96,18 @@ def test_check_names_what_would_be_made_and_the_store_does_not_learn_of_the_file
     assert "to make figures 1, galleries 2 8 of 10 stages are up to date" in words
 
 
+def test_check_looks_into_the_source_and_names_a_column_that_it_does_not_have(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    settings = settings_of(tmp_path)
+    path = write_defs(tmp_path, {**settings, "source": {**settings["source"], "vector": "embeding"}})
+    status, _, err = semdedup("check", tmp_path, "--no-estimate")
+    assert status == FAILURE
+    assert err[0].startswith("1 problem")
+    assert err[1].startswith(f"{path}:")
+    assert "attributes.source.vector: " in err[1]
+    assert "near names: embedding" in err[1]
+
+
 def test_removed_lists_what_the_masks_remove_with_the_kept_item_of_each(made: Path) -> None:
     found = masks(made, "0.2")
     expected = found.filter(~pl.col("kept"))

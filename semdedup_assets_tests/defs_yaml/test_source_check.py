@@ -201,6 +201,17 @@ def test_a_model_folder_is_read_for_pooling_length_and_weights(tmp_path: Path) -
     assert found(tmp_path, source=source, encoder={**encoder, "max_tokens": 512, "pooling": "mean"}) == {}
 
 
+def test_a_damaged_configuration_of_openclip_is_reported(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(make_folder(tmp_path / "source") / "a.png")
+    folder = make_folder(tmp_path / "clip")
+    (folder / "open_clip_config.json").write_text('{"model_cfg": ')
+    (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+    source = {"kind": "folder", "path": str(tmp_path / "source")}
+    problems = found(tmp_path, source=source, encoder={"kind": "openclip", "model": str(folder)})
+    assert set(problems) == {"encoder.model"}
+    assert "is no configuration of OpenCLIP's" in problems["encoder.model"]
+
+
 def test_a_prompt_that_a_model_does_not_have_is_reported(tmp_path: Path) -> None:
     write_lines(tmp_path / "source" / "a.jsonl", [{"text": "one"}])
     source = {"kind": "jsonl", "path": str(tmp_path / "source")}

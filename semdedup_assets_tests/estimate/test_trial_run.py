@@ -13,16 +13,17 @@ from semdedup_assets.estimate.item_counts import count_items
 from semdedup_assets.estimate.trial_run import scale_of, trial_run
 from semdedup_assets.kept_sets import Clustering
 from semdedup_assets_tests.stage_runs import StageRuns, small_pipeline, stored_files
+from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
 
 
-def trial_usage(runs: StageRuns) -> dict[tuple[str, str], ActualUsage]:
+def trial_usage(runs: StageRuns, *, items: int | None = None) -> dict[tuple[str, str], ActualUsage]:
     """What each row of a trial used; its vectors have 32 numbers."""
     runs.observe()
     context = runs.context()
     counts, rows = count_items(context), stage_rows(context)
     clusterings = [row.clustering or context.pipeline.clusterings[0] for row in rows]
     scales = [scale_of(context, counts.by_shard, each, dimension=32) for each in clusterings]
-    trial = trial_run(context, counts, list(zip(rows, scales, strict=True)), items=counts.items)
+    trial = trial_run(context, counts, list(zip(rows, scales, strict=True)), items=items or counts.items)
     return {key: used for key, (used, _) in trial.items()}
 
 
@@ -73,6 +74,20 @@ def test_a_trial_of_images_copies_as_many_as_fit(tmp_path: Path) -> None:
     used = trial_usage(runs)
     assert used["items", ""].items == 40
     assert used["manifests", "3"].bytes > 40 * 192
+
+
+@pytest.mark.parametrize("kind", ["vectors", "parquet"])
+def test_a_trial_writes_the_sources_own_files_of_fewer_rows(tmp_path: Path, kind: str) -> None:
+    names = [f"a text of the row {row}" for row in range(60)]
+    for shard in range(2):
+        write_table(tmp_path, f"{shard}", near_duplicates(shard), {"text": names})
+    source = {"kind": kind, "path": str(tmp_path / "source"), **({"text": "text"} if kind == "parquet" else {})}
+    encoder = {"kind": "precomputed"} if kind == "vectors" else {"kind": "transformers", "model": str(tmp_path)}
+    settings = vectors_settings(tmp_path, source=source, encoder=encoder, model="m", manifests=["filtered"])
+    used = trial_usage(StageRuns(settings), items=80)
+    (manifests,) = (each for (stage, _), each in used.items() if stage == "manifests")
+    assert manifests.complete
+    assert manifests.bytes > 1000
 
 
 def test_a_trial_of_several_selections_runs_each(tmp_path: Path) -> None:

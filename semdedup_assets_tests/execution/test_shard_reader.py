@@ -50,7 +50,7 @@ def test_the_last_row_that_an_id_can_number_is_read_and_the_next_refused(tmp_pat
         file.write_bytes(b"rows")
     assert sum(len(each.keys) for each in reader_of(tmp_path, files, [batch(MOST_ROWS // 2)])) == MOST_ROWS
     message = (
-        r"shard 7 \(2 files, the first is .*/a\.npy\) has 4,294,967,298 rows or more; .*lower `shards\.files_per_shard`"
+        r"shard 7 \(2 files, the first is .*/a\.npy\) has 4,294,967,297 rows or more; .*lower `shards\.files_per_shard`"
     )
     with pytest.raises(TooManyRowsError, match=message):
         list(reader_of(tmp_path, files, [batch(MOST_ROWS // 2), batch(1)]))

@@ -221,6 +221,32 @@ def test_tables_that_are_not_what_was_embedded_are_refused(tmp_path: Path) -> No
     )
 
 
+def test_rows_before_a_damaged_page_are_kept_with_all_their_columns(tmp_path: Path) -> None:
+    """The batches of the texts end at another row than those of all columns together."""
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "0.parquet"
+    wanted = [f"{row} {WORDS[row % 8]} {'x' * 290}" for row in range(10_000)]
+    table = pa.table({"text": wanted, "pad": [bytes(40)] * 10_000, "good": [True] * 10_000})
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "data_page_size": 4096}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    unseen(path, lambda content: content.replace(b"5000 cat", b"5000 CAT"))
+    settings = vectors_settings(
+        tmp_path,
+        source={"kind": "parquet", "path": str(tmp_path / "source"), "text": "text", "columns": {"good": "bool"}},
+        encoder=STATIC_TEXTS,
+        manifests=["filtered"],
+        max_skipped=1,
+        selection={"protect": "good"},
+    )
+    runs = StageRuns(settings)
+    runs.run()
+    found = pq.read_table(filtered(runs) / "0.parquet")
+    (rows,) = kept_rows(runs).values()
+    assert len(found) == len(rows) > 0
+    assert 3000 < max(rows) < 5000
+    assert found["text"].to_pylist() == [wanted[row] for row in rows]
+
+
 # Vectors
 
 
