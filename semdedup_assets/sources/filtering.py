@@ -106,7 +106,7 @@ def _chosen_rows(table: ParquetTable, keep: np.ndarray) -> "Iterator[pa.RecordBa
     while first <= last:
         batch = next(batches)
         part = keep[first : first + len(batch)]
-        first += len(batch)
+        batch, first = batch.slice(0, len(part)), first + len(batch)
         if part.any():
             yield batch if part.all() else batch.filter(pa.array(part))
 
