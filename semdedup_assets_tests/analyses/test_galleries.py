@@ -346,8 +346,8 @@ def test_of_a_large_file_little_more_is_read_than_the_items_that_are_wanted(
     pipeline = made(settings)
     found = read_cards(pipeline.context, [row])
     assert found.by_id[row].image is not None
-    # Of a tar the headers before it, in pieces of 4 KiB; of a table its row group of four, and 64 KiB of its end.
-    at_most = 2 * len(pictures[row]) + 4096 * (row + 4) if kind == "webdataset" else 4 * len(pictures[row]) + (66 << 10)
+    # Of a tar the headers before it, in pieces of 4 KiB; of a table its row group of four, and some 64 KiB of its end.
+    at_most = 2 * len(pictures[row]) + 4096 * (row + 4) if kind == "webdataset" else 4 * len(pictures[row]) + (72 << 10)
     assert len(pictures[row]) <= found.bytes_read <= at_most < 20 * len(pictures[row])
     assert np.abs(mean_colour(found.by_id[row].image or b"") - mean_colour(pictures[row])).max() < 12
 
@@ -530,13 +530,13 @@ def test_texts_are_compared_word_by_word_without_their_source_and_are_no_markup(
 
 
 def test_texts_of_tables_beyond_the_limit_are_only_named(tmp_path: Path) -> None:
-    # Random digits pack to about half a byte each.
+    # Random digits pack to about half a byte each; the model has no word for them, so that this item is in the table alone.
     digits = np.random.default_rng(0).integers(0, 10, 3_000_000).astype("U1")
     for number in range(2):
         write_texts(tmp_path, f"{number}.jsonl", [*TEXTS[:2], "".join(digits)])
     cards = cards_of_all(made(text_settings(tmp_path) | {"galleries": {"mib": 1}})).by_id
-    assert [card.text is None for card in cards.values()] == [False] * 3 + [True] * 3
+    assert [card.text is None for card in cards.values()] == [False] * 2 + [True] * 2
     assert {card.unavailable for item, card in cards.items() if item >> 32 == 1} == {
         "not read: 1 MiB of the source were read before it (`galleries.mib`)"
     }
-    assert [card.key for card in cards.values()][3:] == [f"<b>1.jsonl</b> {number}" for number in range(3)]
+    assert [card.key for card in cards.values()][2:] == [f"<b>1.jsonl</b> {number}" for number in range(2)]
