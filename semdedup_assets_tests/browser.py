@@ -69,9 +69,10 @@ class DagsterUI:
         """
         self.page.get_by_role("button", name="Materialize all").click()
         self.dialog.get_by_role("button", name="All", exact=True).click()
-        self.dialog.get_by_text("Preview", exact=True).click()
+        self.dialog.get_by_role("button", name="Preview").click()
         preview = self.page.get_by_role("dialog").last
-        preview.get_by_text("Partitions to launch").wait_for()
+        preview.get_by_role("button", name="OK").wait_for()
+        preview.get_by_text("Backfills all partitions").first.wait_for()
         text = preview.inner_text()
         preview.get_by_role("button", name="OK").click()
         self.dialog.get_by_role("button", name="Launch backfill").click()
