@@ -9,8 +9,9 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.looks import Look, Looks
 from semdedup_assets.assets.source import source_changes
-from semdedup_assets.assets.under_way import last_finished_run, unfinished_backfill, unfinished_run
+from semdedup_assets.assets.under_way import FINISHED, last_finished_run, unfinished_backfill, unfinished_run
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import StageAsset
@@ -18,6 +19,9 @@ from semdedup_assets.execution.reference_files import observe_references, observ
 from semdedup_assets.storage.results import MissingResultError, fingerprint
 
 REASON_TAG, STATE_TAG, STALE_TAG = "semdedup/reason", "semdedup/state", "semdedup/stale"
+
+UP_TO_DATE = "everything is up to date"
+"""What a look says that finds nothing to be made."""
 
 _RETRY = timedelta(hours=1)
 _NAMED = 3
@@ -57,9 +61,13 @@ def _named(partitions: list[Partition]) -> str:
     return f"{len(partitions)} missing or stale{f' ({named}{more})' if named else ''}"
 
 
-def find_wanted(builder: AssetBuilder) -> Wanted:
-    """What refreshes would make, by the store's records."""
-    first = builder.context(builder.assets[0])
+def find_wanted(builder: AssetBuilder, first: StageContext) -> Wanted:
+    """What refreshes would make, by the store's records.
+
+    Args:
+        builder: of the pipeline.
+        first: context of its first asset, which knows the store as it is now.
+    """
     found = {}
     for asset in builder.automatic:
         stale = _stale(first.with_selection(asset.selection), asset)
@@ -98,7 +106,7 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
     last = last_finished_run(instance, builder.refresh_job, keys)
     if last is None or last.dagster_run.tags.get(STATE_TAG) != found.state:
         return None
-    run, again = last.dagster_run, datetime.fromtimestamp(last.end_time or 0, timezone.utc) + _RETRY
+    run, again = last.dagster_run, _again(last)
     if now >= again or (run.is_success and run.tags.get(STALE_TAG) != found.stale):
         return None
     ended = {dg.DagsterRunStatus.SUCCESS: "made nothing of it", dg.DagsterRunStatus.CANCELED: "was ended by hand"}
@@ -108,34 +116,58 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
     )
 
 
+def _last_refresh(builder: AssetBuilder, instance: dg.DagsterInstance, now: datetime) -> tuple[str, bool] | None:
+    """The refresh that ended last, and whether the same may be tried again: a trace, as results are."""
+    chosen = dg.RunsFilter(job_name=builder.refresh_job, statuses=list(FINISHED))
+    records = instance.get_run_records(chosen, limit=1)
+    return (records[0].dagster_run.run_id, now >= _again(records[0])) if records else None
+
+
+def _again(run: dg.RunRecord) -> datetime:
+    """When what a run did not make is tried again."""
+    return datetime.fromtimestamp(run.end_time or 0, timezone.utc) + _RETRY
+
+
 def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     """The sensor that makes what is missing or stale without anybody asking."""
-    running = builder.pipeline.refresh.automatic
+    looks, running = Looks(builder), builder.pipeline.refresh.automatic
+    keys = {builder.key(asset) for asset in builder.automatic}
 
     @dg.sensor(
         name=f"{builder.group}__automation",
         job_name=builder.refresh_job,
         minimum_interval_seconds=builder.pipeline.refresh.interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
-        description="Looks through the source and the store, and launches one refresh of all that is missing or stale. "
-        "Each look says what it found, or why nothing is made now.",
+        description="Looks through the source and, where something has changed, the store, and launches one refresh of all "
+        "that is missing or stale. Each look says what it found, or why nothing is made now.",
     )
     def automation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        keys = {builder.key(asset) for asset in builder.automatic}
-        if run := unfinished_run(context.instance, builder.refresh_job, keys):
+        instance, now = context.instance, datetime.now(timezone.utc)
+        if run := unfinished_run(instance, builder.refresh_job, keys):
             return dg.SkipReason(f"run {run} of the pipeline is under way")
-        if backfill := unfinished_backfill(context.instance, keys):
+        if backfill := unfinished_backfill(instance, keys):
             return dg.SkipReason(f"backfill {backfill} of the pipeline is under way")
         try:
-            events = list(source_changes(builder, context.instance).observations(builder))
+            changes = source_changes(builder, instance)
         except FileNotFoundError as error:
             return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
-        observe_references(builder.context(builder.assets[0]))
-        found = find_wanted(builder)
-        if not found.partitions:
-            return dg.SensorResult(asset_events=events, skip_reason="everything is up to date")
-        if reason := held_back(builder, context.instance, found, datetime.now(timezone.utc)):
+        events, first = list(changes.observations(builder)), builder.context(builder.assets[0])
+        observe_references(first)
+        last = Look.parse(context.cursor)
+        # The events of this look come after it: the next one sees them as a change.
+        further = [changes.shards, observed_references(first), _last_refresh(builder, instance, now)]
+        begun = looks.begin(instance, last, further=further)
+        if begun is None:
+            reason = f"nothing has changed since the last look: {last.found}" if last else ""
             return dg.SensorResult(asset_events=events, skip_reason=reason)
-        return dg.SensorResult(asset_events=events, run_requests=[dg.RunRequest(tags=found.tags)])
+        found = find_wanted(builder, first)
+        held = held_back(builder, instance, found, now) if found.partitions else UP_TO_DATE
+        look = looks.end(begun, first.index.cache.folders, held or f"a refresh was launched: {found}")
+        return dg.SensorResult(
+            asset_events=events,
+            cursor=look.cursor,
+            skip_reason=held,
+            run_requests=None if held else [dg.RunRequest(tags=found.tags)],
+        )
 
     return automation

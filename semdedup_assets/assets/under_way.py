@@ -13,7 +13,9 @@ _UNFINISHED = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-_FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+"""Of runs that have ended."""
+
 _MOST_RUNS, _MOST_BACKFILLS = 1000, 100
 
 
@@ -39,7 +41,7 @@ def last_finished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.Ass
         job: name.
         assets: keys.
     """
-    found = _runs(instance, job, assets, _FINISHED)
+    found = _runs(instance, job, assets, FINISHED)
     return max(found, key=lambda record: record.end_time or 0, default=None)
 
 

@@ -1,6 +1,7 @@
 """What the automation's looks ask for, and what the schedule and the jobs do."""
 
 import os
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ import pytest
 from semdedup_assets.analysis_settings import OnDemand
 from semdedup_assets.assets.automation import REASON_TAG, find_wanted, held_back
 from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.looks import Look
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, event_of
@@ -35,15 +37,20 @@ class Looks:
     def __init__(self, runs: PipelineRuns) -> None:
         self.runs = runs
 
-    def look(self) -> dg.RunRequest | str:
-        """The run that one look asks for, or why it asks for none."""
+    def tick(self, cursor: str | None = None) -> Any:
+        """What an evaluation of the sensor gives, after the one that left a cursor."""
         repository = self.runs.definitions.get_repository_def()
-        sensor = repository.get_sensor_def(SENSOR)
-        with dg.build_sensor_context(instance=self.runs.instance, repository_def=repository) as context:
+        sensor, instance = repository.get_sensor_def(SENSOR), self.runs.instance
+        with dg.build_sensor_context(instance=instance, repository_def=repository, cursor=cursor) as context:
             found = sensor.evaluate_tick(context)
         # As the daemon does.
         for event in found.asset_events:
-            self.runs.instance.report_runless_asset_event(event)
+            instance.report_runless_asset_event(event)
+        return found
+
+    def look(self) -> dg.RunRequest | str:
+        """The run that one look asks for, or why it asks for none."""
+        found = self.tick()
         requests = list(found.run_requests or [])
         assert len(requests) <= 1
         return requests[0] if requests else str(found.skip_message)
@@ -121,6 +128,22 @@ def test_a_new_and_a_changed_shard_are_followed_by_what_depends_on_them(looks: L
     assert looks.look() == NOTHING
 
 
+def test_the_store_is_looked_at_where_something_has_left_a_trace_and_once_an_hour(looks: Looks) -> None:
+    last = Look.parse(looks.tick().cursor)
+    assert last is not None
+    assert last.found == NOTHING
+
+    def earlier(minutes: int) -> str:
+        return replace(last, at=last.at - 60 * minutes).cursor
+
+    assert looks.tick(earlier(59)).skip_message == f"nothing has changed since the last look: {NOTHING}"
+    assert looks.tick(earlier(61)).skip_message == NOTHING
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    # Looks take a small share of the time, whatever changes.
+    assert looks.tick(replace(last, seconds=60.0).cursor).run_requests == []
+    assert len(looks.tick(earlier(59)).run_requests) == 1
+
+
 def test_the_same_bytes_again_are_followed_by_nothing(looks: Looks) -> None:
     os.utime(looks.runs.folder / "source" / "1.npy", ns=(1, 1))
     assert looks.settle() == [{"items": ["s000001"], "embeddings": ["s000001"]}]
@@ -196,7 +219,7 @@ def test_too_many_broken_items_fail_once_an_hour_until_the_file_is_another(looks
     waiting = str(looks.look())
     assert "failed; the next is at" in waiting
     assert f"or when you launch {JOB}; assignments: 1 missing or stale (3|s000001)" in waiting
-    found, builder = find_wanted(looks.runs.builder), looks.runs.builder
+    found, builder = find_wanted(looks.runs.builder, looks.runs.context), looks.runs.builder
     end = datetime.now(timezone.utc) + timedelta(hours=1)
     assert held_back(builder, looks.runs.instance, found, end - timedelta(minutes=1)) is not None
     assert held_back(builder, looks.runs.instance, found, end) is None

@@ -117,7 +117,7 @@ def test_one_look_of_the_automation_lists_the_store_once_for_all_assets(
     with as_new_process(finished[MORE]) as new:
         builder = new.builder
     with served_store.counted_kinds() as sent:
-        assert find_wanted(builder).partitions == {}
+        assert find_wanted(builder, builder.context(builder.assets[0])).partitions == {}
     assert sent["LIST"] <= 2 * len({asset.stage.name for asset in builder.automatic})
 
 
