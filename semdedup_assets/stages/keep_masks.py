@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,10 @@ def mask_range(
             **chosen.counts,
             "id_checksum": id_checksum(scores["id"]),
             **(_protection(scores[PROTECTED_SIMILARITY], task.epsilon) if protects else {}),
-            "groups": [astuple(group) for group in largest_groups(neighbour.compressed(), most=_GROUPS_OF_A_RANGE)],
+            # `astuple` copies deeply, which takes longer than all else here.
+            "groups": [
+                (group.kept, group.removed) for group in largest_groups(neighbour.compressed(), most=_GROUPS_OF_A_RANGE)
+            ],
         }
     return PartOfResult(task.inputs, part.files, part.details)
 
