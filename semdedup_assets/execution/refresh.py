@@ -175,7 +175,9 @@ def _made(
     wanted = set(everything) if again else set(index.stale(stage.name)) | planned
     if plan.excluded:
         wanted |= {partition for partition in index.excluded(stage.name) if partition in everything}
-    adopted = listener.up_to_date(asset, context, [each for each in everything if each not in wanted])
+    kept = [each for each in everything if each not in wanted]
+    stage.settle(context, index.results(stage.name, kept))
+    adopted = listener.up_to_date(asset, context, kept)
     made = set[Partition]()
 
     def run() -> StageRun:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semdedup_assets.checks.manifests import MANIFESTS, ManifestStage, manifest_checks
-from semdedup_assets.execution import usage
+from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
@@ -20,7 +20,7 @@ from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
 from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
 from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
-from semdedup_assets.storage.files import remove_all, write_bytes
+from semdedup_assets.storage.files import read_many, remove_all, write_bytes
 from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.manifests import MANIFEST
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
@@ -31,6 +31,7 @@ from semdedup_assets.storage.results import (
     attempting,
     copy_verified,
     fingerprint,
+    read_record,
     require_written,
 )
 
@@ -170,10 +171,37 @@ def _finish(
     require_written(writer)
     _join_csv(writer)
     _write_details(writer, details, inputs)
-    # The folder lies beside the pointer: named so, the pointer holds wherever the store is moved to.
-    pointer = {"folder": attempt, "version": attempt, **_dimensions(partition)}
-    write_bytes(current_manifest(writer.location), json.dumps(pointer, indent=1).encode())
-    return context.commit(stage.name, writer, inputs=inputs, keep_earlier=True)
+    record = context.commit(stage.name, writer, inputs=inputs, keep_earlier=True)
+    _publish(partition, record)
+    return record
+
+
+def _publish(partition: Partition, record: ResultRecord) -> None:
+    """Name a manifest as the current one, or the one that another run has committed meanwhile."""
+    latest: ResultRecord | None = record
+    while latest is not None:
+        named = latest
+        write_bytes(current_manifest(named.location), _pointer(partition, named))
+        latest = read_record(named.location)
+        if latest is not None and latest.details["manifest"] == named.details["manifest"]:
+            return
+
+
+def _pointer(partition: Partition, record: ResultRecord) -> bytes:
+    """What `current.json` holds. The folder lies beside it: named so, it holds wherever the store is moved to."""
+    name = record.details["manifest"]
+    return json.dumps({"folder": name, "version": name, **_dimensions(partition)}, indent=1).encode()
+
+
+def _settle(_: StageContext, records: Mapping[Partition, ResultRecord]) -> None:
+    """Name the recorded manifests where `current.json` does not: its run was killed, or another ran at the same time."""
+    pointers = read_many([current_manifest(record.location) for record in records.values()])
+    for (partition, record), pointer in zip(records.items(), pointers, strict=True):
+        if pointer != _pointer(partition, record):
+            progress.log(
+                f"{current_manifest(record.location)}: names {record.details['manifest']} now, as the record does"
+            )
+            _publish(partition, record)
 
 
 def _details(
@@ -344,6 +372,7 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         columns=manifest_columns,
         checks=manifest_checks(stage),
         selected=True,
+        settle=_settle,
         pool="cpu",
         unit="shards",
     )

@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 
 from semdedup_assets.checks.manifests import counts_are_conserved
+from semdedup_assets.execution.pipeline_stages import PipelineStages
+from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, refresh
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.records import Record, content_hash
 from semdedup_assets.sources import JsonLines
@@ -211,6 +213,20 @@ def test_a_manifest_that_was_tampered_with_is_reported_and_made_again(texts: Sta
     assert texts.run() == {"manifests": [KEPT]}
     assert counts_are_conserved(texts.context()).problems == []
     assert (texts.manifest(KEPT)[0] / name).read_bytes() == sound or name.endswith("parquet")
+
+
+@pytest.mark.parametrize("content", [b"{", None, b'{"folder": "0123456789abcdef-000000"}'])
+def test_a_refresh_names_the_recorded_manifest_as_the_current_one(texts: StageRuns, content: bytes | None) -> None:
+    folder, _ = texts.manifest(KEPT)
+    pointer = folder.parent / "current.json"
+    sound = pointer.read_bytes()
+    if content is None:
+        pointer.unlink()
+    else:
+        pointer.write_bytes(content)
+    made = refresh(RefreshPlan(PipelineStages(texts.pipeline, texts.graph)), RefreshListener())
+    assert not any(run.partitions for run in made)
+    assert pointer.read_bytes() == sound
 
 
 def test_a_pointer_to_another_manifest_is_reported(texts: StageRuns) -> None:
