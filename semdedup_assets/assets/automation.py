@@ -10,8 +10,8 @@ import dagster as dg
 
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.looks import Look, Looks
-from semdedup_assets.assets.source import source_changes
-from semdedup_assets.assets.under_way import FINISHED, last_finished_run, unfinished_backfill, unfinished_run
+from semdedup_assets.assets.source import changes_or_reason
+from semdedup_assets.assets.under_way import FINISHED, finished_runs, unfinished_backfill, unfinished_run
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import StageAsset
@@ -73,7 +73,7 @@ def find_wanted(builder: AssetBuilder, first: StageContext) -> Wanted:
         stale = _stale(first.with_selection(asset.selection), asset)
         if stale:
             found[asset] = stale
-    return Wanted(found, _state(builder, first))
+    return Wanted(found, state_of(builder, first))
 
 
 def _stale(context: StageContext, asset: StageAsset) -> list[Partition]:
@@ -83,14 +83,19 @@ def _stale(context: StageContext, asset: StageAsset) -> list[Partition]:
         return []  # What it is made from is among what is wanted.
 
 
-def _state(builder: AssetBuilder, context: StageContext) -> str:
+def state_of(builder: AssetBuilder, first: StageContext) -> str:
+    """Hash of all that a person may change where a refresh fails: files, settings, and how it is computed.
+
+    Args:
+        builder: of the pipeline.
+        first: context of its first asset.
+    """
     versions = {
-        str(asset): builder.code_version(asset, context.with_selection(asset.selection)) for asset in builder.automatic
+        str(asset): builder.code_version(asset, first.with_selection(asset.selection)) for asset in builder.automatic
     }
-    pipeline = builder.pipeline
-    partitions = [str(each) for each in (*pipeline.clusterings, *pipeline.targets, pipeline.clustering.buckets)]
-    shards = {shard.name: shard.fingerprint for shard in context.shard_index.shards}
-    return fingerprint([versions, partitions, shards, observed_references(context)])
+    settings = builder.pipeline.model_dump(mode="json")
+    shards = {shard.name: shard.fingerprint for shard in first.shard_index.shards}
+    return fingerprint([versions, settings, shards, observed_references(first)])
 
 
 def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted, now: datetime) -> str | None:
@@ -103,7 +108,14 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
         now: with its time zone.
     """
     keys = {builder.key(asset) for asset in builder.automatic}
-    last = last_finished_run(instance, builder.refresh_job, keys)
+    last = next(
+        (
+            record
+            for record in finished_runs(instance, builder.refresh_job, keys)
+            if STATE_TAG in record.dagster_run.tags or record.dagster_run.is_success
+        ),
+        None,
+    )
     if last is None or last.dagster_run.tags.get(STATE_TAG) != found.state:
         return None
     run, again = last.dagster_run, _again(last)
@@ -147,22 +159,21 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
             return dg.SkipReason(f"run {run} of the pipeline is under way")
         if backfill := unfinished_backfill(instance, keys):
             return dg.SkipReason(f"backfill {backfill} of the pipeline is under way")
-        try:
-            changes = source_changes(builder, instance)
-        except FileNotFoundError as error:
-            return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
+        changes = changes_or_reason(builder, instance)
+        if isinstance(changes, str):
+            return dg.SkipReason(changes)
         events, first = list(changes.observations(builder)), builder.context(builder.assets[0])
         observe_references(first)
         last = Look.parse(context.cursor)
         # The events of this look come after it: the next one sees them as a change.
         further = [changes.shards, observed_references(first), _last_refresh(builder, instance, now)]
-        begun = looks.begin(instance, last, further=further)
-        if begun is None:
-            reason = f"nothing has changed since the last look: {last.found}" if last else ""
-            return dg.SensorResult(asset_events=events, skip_reason=reason)
-        found = find_wanted(builder, first)
-        held = held_back(builder, instance, found, now) if found.partitions else UP_TO_DATE
-        look = looks.end(begun, first.index.cache.folders, held or f"a refresh was launched: {found}")
+        with looks.begin(instance, last, further=further) as begun:
+            if begun is None:
+                reason = f"nothing has changed since the last look: {last.found}" if last else "a look is under way"
+                return dg.SensorResult(asset_events=events, skip_reason=reason)
+            found = find_wanted(builder, first)
+            held = held_back(builder, instance, found, now) if found.partitions else UP_TO_DATE
+            look = looks.end(begun, first.index.cache.folders, held or f"a refresh was launched: {found}")
         return dg.SensorResult(
             asset_events=events,
             cursor=look.cursor,

@@ -78,16 +78,18 @@ def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
             context.log.info(f"run {run_id} was lost, and is marked as ended")
         keys = {builder.key(asset) for asset in builder.assets}
         last, busy = Look.parse(context.cursor), unfinished_run(context.instance, builder.refresh_job, keys) is not None
-        begun = looks.begin(context.instance, last, busy=busy)
-        if begun is None:
-            return dg.SkipReason("nothing has changed since all was last looked at, or it is too soon to look again")
-        first = builder.context(builder.assets[0])
-        try:
-            _ = first.shards
-        except MissingResultError as error:
-            return dg.SkipReason(str(error))
-        changed = list(_changed(builder, first, _known(context.instance, list(keys))))
-        look = looks.end(begun, first.index.cache.folders, _summary(changed))
+        with looks.begin(context.instance, last, busy=busy) as begun:
+            if begun is None:
+                return dg.SkipReason(
+                    "nothing has changed since all was last looked at, or it is too soon to look again"
+                )
+            first = builder.context(builder.assets[0])
+            try:
+                _ = first.shards
+            except MissingResultError as error:
+                return dg.SkipReason(str(error))
+            changed = list(_changed(builder, first, _known(context.instance, list(keys))))
+            look = looks.end(begun, first.index.cache.folders, _summary(changed))
         return dg.SensorResult(asset_events=changed, cursor=look.cursor, skip_reason=look.found)
 
     return sensor

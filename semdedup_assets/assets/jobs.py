@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
-from semdedup_assets.assets.automation import automation_sensor
+from semdedup_assets.assets.automation import STATE_TAG, automation_sensor, state_of
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.console import console_logger
 from semdedup_assets.assets.lost_runs import alive, loss_of
@@ -35,6 +35,9 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
     def refresh_all(context: dg.OpExecutionContext) -> None:
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             _require_only(context, builder)
+            if STATE_TAG not in context.run.tags:
+                # So that the automation does not at once repeat what fails here.
+                _tag(context, STATE_TAG, state_of(builder, builder.context(builder.assets[0])))
             pipeline = builder.pipeline
             if context.op_config["allow_vanished"]:
                 settings = pipeline.refresh.model_copy(update={"max_vanished": 1.0})
@@ -74,7 +77,7 @@ def _tag(context: dg.OpExecutionContext, tag: str, value: str) -> None:
     try:
         context.instance.add_run_tags(context.run.run_id, {tag: value})
     except SQLAlchemyError as error:
-        context.log.warning(f"the run could not be tagged with what it made: {error}")
+        context.log.warning(f"the run could not be tagged with {tag}: {error}")
 
 
 def _require_only(context: dg.OpExecutionContext, builder: AssetBuilder) -> None:
@@ -112,7 +115,8 @@ def _refit_job(builder: AssetBuilder) -> "UnresolvedAssetJobDefinition":
 
 def _schedule(builder: AssetBuilder, job: dg.JobDefinition) -> dg.ScheduleDefinition:
     def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        run = unfinished_run(context.instance, builder.refresh_job, {builder.key(asset) for asset in builder.assets})
+        # Trainings and analyses on demand, which may take days, hold no refresh back.
+        run = unfinished_run(context.instance, builder.refresh_job, {builder.key(asset) for asset in builder.automatic})
         return dg.SkipReason(f"run {run} of the pipeline is under way") if run else dg.RunRequest()
 
     return dg.ScheduleDefinition(

@@ -4,8 +4,10 @@ A look reads the store's records, thousands of them perhaps, and sensors are eva
 """
 
 import json
+import threading
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +22,8 @@ from semdedup_assets.storage.results import fingerprint
 _SHARE = 20
 # While a run makes partition after partition, and reports the checks itself.
 _SECONDS_IN_RUNS = 600.0
+# At most, for the evaluation of a sensor; less, for it also does other things.
+_DAGSTER_WAITS_SECONDS = 50.0
 # What another program does to an object store leaves no trace that is cheap to see.
 _SECONDS_WITHOUT_TRACES = 3600.0
 
@@ -90,6 +94,9 @@ class Looks:
     def __init__(self, builder: AssetBuilder) -> None:
         self._builder = builder
         self._folders: Set[str] = frozenset()
+        # An evaluation that takes longer than Dagster waits for goes on, and its cursor is lost: this one is kept.
+        self._looking = threading.Lock()
+        self._last: Look | None = None
 
     @cached_property
     def _settings(self) -> str:
@@ -100,10 +107,11 @@ class Looks:
         ]
         return fingerprint([self._builder.pipeline.model_dump(mode="json"), versions])
 
+    @contextmanager
     def begin(
         self, instance: dg.DagsterInstance, last: Look | None, *, busy: bool = False, further: Sequence[Any] = ()
-    ) -> BegunLook | None:
-        """Begin a look; None where it is not time for one.
+    ) -> Iterator[BegunLook | None]:
+        """Begin a look, which ends with the block; None where it is not time for one, or another is still under way.
 
         Args:
             instance: knows the events.
@@ -111,8 +119,21 @@ class Looks:
             busy: whether a run of the pipeline is under way.
             further: what else leaves traces, as JSON has it.
         """
+        if not self._looking.acquire(blocking=False):
+            yield None
+            return
+        try:
+            yield self._begun(instance, last, busy=busy, further=further)
+        finally:
+            self._looking.release()
+
+    def _begun(
+        self, instance: dg.DagsterInstance, last: Look | None, *, busy: bool, further: Sequence[Any]
+    ) -> BegunLook | None:
         begun = BegunLook(time.time(), [self._events(instance), *further], self._stamps())
-        is_due = last is None or last.is_due(self._settings, _traces(begun.traces, begun.stamps), busy=busy)
+        lost = self._last if self._last is not None and self._last.seconds > _DAGSTER_WAITS_SECONDS else None
+        latest = max((each for each in (last, lost) if each is not None), key=lambda each: each.at, default=None)
+        is_due = latest is None or latest.is_due(self._settings, _traces(begun.traces, begun.stamps), busy=busy)
         return begun if is_due else None
 
     def end(self, begun: BegunLook, folders: Set[str], found: str) -> Look:
@@ -127,7 +148,8 @@ class Looks:
         # Of folders that were not known before, as they are now: another process would see them for the first time.
         now = self._stamps()
         stamps = begun.stamps if begun.stamps.keys() == now.keys() else now
-        return Look(self._settings, _traces(begun.traces, stamps), begun.at, time.time() - begun.at, found)
+        self._last = Look(self._settings, _traces(begun.traces, stamps), begun.at, time.time() - begun.at, found)
+        return self._last
 
     def _events(self, instance: dg.DagsterInstance) -> dict[str, int | None]:
         """Ids of the last events of all assets and of the source."""

@@ -102,6 +102,16 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
     )
 
 
+def changes_or_reason(builder: AssetBuilder, instance: dg.DagsterInstance) -> SourceChanges | str:
+    """What is new in a source, or in words why a sensor cannot look through it now: the next look may."""
+    try:
+        return source_changes(builder, instance)
+    except FileNotFoundError as error:
+        return f"the source has no file that can be listed from here: {error}"
+    except (OSError, VanishedFilesError) as error:
+        return str(error)
+
+
 def _register(instance: dg.DagsterInstance, name: str, shards: list[str]) -> None:
     """Make a dynamic partition of each shard, and of nothing else."""
     for attempt in range(_ATTEMPTS):
@@ -282,12 +292,10 @@ def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     def files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         for run_id in end_lost_runs(context.instance):
             context.log.info(f"run {run_id} was lost, and is marked as failed")
-        try:
-            events = list(source_changes(builder, context.instance).observations(builder))
-        except FileNotFoundError as error:
-            return dg.SkipReason(f"the source has no file that can be listed from here: {error}")
-        except (OSError, VanishedFilesError) as error:
-            return dg.SkipReason(str(error))
+        changes = changes_or_reason(builder, context.instance)
+        if isinstance(changes, str):
+            return dg.SkipReason(changes)
+        events = list(changes.observations(builder))
         return dg.SensorResult(asset_events=events) if events else dg.SkipReason("no file is new, changed or missing")
 
     return files

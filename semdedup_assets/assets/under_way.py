@@ -33,16 +33,15 @@ def unfinished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetK
     return next((record.dagster_run.run_id for record in runs if loss_of(record.dagster_run) is None), None)
 
 
-def last_finished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> dg.RunRecord | None:
-    """The run that ended last, of a job or of any that makes some assets; None where none has.
+def finished_runs(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> list[dg.RunRecord]:
+    """The latest runs of a job, or of any that makes some assets, that have ended; the last one first.
 
     Args:
         instance: knows the runs.
         job: name.
         assets: keys.
     """
-    found = _runs(instance, job, assets, FINISHED)
-    return max(found, key=lambda record: record.end_time or 0, default=None)
+    return sorted(_runs(instance, job, assets, FINISHED), key=lambda record: record.end_time or 0, reverse=True)
 
 
 def _runs(
