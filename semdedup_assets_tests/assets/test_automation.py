@@ -228,6 +228,23 @@ def test_too_many_broken_items_fail_once_an_hour_until_the_file_is_another(looks
     assert made["assignments"] == ["3|s000001"]
 
 
+def test_what_failed_by_hand_is_not_repeated_at_once_but_under_other_settings(looks: Looks) -> None:
+    vectors = near_duplicates(1)
+    vectors[:30] = np.nan
+    write_shard(looks.runs.folder, "1", vectors)
+    looks.tick()
+    assert not looks.make(dg.RunRequest())
+    assert "failed; the next is at" in str(looks.look())
+    looks.runs = looks.runs.changed(refresh={"max_excluded": 0.5})
+    looks.request()
+
+
+def test_a_source_most_of_whose_files_are_away_is_a_reason_to_wait(looks: Looks) -> None:
+    for name in ("0.npy", "1.npy"):
+        (looks.runs.folder / "source" / name).unlink()
+    assert "2 of the 3 files" in str(looks.look())
+
+
 def test_a_run_that_makes_nothing_of_what_is_wanted_is_not_repeated_at_once(looks: Looks) -> None:
     write_shard(looks.runs.folder, "9", near_duplicates(9))
     request = looks.request()
