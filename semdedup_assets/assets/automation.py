@@ -18,7 +18,9 @@ from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.reference_files import observe_references, observed_references
 from semdedup_assets.storage.results import MissingResultError, fingerprint
 
-REASON_TAG, STATE_TAG, STALE_TAG = "semdedup/reason", "semdedup/state", "semdedup/stale"
+REASON_TAG = "semdedup/reason"
+# Dagster shows no tags of this prefix, which would hide the others.
+STATE_TAG, STALE_TAG = ".dagster/semdedup_state", ".dagster/semdedup_stale"
 
 UP_TO_DATE = "everything is up to date"
 """What a look says that finds nothing to be made."""
