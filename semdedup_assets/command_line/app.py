@@ -97,8 +97,10 @@ def check(
         from semdedup_assets.command_line.pipelines import written_pipelines
 
         with written_pipelines(defs, pipeline) as found:
-            tasks = [(each.name, partial(check_one, each, estimated=estimate)) for each in found.valid]
-            tasks.append(("", found.require_valid))
+            tasks = [
+                *((each.name, partial(check_one, each, estimated=estimate)) for each in found.valid),
+                ("", found.require_valid),
+            ]
             one_after_the_other(tasks, traceback=traceback, settings=FAILURE)
 
 

@@ -104,8 +104,8 @@ def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Proble
     try:
         listing = context.pipeline.source.listing()
     except FileNotFoundError as error:
-        reasons = problems or [Problem(("source", "path"), str(error))]
-        raise SettingsError(written.reported(reasons)) from error
+        missing = problems or [Problem(("source", "path"), str(error))]
+        raise SettingsError(written.reported(missing)) from error
     index = index_of(context, listing)
     reasons = Counter(listing.passed_over)
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_REASONS))

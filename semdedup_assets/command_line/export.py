@@ -59,7 +59,8 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
     Raises:
         UsageError: it cannot be replaced as a whole, holds something else, or an earlier export that is to stay.
     """
-    whole = to.resolve() if to.name == ".." else to.absolute().parent.resolve() / to.name
+    whole = to.absolute()
+    whole = whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
     if whole.is_symlink():
         message = f"--to: {whole} is a link to {str(whole.readlink())!r}; name that folder itself"
     elif whole.exists() and not whole.is_dir():
@@ -122,7 +123,7 @@ def _require_outside(context: StageContext, to: Path) -> None:
     Raises:
         UsageError: it would.
     """
-    for name, path in (("source", context.pipeline.source.path), ("store", context.layout.folder)):
+    for name, path in (("source", context.pipeline.source.path), ("store", context.pipeline.store)):
         folder = Path(filesystem(path)[1])
         if is_local(path) and folder.is_dir() and to.is_relative_to(folder.resolve()):
             message = f"--to: {to} lies in the {name}, {path}; name a folder elsewhere"
