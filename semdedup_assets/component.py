@@ -24,14 +24,12 @@ from semdedup_assets.assets.kept_set_lookup import FoundKeptSet, labelled
 from semdedup_assets.assets.not_loaded import NotLoaded
 from semdedup_assets.assets.pipeline import pipeline_definitions
 from semdedup_assets.comparison_settings import Comparison, ModelComparison, NamedKeptSet
-from semdedup_assets.defs_yaml.pipelines import stage_problems, with_unfilled
-from semdedup_assets.defs_yaml.problems import Problem, schema_problems, setting_problems
+from semdedup_assets.defs_yaml.pipelines import NEEDED, collision, filled_pipeline, filled_settings
+from semdedup_assets.defs_yaml.problems import Problem, schema_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
 from semdedup_assets.defs_yaml.schema import WrittenSchema
-from semdedup_assets.defs_yaml.templates import Templates
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
-from semdedup_assets.execution.source_index import files_of
 from semdedup_assets.loading import (
     InvalidComponentError,
     Project,
@@ -133,9 +131,8 @@ def _pipeline(attributes: BaseModel | None, context: dg.ComponentLoadContext) ->
     Raises:
         InvalidComponentError: something is wrong with them; names every problem with file and line.
     """
-    settings = _settings(attributes, context, needed="dataset, source and encoder", problems=setting_problems)
-    pipeline = Pipeline.model_validate(settings)
-    if problems := list(stage_problems(pipeline)):
+    pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
+    if pipeline is None or problems:
         raise InvalidComponentError(lines_of(problems, context))
     return pipeline
 
@@ -266,7 +263,10 @@ def _comparison(
     Raises:
         InvalidComponentError: something is wrong with them; names every problem with file and line.
     """
-    settings = _settings(attributes, context, needed=needed, problems=lambda filled: schema_problems(filled, model))
+    written = _written(attributes, context, needed)
+    settings, problems = filled_settings(written, _scope(context), lambda filled: schema_problems(filled, model))
+    if problems:
+        raise InvalidComponentError(lines_of(problems, context))
     return model.model_validate(settings)
 
 
@@ -344,33 +344,30 @@ def _require_loaded(wanted: NamedKeptSet, pipelines: Sequence[Pipeline], broken:
             raise UnknownKeptSetError(message, setting="dataset")
 
 
-def _settings(
-    attributes: BaseModel | None,
-    context: dg.ComponentLoadContext,
-    *,
-    needed: str,
-    problems: Callable[[dict[str, Any]], list[Problem]],
-) -> dict[str, Any]:
-    """What `attributes` hold, with templates filled in.
+def _written(attributes: BaseModel | None, context: dg.ComponentLoadContext, needed: str) -> dict[str, Any]:
+    """`attributes` as they are written.
 
     Args:
-        attributes: as they are written.
+        attributes: of the component.
         context: of the component.
         needed: what they hold at least, in words.
-        problems: what is wrong with settings.
 
     Raises:
-        InvalidComponentError: something is wrong with them; names every problem with file and line.
+        InvalidComponentError: there are none.
     """
-    if not isinstance(attributes, RootModel):
-        raise InvalidComponentError([f"{defs_file(context)}: no attributes; give at least {needed}"])
-    # As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
+    if isinstance(attributes, RootModel):
+        written: dict[str, Any] = attributes.root
+        return written
+    raise InvalidComponentError([f"{defs_file(context)}: no attributes; give at least {needed}"])
+
+
+def _scope(context: dg.ComponentLoadContext) -> dict[str, Any]:
+    """What templates can name.
+
+    As in Dagster's own components: `{{ context.project_root }}/photos` is there wherever Dagster is started.
+    """
     project = SimpleNamespace(project_root=str(context.project_root.resolve()))
-    templates = Templates({**context.resolution_context.scope, "context": project})
-    settings: dict[str, Any] = templates.filled(attributes.root, ())
-    if found := with_unfilled(templates, problems(settings)):
-        raise InvalidComponentError(lines_of(found, context))
-    return settings
+    return {**context.resolution_context.scope, "context": project}
 
 
 def _named(pipeline: Pipeline) -> str:
@@ -379,11 +376,11 @@ def _named(pipeline: Pipeline) -> str:
 
 def _collision(pipeline: Pipeline, other: Pipeline) -> str | None:
     """Why two pipelines cannot be in one project; None where they can."""
-    if pipeline.dataset == other.dataset:
-        if pipeline.store != other.store or files_of(pipeline) != files_of(other):
-            return "have one dataset and two sources or stores; give one of them another `dataset`"
-        same = dagster_name(pipeline.model_name) == dagster_name(other.model_name)
-        return "are one to Dagster, which replaces `-` and `.` by `_`; rename one `model`" if same else None
-    if dagster_name(pipeline.dataset) == dagster_name(other.dataset):
+    if problem := collision(pipeline, other):
+        return problem
+    if dagster_name(pipeline.dataset) != dagster_name(other.dataset):
+        return None
+    if pipeline.dataset != other.dataset:
         return "have datasets that are one to Dagster, which replaces `-` and `.` by `_`; rename one `dataset`"
-    return None
+    same = dagster_name(pipeline.model_name) == dagster_name(other.model_name)
+    return "are one to Dagster, which replaces `-` and `.` by `_`; rename one `model`" if same else None

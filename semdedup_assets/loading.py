@@ -21,7 +21,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.not_loaded import NotLoaded, not_loaded_definitions
-from semdedup_assets.defs_yaml.documents import reported_lines
+from semdedup_assets.defs_yaml.documents import defs_file_in, reported_lines
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.encoders.checkpoints import path_safe
@@ -207,8 +207,7 @@ def _name_of(written: Mapping[str, Any], context: dg.ComponentLoadContext) -> st
 
 def defs_file(context: dg.ComponentLoadContext) -> Path:
     """The file in which a component is written."""
-    path = context.path
-    return next((file for file in (path / "defs.yaml", path / "defs.yml") if file.is_file()), path)
+    return defs_file_in(context.path) or context.path
 
 
 def lines_of(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:

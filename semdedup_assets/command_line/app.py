@@ -1,13 +1,24 @@
 """The commands `semdedup check`, `run`, `removed` and `export`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semdedup_assets.command_line.errors import FAILURE, in_a_line
-from semdedup_assets.command_line.lines import LineFormat
+from semdedup_assets.command_line.errors import (
+    FAILURE,
+    USAGE,
+    in_a_line,
+    one_after_the_other,
+    wants_traceback,
+    without_logs_of_libraries,
+)
+from semdedup_assets.command_line.interrupts import ending_at_once
+from semdedup_assets.command_line.lines import LineFormat, say
 from semdedup_assets.execution.openmp import let_threads_sleep
 
 # As in the components: before PyTorch is imported.
@@ -39,6 +50,23 @@ def _version(*, wanted: bool) -> None:
         raise typer.Exit
 
 
+@contextmanager
+def _command(interrupted: str, *, traceback: bool, settings: int = USAGE) -> Iterator[None]:
+    """Do a command: what it says is ours alone, also where it fails or Ctrl-C is pressed.
+
+    Args:
+        interrupted: what is said then.
+        traceback: whether where an error happened is shown, and what libraries log.
+        settings: the status where the settings are wrong.
+
+    Raises:
+        typer.Exit: something went wrong.
+    """
+    logs = nullcontext() if wants_traceback(traceback=traceback) else without_logs_of_libraries()
+    with ending_at_once(interrupted), in_a_line(traceback=traceback, settings=settings), logs:
+        yield
+
+
 @app.callback()
 def options(
     *,
@@ -64,15 +92,16 @@ def check(
 
     Exit status 1 where something is wrong.
     """
-    with in_a_line(traceback=traceback, settings=FAILURE):
+    with _command("interrupted: not everything was looked at", traceback=traceback, settings=FAILURE):
         from semdedup_assets.command_line.check import check as check_one
         from semdedup_assets.command_line.pipelines import written_pipelines
-        from semdedup_assets.command_line.run import refresh_plan
 
         with written_pipelines(defs, pipeline) as found:
-            for written in found:
-                plan = refresh_plan(written.pipeline, only=(), further=(), again=False)
-                check_one(written, plan, estimated=estimate)
+            tasks = [
+                *((each.name, partial(check_one, each, estimated=estimate)) for each in found.valid),
+                ("", found.require_valid),
+            ]
+            one_after_the_other(tasks, traceback=traceback, settings=FAILURE)
 
 
 @app.command()
@@ -91,22 +120,26 @@ def run(
 ) -> None:
     """Make what is missing or stale, from embeddings to manifests.
 
-    What is finished is kept: after Ctrl-C, or a failure, the same command goes on. A run of Dagster, or another
-    command, may make the same at the same time; Dagster adopts what it finds.
+    What is finished is kept: after Ctrl-C, or a failure, the same command goes on. Of several pipelines, one that
+    fails holds back none of the others. A run of Dagster, or another command, may make the same at the same time;
+    Dagster adopts what it finds.
     """
-    from semdedup_assets.command_line.interrupts import ending_at_once
-
-    with ending_at_once(_INTERRUPTED), in_a_line(traceback=traceback):
+    with _command(_INTERRUPTED, traceback=traceback):
         from semdedup_assets.command_line.pipelines import written_pipelines
         from semdedup_assets.command_line.run import refresh_plan
         from semdedup_assets.command_line.run import run as run_one
 
         with written_pipelines(defs, pipeline) as found:
+            found.require_valid()
             plans = [
-                refresh_plan(written.pipeline, only=only or (), further=further or (), again=again) for written in found
+                refresh_plan(each.pipeline, only=only or (), further=further or (), again=again) for each in found.valid
             ]
-            for written, plan in zip(found, plans, strict=True):
-                run_one(written, plan)
+            several = len(plans) > 1
+            tasks = [
+                (each.name if several else "", partial(run_one, each, plan))
+                for each, plan in zip(found.valid, plans, strict=True)
+            ]
+            one_after_the_other(tasks, traceback=traceback, settings=USAGE)
 
 
 @app.command()
@@ -126,7 +159,7 @@ def removed(
     In the order of the source: key, file, row in the file, the same of the kept item, cosine similarity of the two,
     and whether that is not within epsilon: such an orphan was removed by a chain of others.
     """
-    with in_a_line(traceback=traceback):
+    with _command("interrupted: these are not all", traceback=traceback):
         from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines
         from semdedup_assets.command_line.removed import write_removed
 
@@ -154,18 +187,18 @@ def export(
 
     The settings stay as they are.
     """
-    with in_a_line(traceback=traceback):
+    with _command(f"interrupted: {to} is as it was", traceback=traceback):
         from semdedup_assets.command_line.export import export as export_one
-        from semdedup_assets.command_line.export import of_pipeline, with_formats
+        from semdedup_assets.command_line.export import export_folder, of_pipeline, with_formats
         from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines
 
-        folder = to.absolute()
+        folder = export_folder(to, overwrite=overwrite)
         with written_pipelines(defs, pipeline) as found:
             chosen = only_pipeline(found)
             wanted = with_formats(chosen, form)
             context, partition = KeptSetNames(epsilon, k, selection).find(chosen)
             details = export_one(of_pipeline(context, wanted), partition, folder, overwrite=overwrite)
-        typer.echo(f"{details['kept']:,} kept, {details['removed']:,} removed: {folder}")
+        say(f"{details['kept']:,} kept, {details['removed']:,} removed: {folder}")
 
 
 def main() -> None:

@@ -1,24 +1,30 @@
 """`semdedup check`: what a pipeline would read, take and make, before anything is made."""
 
+import os
 import shutil
 import textwrap
+import uuid
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import typer
-
-from semdedup_assets.command_line.lines import warn, whole_path
+from semdedup_assets.command_line.lines import say, warn, whole_path
 from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
+from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.estimate.outlook import StageOutlook, outlook
 from semdedup_assets.estimate.readable import readable_bytes
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.refresh import RefreshPlan
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
+from semdedup_assets.storage.files import is_local, join, remove, write_bytes
 
 _ESTIMATE = GRAPH["estimate"]
 _SHOWN = ("time", "disk", "memory", "training sample")
@@ -26,36 +32,28 @@ _REASONS = 3
 _NAME = 12
 
 
-def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> None:
+def check(written: WrittenPipeline, *, estimated: bool) -> None:
     """Say what a refresh would read, take and make. Of the store only the estimate is written.
 
     Args:
         written: the pipeline, whose settings are valid.
-        plan: what a refresh makes.
         estimated: whether what it takes is estimated, by a trial run of some seconds.
 
     Raises:
-        SettingsError: the source or the model has not what the settings say.
-        FileNotFoundError: the source has no file.
+        SettingsError: the source or the model has not what the settings say, or the store cannot be written.
         Exception: what the trial run raised.
     """
-    typer.echo(f"{written.name} in {written.document.path}")
-    problems = checked_source(written.pipeline)
+    say(f"{written.name} in {written.document.path}")
+    plan = RefreshPlan(PipelineStages(written.pipeline, GRAPH), excluded=True)
+    problems = [*checked_source(written.pipeline), *_store_problems(plan.first.layout.folder)]
     if wrong := [each for each in problems if not each.warning]:
         raise SettingsError(written.reported(wrong))
-    context = _observed(plan)
+    context = _observed(plan, written, problems)
     for line in reported_lines((each, written.document.located(each.path)) for each in problems):
         warn(line)
     _row("store", whole_path(context.layout.folder))
     if estimated:
-        with progress.reporting_to(warn):
-            for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
-                pass
-        for name, value in _ESTIMATE.shown(
-            context, Partition(), context.index.require("estimate", Partition())
-        ).items():
-            if name in _SHOWN:
-                _row(name, str(value))
+        _estimate(context)
     found = outlook(plan, context)
     stale = [each for each in found if each.stale != 0]
     _row("to make", ", ".join(map(_counted, stale)) or "nothing: everything is up to date")
@@ -63,10 +61,51 @@ def check(written: WrittenPipeline, plan: RefreshPlan, *, estimated: bool) -> No
         _row("", f"{len(found) - len(stale)} of {len(found)} stages are up to date")
 
 
-def _observed(plan: RefreshPlan) -> StageContext:
-    """A context with the files that the source has now; the store does not learn of them, for shards once made stay."""
+def _estimate(context: StageContext) -> None:
+    """Say what a refresh takes, by a trial run where the store does not know it yet."""
+    with progress.reporting_to(warn):
+        for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
+            pass
+    record = context.index.require("estimate", Partition())
+    for name, value in _ESTIMATE.shown(context, Partition(), record).items():
+        if name in _SHOWN:
+            _row(name, str(value))
+
+
+def _store_problems(folder: str) -> Iterator[Problem]:
+    """Why results cannot be written, as a trial in the store shows, or in what there is above it; it leaves nothing."""
+    try:
+        if is_local(folder):
+            there = next(each for each in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(each))
+            with TemporaryDirectory(prefix=".semdedup-", dir=there):
+                pass
+        else:
+            trial = join(folder, f".semdedup-{uuid.uuid4().hex}")
+            write_bytes(trial, b"")
+            remove(trial)
+    except Exception as error:
+        # Each store's library has its own exceptions for missing rights.
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        yield Problem(("store",), f"{folder} cannot be written: {reason}")
+
+
+def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Problem]) -> StageContext:
+    """A context with the files that the source has now; the store does not learn of them, for shards once made stay.
+
+    Args:
+        plan: of the refresh.
+        written: the pipeline.
+        problems: that may stand in no one's way; without files they do.
+
+    Raises:
+        SettingsError: the source has no file.
+    """
     context = plan.first
-    listing = context.pipeline.source.listing()
+    try:
+        listing = context.pipeline.source.listing()
+    except FileNotFoundError as error:
+        missing = problems or [Problem(("source", "path"), str(error))]
+        raise SettingsError(written.reported(missing)) from error
     index = index_of(context, listing)
     reasons = Counter(listing.passed_over)
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(_REASONS))
@@ -86,4 +125,4 @@ def _row(name: str, value: str) -> None:
     width = shutil.get_terminal_size().columns
     head = f"  {name:<{_NAME}}"
     lines = textwrap.wrap(value, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))

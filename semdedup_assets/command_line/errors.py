@@ -1,11 +1,15 @@
 """What went wrong, in a line: a traceback is for those who ask for it."""
 
 import errno
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from traceback import format_exception
 
 import typer
+
+from semdedup_assets.command_line.lines import ReaderGoneError, warn
 
 TRACEBACK = "SEMDEDUP_TRACEBACK"
 """The variable of the environment that has tracebacks shown."""
@@ -31,12 +35,13 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def in_a_line(*, traceback: bool, settings: int = USAGE) -> Iterator[None]:
+def in_a_line(*, traceback: bool, settings: int = USAGE, of: str = "") -> Iterator[None]:
     """End a command that fails with a line on standard error, and with a status.
 
     Args:
-        traceback: whether the error goes on, with where it happened.
+        traceback: whether where the error happened is shown instead.
         settings: the status where the settings are wrong.
+        of: what the line is about, where a command is about several.
 
     Raises:
         typer.Exit: something went wrong.
@@ -45,40 +50,85 @@ def in_a_line(*, traceback: bool, settings: int = USAGE) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
-    except BrokenPipeError as error:
-        # Whoever reads has enough. What is left in the buffer must not fail once more as Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except ReaderGoneError as error:
         raise typer.Exit(0) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(INTERRUPTED) from error
     except Exception as error:
-        if traceback or os.environ.get(TRACEBACK, "0") not in ("", "0"):
-            raise
-        typer.echo(_worded(error), err=True)
-        raise typer.Exit(_status(error, settings=settings)) from error
+        status = _status(error, settings=settings)
+        if wants_traceback(traceback=traceback):
+            warn("".join(format_exception(error)).rstrip())
+        else:
+            # Problems with settings have the file's name, and the line.
+            head = f"{of}: " if of and not _is_of_settings(error) else ""
+            warn(f"{head}{_worded(error)}")
+        raise typer.Exit(status) from error
+
+
+def one_after_the_other(tasks: Iterable[tuple[str, Callable[[], None]]], *, traceback: bool, settings: int) -> None:
+    """Do tasks, also those that come after one that fails.
+
+    Args:
+        tasks: each with what its error's line is about.
+        traceback: as of `in_a_line`.
+        settings: as of `in_a_line`.
+
+    Raises:
+        typer.Exit: some failed, with the status of the first; or Ctrl-C was pressed, which ends all.
+    """
+    failed = None
+    for name, task in tasks:
+        try:
+            with in_a_line(traceback=traceback, settings=settings, of=name):
+                task()
+        except typer.Exit as ended:
+            if ended.exit_code == INTERRUPTED:
+                raise
+            failed = failed or ended
+    if failed is not None:
+        raise failed
+
+
+def wants_traceback(*, traceback: bool) -> bool:
+    """Whether everything is shown, by an option or by the environment."""
+    return traceback or os.environ.get(TRACEBACK, "0") not in ("", "0")
+
+
+@contextmanager
+def without_logs_of_libraries() -> Iterator[None]:
+    """Keep what libraries log from the terminal: of what goes wrong there is a line of our own."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _is_of_settings(error: Exception) -> bool:
+    from semdedup_assets.defs_yaml.documents import SettingsError
+
+    return isinstance(error, SettingsError)
 
 
 def _status(error: Exception, *, settings: int) -> int:
-    from semdedup_assets.defs_yaml.documents import SettingsError
-
-    if isinstance(error, SettingsError):
+    if _is_of_settings(error):
         return settings
     return USAGE if isinstance(error, UsageError) else FAILURE
 
 
 def _worded(error: Exception) -> str:
     """An error as a person reads it."""
-    if isinstance(error, OSError) and error.errno in _REMEDIES:
-        return f"{_path(error)}{error.strerror}; {_REMEDIES[error.errno]}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{_path(error)}{error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
-    if type(error).__module__.startswith("semdedup_assets."):
+    text = " ".join(lines)[:_LONGEST]
+    if isinstance(error, OSError) and error.strerror:
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        # Some say the path in their own words.
+        named = error.filename and str(error.filename) not in error.strerror
+        if error.filename or remedy:
+            return f"{f'{error.filename}: ' if named else ''}{error.strerror}{remedy}"
+    elif type(error).__module__.startswith("semdedup_assets."):
         return "\n".join(lines)
-    if isinstance(error, OSError | ValueError):
-        return " ".join(lines)[:_LONGEST]
-    return f"{type(error).__name__}: {' '.join(lines)[:_LONGEST]} (`--traceback` shows where)"
-
-
-def _path(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
+    elif isinstance(error, OSError | ValueError):
+        return text
+    return f"{type(error).__name__}: {text} (`--traceback` shows where)"

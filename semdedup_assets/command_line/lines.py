@@ -1,9 +1,13 @@
 """Lines that a command writes."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
@@ -20,10 +24,15 @@ class LineFormat(str, Enum):
 
 
 def say(line: str) -> None:
-    """Write a line to standard output, above the bars where both are in one terminal."""
+    """Write a line to standard output, above the bars where both are in one terminal; a reader may have enough of them.
+
+    Raises:
+        OSError: standard output cannot be written.
+    """
     if progress.has_terminal() and sys.stdout.isatty():
         progress.write_above_bars(line)
-    else:
+        return
+    with contextlib.suppress(ReaderGoneError), _writing(sys.stdout):
         typer.echo(line)
 
 
@@ -31,8 +40,51 @@ def warn(line: str) -> None:
     """Write a line to standard error, above the bars where there are any."""
     if progress.has_terminal():
         progress.write_above_bars(line)
-    else:
+        return
+    # Where nobody can be told, what is done matters more.
+    with contextlib.suppress(OSError, ReaderGoneError), _writing(sys.stderr):
         typer.echo(line, err=True)
+
+
+class ReaderGoneError(Exception):
+    """Whoever reads standard output has enough, as `head` has."""
+
+
+class Output:
+    """Standard output for a program that reads it, as a file that lines are written to."""
+
+    def write(self, text: str) -> None:
+        """Write some text.
+
+        Raises:
+            ReaderGoneError: nobody reads it.
+            OSError: it cannot be written.
+        """
+        with _writing(sys.stdout):
+            sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """Write what waits; raises the same."""
+        with _writing(sys.stdout):
+            sys.stdout.flush()
+
+
+@contextmanager
+def _writing(stream: TextIO) -> Iterator[None]:
+    """Tell what a stream raises from what the work raises; nothing more is written to it then.
+
+    Raises:
+        ReaderGoneError: nobody reads it.
+        OSError: it cannot be written; names it.
+    """
+    try:
+        yield
+    except OSError as error:
+        # What is left in the buffer must not fail once more, later or as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGoneError from error
+        raise OSError(error.errno, error.strerror, stream.name.strip("<>")) from error
 
 
 def whole_path(path: str) -> str:

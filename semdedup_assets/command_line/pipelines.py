@@ -1,14 +1,18 @@
 """Which pipeline, and which of its kept sets, a command is about."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
 from semdedup_assets.command_line.errors import UsageError
-from semdedup_assets.defs_yaml.pipelines import WrittenPipeline, defs_file, project_root, read_pipelines
+from semdedup_assets.command_line.lines import warn
+from semdedup_assets.defs_yaml.pipelines import WrittenPipelines, defs_file, project_root, read_pipelines
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError, chosen
 from semdedup_assets.execution.partitions import Partition
@@ -20,16 +24,16 @@ from semdedup_assets.storage.results import MissingResultError
 
 
 @contextmanager
-def written_pipelines(defs: Path, name: str | None) -> Iterator[list[WrittenPipeline]]:
-    """The pipelines of a `defs.yaml`; in a block, for paths of its settings begin where Dagster would start.
+def written_pipelines(defs: Path, name: str | None) -> Iterator[WrittenPipelines]:
+    """The pipelines of a `defs.yaml`; in a block, in which paths and the environment are as Dagster has them.
 
     Args:
         defs: the file, or the folder that holds it.
-        name: `<dataset>/<model>` of the one that is meant; None: all.
+        name: `<dataset>/<model>` of the one that is meant, whatever is wrong with others; None: all.
 
     Raises:
         UsageError: the file, or such a pipeline, is not there.
-        SettingsError: something is wrong with the settings.
+        SettingsError: the file holds no pipeline, or that one is wrong.
     """
     try:
         file = defs_file(defs)
@@ -40,26 +44,57 @@ def written_pipelines(defs: Path, name: str | None) -> Iterator[list[WrittenPipe
         file = file.resolve()
         os.chdir(root)
     try:
-        found = read_pipelines(file)
-        names = [each.name for each in found]
-        if name is not None and name not in names:
-            message = f"--pipeline: {name!r} is none of those in {file}: {', '.join(names)}"
-            raise UsageError(message)
-        yield [each for each in found if name in (None, each.name)]
+        with _environment_of(root):
+            yield _named(read_pipelines(file), file, name)
     finally:
         os.chdir(here)
 
 
-def only_pipeline(found: Sequence[WrittenPipeline]) -> Pipeline:
+def _named(found: WrittenPipelines, file: Path, name: str | None) -> WrittenPipelines:
+    """The one that is meant, of those of a file."""
+    chosen = [each for each in found.valid if name in (None, each.name)]
+    if name is None:
+        return found
+    if not chosen:
+        # It may be one of those that are wrong.
+        found.require_valid()
+        message = f"--pipeline: {name!r} is none of those in {file}: {', '.join(each.name for each in found.valid)}"
+        raise UsageError(message)
+    return WrittenPipelines(chosen, [])
+
+
+@contextmanager
+def _environment_of(root: Path | None) -> Iterator[None]:
+    """Have the variables of a project's `.env` in the environment, before those that are there, as in Dagster."""
+    file = None if root is None else root / ".env"
+    if file is None or not file.is_file():
+        yield
+        return
+    before = dict(os.environ)
+    with file.open(encoding="utf-8") as stream:
+        for binding in parse_stream(stream):
+            if binding.error:
+                warn(f"{file}:{binding.original.line}: no `NAME=value`; it is passed over")
+    os.environ.update({key: value for key, value in dotenv_values(file).items() if value is not None})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def only_pipeline(found: WrittenPipelines) -> Pipeline:
     """The pipeline of a command that is about one.
 
     Raises:
         UsageError: there are several; names them.
+        SettingsError: there may be several, for something is wrong with some.
     """
-    if len(found) > 1:
-        message = f"--pipeline: missing; there are several: {', '.join(each.name for each in found)}"
+    found.require_valid()
+    if len(found.valid) > 1:
+        message = f"--pipeline: missing; there are several: {', '.join(each.name for each in found.valid)}"
         raise UsageError(message)
-    return found[0].pipeline
+    return found.valid[0].pipeline
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, TextIO
+from typing import Any
 
-from semdedup_assets.command_line.lines import LineFormat, table
+from semdedup_assets.command_line.lines import LineFormat, Output, table
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.stages.removed_rows import removed_rows
@@ -31,10 +30,11 @@ def write_removed(context: StageContext, partition: Partition, form: LineFormat,
 
     Raises:
         MissingResultError: items or vectors are missing.
-        BrokenPipeError: whoever reads has enough.
+        ReaderGoneError: whoever reads has enough.
+        OSError: standard output cannot be written.
     """
     columns = _NARROW if form == LineFormat.table else COLUMNS
-    rows, out = islice(_rows(context, partition, columns), limit), sys.stdout
+    rows, out = islice(_rows(context, partition, columns), limit), Output()
     match form:
         case LineFormat.table:
             _write_tables(rows, out)
@@ -55,11 +55,12 @@ def _rows(context: StageContext, partition: Partition, columns: Sequence[str]) -
             yield [round(value, 7) if isinstance(value, float) else value for value in row]
 
 
-def _write_tables(rows: Iterator[Sequence[Any]], out: TextIO) -> None:
+def _write_tables(rows: Iterator[Sequence[Any]], out: Output) -> None:
     """Write rows below one another, a thousand at a time as wide as they need."""
     head = list[Sequence[str]]([_NARROW])
     while part := list(islice(rows, _AT_ONCE)):
-        out.writelines(f"{line}\n" for line in table([*head, *(list(map(_cell, row)) for row in part)], right={2, 4}))
+        for line in table([*head, *(list(map(_cell, row)) for row in part)], right={2, 4}):
+            out.write(f"{line}\n")
         head = []
 
 

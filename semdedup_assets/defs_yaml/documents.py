@@ -10,6 +10,9 @@ import yaml
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.schema import SettingPath
 
+FILES = ("defs.yaml", "defs.yml")
+"""What Dagster looks for in a folder, in its order."""
+
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
@@ -49,6 +52,11 @@ class Document:
         """The line of a setting, and file and line as messages write them."""
         line = self.line(("attributes", *path))
         return line, f"{self.path}:{line}"
+
+
+def defs_file_in(folder: Path) -> Path | None:
+    """The file of a folder that holds its components; None where it has none."""
+    return next((file for name in FILES if (file := folder / name).is_file()), None)
 
 
 def read_documents(path: Path) -> list[Document]:

@@ -1,14 +1,22 @@
 """The pipelines of a `defs.yaml`, read without Dagster."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from semdedup_assets.defs_yaml.documents import Document, SettingsError, read_documents, reported
+from semdedup_assets.defs_yaml.documents import (
+    FILES,
+    Document,
+    SettingsError,
+    defs_file_in,
+    read_documents,
+    reported,
+    reported_lines,
+)
 from semdedup_assets.defs_yaml.problems import Problem, near_names, setting_problems
 from semdedup_assets.defs_yaml.templates import Templates
 from semdedup_assets.execution.pipeline_stages import PipelineStages
@@ -16,8 +24,9 @@ from semdedup_assets.execution.source_index import files_of
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 
-FILE = "defs.yaml"
 COMPONENT = "SemDedupPipeline"
+NEEDED = "dataset, source and encoder"
+"""What `attributes` hold at least."""
 
 _DG_TABLE = re.compile(r"^\s*\[tool\.dg[\].]", re.MULTILINE)
 
@@ -50,11 +59,12 @@ def defs_file(path: Path) -> Path:
     Raises:
         FileNotFoundError: it is not there; names those that are near.
     """
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        below = sorted(str(each) for each in path.glob(f"**/{FILE}"))[:5] if path.is_dir() else []
+    file = path if path.is_file() else defs_file_in(path)
+    if file is None:
+        below = sorted(str(each) for name in FILES for each in path.glob(f"**/{name}"))[:5] if path.is_dir() else []
         near = f"; below it are: {', '.join(below)}" if below else ""
-        message = f"{file}: no such file; name a `{FILE}`, or the folder that holds it{near}"
+        sought = path / FILES[0] if path.is_dir() else path
+        message = f"{sought}: no such file; name a `{FILES[0]}`, or the folder that holds it{near}"
         raise FileNotFoundError(message)
     return file
 
@@ -71,12 +81,33 @@ def _is_project(folder: Path) -> bool:
     return settings.is_file() and _DG_TABLE.search(settings.read_text(encoding="utf-8", errors="replace")) is not None
 
 
-def read_pipelines(file: Path) -> list[WrittenPipeline]:
-    """The pipelines of a `defs.yaml`, in its order.
+@dataclass(frozen=True)
+class WrittenPipelines:
+    """The pipelines of a file, in its order.
+
+    Attributes:
+        valid: those whose settings are.
+        problems: of each of the others, what is wrong, with file and line.
+    """
+
+    valid: list[WrittenPipeline]
+    problems: list[str]
+
+    def require_valid(self) -> None:
+        """See that nothing is wrong.
+
+        Raises:
+            SettingsError: it is; names every problem.
+        """
+        if self.problems:
+            raise SettingsError("\n".join(self.problems))
+
+
+def read_pipelines(file: Path) -> WrittenPipelines:
+    """The pipelines of a `defs.yaml`.
 
     Raises:
-        SettingsError: it holds none, or something is wrong with the settings of one; names every problem with file and
-            line.
+        SettingsError: it holds none, or two that would be made in one place.
         OSError: it cannot be read.
     """
     documents = read_documents(file)
@@ -86,59 +117,80 @@ def read_pipelines(file: Path) -> list[WrittenPipeline]:
         found = f"it holds {', '.join(types)}" if types else "it is empty"
         message = f"{file}: no pipeline; {found}, and `type: semdedup_assets.{COMPONENT}` is wanted"
         raise SettingsError(message)
-    pipelines, wrong = list[WrittenPipeline](), list[str]()
+    valid, problems = list[WrittenPipeline](), list[str]()
     for document in chosen:
         try:
-            pipelines.append(_pipeline(document))
+            valid.append(_pipeline(document))
         except SettingsError as error:
-            wrong.append(str(error))
-    if wrong := wrong or list(_collisions(pipelines)):
-        raise SettingsError("\n".join(wrong))
-    return pipelines
+            problems.append(str(error))
+    if collisions := list(_collisions(valid)):
+        raise SettingsError("\n".join([*problems, *collisions]))
+    return WrittenPipelines(valid, problems)
 
 
 def _collisions(found: Sequence[WrittenPipeline]) -> Iterator[str]:
-    """The pipelines whose results would lie in one place, or whose shards would."""
+    """What is wrong with the pipelines whose results would lie in one place, or whose shards would."""
     for one, other in combinations(found, 2):
-        same_store = one.pipeline.store == other.pipeline.store and one.pipeline.dataset == other.pipeline.dataset
-        line = other.document.located(("dataset",))[1]
-        if same_store and one.name == other.name:
-            yield f"{line} attributes.model: there are two pipelines {one.name}; give one of them another `model`"
-        elif same_store and files_of(one.pipeline) != files_of(other.pipeline):
-            yield f"{line} attributes.dataset: {one.name} has another source; give one of them another `dataset`"
+        if problem := collision(other.pipeline, one.pipeline):
+            setting = "model" if other.pipeline.model and one.name == other.name else "dataset"
+            message = f"pipeline {other.name} and pipeline {one.name} {problem}"
+            yield from reported_lines([(Problem((setting,), message), other.document.located((setting,)))])
+
+
+def collision(pipeline: Pipeline, other: Pipeline) -> str | None:
+    """Why two pipelines cannot be beside each other, wherever they are made; None where they can."""
+    if pipeline.dataset != other.dataset:
+        return None
+    if pipeline.store != other.store or files_of(pipeline) != files_of(other):
+        return "have one dataset and two sources or stores; give one of them another `dataset`"
+    if pipeline.model_name == other.model_name:
+        return "have one name; give one of them another `model`"
+    return None
 
 
 def _pipeline(document: Document) -> WrittenPipeline:
     attributes = document.content.get("attributes")
     if not isinstance(attributes, dict):
-        message = f"{document.path}:{document.line(('attributes',))}: no attributes; give at least dataset, source and encoder"
+        message = f"{document.path}:{document.line(('attributes',))}: no attributes; give at least {NEEDED}"
         raise SettingsError(message)
-    settings = _filled(document, attributes)
-    written = WrittenPipeline(Pipeline.model_validate(settings), document)
-    if problems := list(stage_problems(written.pipeline)):
-        raise SettingsError(written.reported(problems))
-    return written
-
-
-def _filled(document: Document, attributes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with their templates filled in, seen to be valid."""
     root = project_root(document.path)
-    templates = Templates({"context": SimpleNamespace(**({} if root is None else {"project_root": str(root)}))})
-    settings: dict[str, Any] = templates.filled(attributes, ())
-    if problems := with_unfilled(templates, setting_problems(settings)):
+    pipeline, problems = filled_pipeline(
+        attributes, {"context": SimpleNamespace(**({"project_root": str(root)} if root else {}))}
+    )
+    if pipeline is None or problems:
         raise SettingsError(reported((each, document.located(each.path)) for each in problems))
-    return settings
+    return WrittenPipeline(pipeline, document)
 
 
-def with_unfilled(templates: Templates, problems: list[Problem]) -> list[Problem]:
-    """What is wrong with settings, of a template that could not be filled in that alone.
+def filled_pipeline(attributes: dict[str, Any], scope: Mapping[str, Any]) -> tuple[Pipeline | None, list[Problem]]:
+    """The pipeline that `attributes` describe, and what is wrong with it.
 
     Args:
-        templates: that were filled in.
-        problems: with what they gave.
+        attributes: as they are written.
+        scope: what templates can name beside `env`.
     """
+    settings, problems = filled_settings(attributes, scope, setting_problems)
+    if problems:
+        return None, problems
+    pipeline = Pipeline.model_validate(settings)
+    return pipeline, list(stage_problems(pipeline))
+
+
+def filled_settings(
+    attributes: dict[str, Any], scope: Mapping[str, Any], problems: Callable[[dict[str, Any]], list[Problem]]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Settings with their templates filled in, and what is wrong with them.
+
+    Args:
+        attributes: as they are written.
+        scope: what templates can name beside `env`.
+        problems: what is wrong with settings.
+    """
+    templates = Templates(scope)
+    settings: dict[str, Any] = templates.filled(attributes, ())
+    # Of a template that could not be filled in, that alone.
     unfilled = {problem.path for problem in templates.problems}
-    return [*templates.problems, *(problem for problem in problems if problem.path not in unfilled)]
+    return settings, [*templates.problems, *(each for each in problems(settings) if each.path not in unfilled)]
 
 
 def stage_problems(pipeline: Pipeline) -> Iterator[Problem]:

@@ -225,7 +225,8 @@ def nothing_there(path: str, suffixes: tuple[str, ...], passed_over: Mapping[str
     """Why a listing came back empty, and the remedy."""
     what = None if passed_over else _missing_folder(path) or _no_file(path)
     if what is not None:
-        return shortened(f"{path}: {what}")
+        # Of a path that is whole, what is missing may be the path itself.
+        return shortened(what if what.startswith(f"{path} ") else f"{path}: {what}")
     passed = ", ".join(f"{count:,} × {reason}" for reason, count in Counter(passed_over).most_common(5))
     return shortened(
         f"{path}: no file here ends in {' '.join(suffixes)}{f'; passed over: {passed}' if passed else ''}; set "

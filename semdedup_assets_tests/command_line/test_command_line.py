@@ -2,17 +2,21 @@
 
 import csv
 import json
+import logging
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from semdedup_assets.command_line.app import app
-from semdedup_assets.command_line.errors import FAILURE, USAGE
+from semdedup_assets.command_line.errors import FAILURE, USAGE, in_a_line, without_logs_of_libraries
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
 
 Ended = tuple[int, list[str], list[str]]
@@ -146,10 +150,60 @@ def test_export_writes_what_the_manifest_holds_and_replaces_nothing_unasked(made
     assert sorted(each.name for each in to.iterdir()) == ["keep_lists", "manifest.json"]
     assert [each.name for each in to.parent.iterdir()] == ["out"]
 
-    (tmp_path / "mine.txt").write_text("mine")
-    status, _, (line,) = semdedup(*command[:-1], tmp_path, "--format", "parquet", "--overwrite")
-    assert (status, "not removed" in line) == (USAGE, True)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def exported_to(made: Path, folder: Path, *options: str) -> Ended:
+    return semdedup("export", made, "--epsilon", "0.05", "--format", "parquet", "--to", folder, *options)
+
+
+def test_export_removes_nothing_that_no_export_has_written(made: Path, tmp_path: Path) -> None:
+    app_of_the_web, own, mixed = tmp_path / "app", tmp_path / "own", tmp_path / "mixed"
+    (app_of_the_web / "src").mkdir(parents=True)
+    (app_of_the_web / "manifest.json").write_text('{"name": "app", "exported_files": 3}')
+    (app_of_the_web / "src" / "app.js").write_text("app()")
+    own.mkdir()
+    (own / "mine.txt").write_text("mine")
+    assert exported_to(made, mixed)[0] == 0
+    (mixed / "parquet" / "notes.txt").write_text("mine")
+    for folder, words in ((app_of_the_web, "no export"), (own, "no export"), (mixed, "'parquet/notes.txt'")):
+        before = files_below(folder)
+        status, _, (line,) = exported_to(made, folder, "--overwrite")
+        assert (status, words in line, str(folder) in line) == (USAGE, True, True)
+        assert files_below(folder) == before
+    (mixed / "parquet" / "notes.txt").unlink()
+    (mixed / "parquet" / "linked").symlink_to(own)
+    assert exported_to(made, mixed, "--overwrite")[0] == USAGE
+    (mixed / "parquet" / "linked").unlink()
+    assert exported_to(made, mixed, "--overwrite")[0] == 0
+    assert (own / "mine.txt").read_text() == "mine"
+
+
+def test_export_names_a_folder_that_cannot_be_replaced_before_it_writes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    manifest = next(made.glob("store/**/epsilon=0.05/manifests/*/parquet")).parent
+    before = files_below(made)
+    monkeypatch.chdir(tmp_path / "folder")
+    for folder, words in (
+        (tmp_path / "link", "is a link to"),
+        (tmp_path / "dangling", "is a link to"),
+        (Path("/proc"), "a disk is mounted"),
+        (Path(), f"{tmp_path / 'folder'} is the folder that this runs in"),
+        (Path("..", "folder", ".."), "the folder that this runs in"),
+        (manifest, "no export"),
+        (made / "store" / "out", "lies in the store"),
+        (made / "source" / "out", "lies in the source"),
+    ):
+        status, _, (line,) = exported_to(made, folder, "--overwrite")
+        assert (status, words in line) == (USAGE, True), line
+    assert files_below(made) == before
+    assert [each.name for each in sorted(tmp_path.iterdir())] == ["dangling", "folder", "link"]
 
 
 @pytest.mark.parametrize(
@@ -234,12 +288,12 @@ def test_all_pipelines_of_a_file_are_checked_and_none_may_take_anothers_place(tm
     ]
     write_defs(tmp_path, settings_of(tmp_path), settings_of(tmp_path))
     status, _, (line,) = semdedup("check", path)
-    assert (status, "there are two pipelines toy/precomputed" in line) == (FAILURE, True)
+    assert (status, "pipeline toy/precomputed and pipeline toy/precomputed have one name" in line) == (FAILURE, True)
     other = settings_of(tmp_path, model="other")
     other["source"]["path"] += "/s0.parquet"
     write_defs(tmp_path, settings_of(tmp_path), other)
     status, _, (line,) = semdedup("check", path)
-    assert (status, "has another source" in line) == (FAILURE, True)
+    assert (status, "one dataset and two sources or stores" in line) == (FAILURE, True)
 
 
 def test_paths_begin_where_the_project_of_the_file_lies(tmp_path: Path) -> None:
@@ -265,3 +319,77 @@ def test_a_blocking_check_ends_a_run_with_its_sentence(tmp_path: Path) -> None:
     assert any("s000000" in line for line in err)
     assert not any("Traceback" in line for line in err)
     assert not any(line.startswith("  centroids") for line in out)
+
+
+def test_what_stands_in_the_way_of_one_pipeline_holds_back_no_other(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    good = settings_of(tmp_path, dataset="good")
+    missing = [
+        {**settings_of(tmp_path, dataset=name), "source": {**good["source"], "path": str(tmp_path / name)}}
+        for name in "ab"
+    ]
+    path = write_defs(tmp_path, *missing, good)
+    status, out, err = semdedup("run", path, "--only", "items")
+    assert status == FAILURE
+    assert [line.partition(":")[0] for line in err] == ["a/precomputed", "b/precomputed"]
+    assert any(line.startswith("  items") for line in out)
+
+    status, out, err = semdedup("check", path, "--no-estimate")
+    assert status == FAILURE
+    wrong = [line for line in err if line.startswith(f"{path}:")]
+    assert [line.split()[1:3] for line in wrong] == [["attributes.source.path:", str(tmp_path / name)] for name in "ab"]
+    assert [line.split()[0] for line in out if line.endswith(str(path))] == [
+        *(each + "/precomputed" for each in "ab"),
+        "good/precomputed",
+    ]
+    assert "to make" in " ".join(out)
+
+    path = write_defs(tmp_path, settings_of(tmp_path, vectors="float8", model="wrong"), good)
+    status, out, err = semdedup("check", path, "--no-estimate")
+    assert (status, "attributes.vectors:" in err[-1], "to make" in " ".join(out)) == (FAILURE, True, True)
+    assert semdedup("run", path, "--only", "items")[:2] == (USAGE, [])
+    assert semdedup("run", path, "--only", "items", "--pipeline", "good/precomputed")[0] == 0
+
+
+@pytest.mark.parametrize("store", ["/proc/nowhere/x", "a file"])
+def test_check_finds_a_store_that_cannot_be_written(tmp_path: Path, store: str) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    (tmp_path / "a file").write_text("")
+    path = write_defs(tmp_path, settings_of(tmp_path, store=str(tmp_path / store)))
+    status, _, err = semdedup("check", tmp_path, "--no-estimate")
+    assert status == FAILURE
+    assert err[1].startswith(f"{path}:")
+    assert "attributes.store: " in err[1]
+    assert "cannot be written" in err[1]
+
+
+def test_the_environment_is_that_of_the_projects_file_as_in_dagster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dg.toml").write_text("directory_type = 'project'\n")
+    (tmp_path / ".env").write_text(f"no assignment\nSEMDEDUP_STORE={tmp_path}/named\n")
+    monkeypatch.setenv("SEMDEDUP_STORE", str(tmp_path / "other"))
+    write_table(tmp_path, "s0", near_duplicates(0))
+    folder = tmp_path / "defs" / "toy"
+    folder.mkdir(parents=True)
+    # Dagster reads both names.
+    write_defs(folder, settings_of(tmp_path, store="{{ env.SEMDEDUP_STORE }}")).rename(folder / "defs.yml")
+    status, _, err = semdedup("run", folder, "--only", "items")
+    assert (status, err) == (0, [f"{tmp_path / '.env'}:1: no `NAME=value`; it is passed over"])
+    assert (tmp_path / "named" / "toy").is_dir()
+    assert os.environ["SEMDEDUP_STORE"] == str(tmp_path / "other")
+
+
+def test_a_pipe_that_breaks_is_a_failure_and_libraries_log_nothing_beside_it(capfd: pytest.CaptureFixture[str]) -> None:
+    def failing() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.close()
+            logging.getLogger("library").error("beside")
+            ours.sendall(b"work")
+
+    with pytest.raises(typer.Exit) as ended, without_logs_of_libraries(), in_a_line(traceback=False):
+        failing()
+    assert ended.value.exit_code == FAILURE
+    assert capfd.readouterr().err == "BrokenPipeError: [Errno 32] Broken pipe (`--traceback` shows where)\n"
+    assert logging.getLogger("library").isEnabledFor(logging.ERROR)
