@@ -91,7 +91,7 @@ def _require_only(context: dg.OpExecutionContext, builder: AssetBuilder) -> None
     for record in context.instance.get_run_records(started):
         run = record.dagster_run
         earlier = this is not None and (record.start_time or 0, run.run_id) < (this.start_time or 0, context.run.run_id)
-        if earlier and loss_of(run) is None:
+        if earlier and loss_of(context.instance, run, ours=True) is None:
             message = (
                 f"refresh {run.run_id} of {builder.group} is under way and makes whatever is missing: this one ends, with "
                 "nothing done; wait for it, or end it"

@@ -11,14 +11,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
 import dagster as dg
 
 from semdedup_assets.execution import progress
-from semdedup_assets.execution.processes import as_noted, has_ended, is_gone
+from semdedup_assets.execution.processes import as_noted, has_ended, is_gone, was_before_this_boot
 
 PROCESS_TAG, HEARTBEAT_TAG = "semdedup/process", "semdedup/heartbeat"
 # A run that is tried again begins with the tags of the one before it: these are its own only where they name it.
@@ -27,6 +27,12 @@ _RUN_TAG = "semdedup/run"
 _BEAT_SECONDS = 20.0
 # Of a run on another machine, where nobody can look for its process, and of one that never noted its own.
 _SILENT_SECONDS = 300.0
+# Of one that nothing launched, but `execute_in_process` or `dg launch` executes, perhaps on another machine.
+_SILENT_UNLAUNCHED_SECONDS = 900.0
+# Between our steps nothing beats: a step of somebody else's may be at work, or the run may wait for a pool.
+_SILENT_BETWEEN_STEPS_SECONDS = 24 * 3600.0
+# A beat may be late by so much: until then, silence proves nothing.
+_LATE_SECONDS = 3 * _BEAT_SECONDS
 _MOST_RUNS = 1000
 # Which code server launched a run, as Dagster's default launcher notes it.
 _SERVER_TAG = ".dagster/grpc_info"
@@ -48,12 +54,17 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     worker = _worker(instance, run_id)
     of_a_step = parent is not None and worker == parent.pid
 
+    process = as_noted(worker if of_a_step and worker else os.getpid())
+
+    def note() -> None:
+        _note(instance, run_id, {PROCESS_TAG: process, HEARTBEAT_TAG: _now(), _RUN_TAG: run_id})
+
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
-            _note(instance, run_id, {HEARTBEAT_TAG: _now()})
+            # The process too: a busy database may have refused it so far.
+            note()
 
-    process = as_noted(worker if of_a_step and worker else os.getpid())
-    _note(instance, run_id, {PROCESS_TAG: process, HEARTBEAT_TAG: _now(), _RUN_TAG: run_id})
+    note()
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     if parent is not None and of_a_step:
@@ -63,23 +74,17 @@ def alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        # Until the next step begins, silence means nothing.
+        # Until the next step begins, nothing beats.
         _note(instance, run_id, {HEARTBEAT_TAG: ""})
 
 
 def _worker(instance: dg.DagsterInstance, run_id: str) -> int | None:
     """Number of the process that executes a run, as Dagster logs it before any step; None where it does not."""
-    started = _worker_started(instance, run_id)
-    return None if started is None else started[0]
-
-
-def _worker_started(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
-    """The same, and when that was logged, in seconds since 1970."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         event = entry.dagster_event
         pid = event.engine_event_data.metadata.get("pid") if event is not None else None
         if pid is not None:
-            return int(str(pid.value)), entry.timestamp
+            return int(str(pid.value))
     return None
 
 
@@ -105,31 +110,82 @@ def _noted_process(run: dg.DagsterRun) -> str | None:
     return run.tags.get(PROCESS_TAG) if run.tags.get(_RUN_TAG, run.run_id) == run.run_id else None
 
 
-def loss_of(run: dg.DagsterRun) -> str | None:
-    """Why a started run will never end, in words; None where it may still be at work, or never noted its process."""
+def loss_of(instance: dg.DagsterInstance, run: dg.DagsterRun, *, ours: bool = False) -> str | None:
+    """Why a run that was launched will never end, in words; None where it may still be at work.
+
+    Args:
+        instance: knows what the run has logged.
+        run: as the instance knows it now.
+        ours: whether each of its steps would have noted the process: where none did, none has begun.
+    """
     process = _noted_process(run)
-    if run.status not in _STARTED or process is None:
+    if process is None:
+        return _loss_before_noting(instance, run) if ours and run.status in _LAUNCHED else None
+    if run.status not in _STARTED:
         return None
-    machine, _, number = process.rpartition("/")
     ended = has_ended(process)
-    if ended is not None:
-        return f"its process {number.partition('-')[0]} ended without a word" if ended else None
+    if ended is None:
+        return _loss_out_of_sight(instance, run, process)
+    return f"its process {_pid(process)} ended without a word" if ended else None
+
+
+def _loss_out_of_sight(instance: dg.DagsterInstance, run: dg.DagsterRun, process: str) -> str | None:
+    """The same of a run whose process cannot be looked for from here."""
     beat = run.tags.get(HEARTBEAT_TAG, "0")
-    silent = time.time() - float(beat or time.time())
-    if silent <= _SILENT_SECONDS:
+    seen = max(float(beat or 0), _last_logged(instance, run.run_id) or 0) or time.time()
+    silent = time.time() - seen
+    if silent > _LATE_SECONDS and was_before_this_boot(process, seen):
+        return f"its process {_pid(process)} ended without a word when this machine was started anew"
+    if silent <= (_SILENT_SECONDS if beat else _SILENT_BETWEEN_STEPS_SECONDS):
         return None
-    return f"its process on {machine.partition('/')[0]} has been silent for {silent:.0f} s"
+    return f"its process on {process.partition('/')[0]} has been silent for {silent:.0f} s"
+
+
+def _pid(process: str) -> str:
+    return process.rpartition("/")[2].partition("-")[0]
+
+
+def _last_logged(instance: dg.DagsterInstance, run_id: str) -> float | None:
+    """When a run logged something last, in seconds since 1970; None where it never did."""
+    records = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    return records[0].event_log_entry.timestamp if records else None
 
 
 def _loss_before_noting(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
     """Why a run that ended before its first step could note anything will never end; None where it may be at work."""
+    seen = _last_logged(instance, run.run_id)
+    silent = 0 if seen is None else time.time() - seen
+    if silent > _SILENT_BETWEEN_STEPS_SECONDS:
+        return f"it has been silent for {silent:.0f} s, and none of its steps has begun"
+    if silent <= _SILENT_SECONDS:
+        return None
+    pid = _worker(instance, run.run_id)
+    # One that is elsewhere may be about to note its process.
+    is_here = _was_launched_here(run) or (silent > _SILENT_UNLAUNCHED_SECONDS and _was_never_launched(instance, run))
+    if pid is None or not is_here or not is_gone(pid):
+        return None
+    return f"its process {pid} ended without a word before its first step"
+
+
+def _was_launched_here(run: dg.DagsterRun) -> bool:
+    """Whether a code server of this machine was to execute a run."""
     server = run.tags.get(_SERVER_TAG)
-    if _noted_process(run) or server is None or json.loads(server).get("host") not in _HERE:
-        return None
-    started = _worker_started(instance, run.run_id)
-    if started is None or time.time() - started[1] <= _SILENT_SECONDS or not is_gone(*started):
-        return None
-    return f"its process {started[0]} ended without a word before its first step"
+    return server is not None and json.loads(server).get("host") in _HERE
+
+
+def _was_never_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether whoever asked for a started run executes it, by `execute_in_process` or `dg launch`, and it waits for no pool.
+
+    What a launcher starts elsewhere, a step in a cluster perhaps, may wait for long until it begins.
+    """
+    launched = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_STARTING)
+    return run.status in _STARTED and not launched and run.run_id not in _waiting_for_pools(instance)
+
+
+def _waiting_for_pools(instance: dg.DagsterInstance) -> Set[str]:
+    """Ids of runs that hold or await claims of pools."""
+    storage = instance.event_log_storage
+    return storage.get_concurrency_run_ids() if storage.supports_global_concurrency_limits else set()
 
 
 def end_lost_runs(instance: dg.DagsterInstance, ours: Callable[[dg.DagsterRun], bool] = lambda _: False) -> list[str]:
@@ -145,16 +201,13 @@ def end_lost_runs(instance: dg.DagsterInstance, ours: Callable[[dg.DagsterRun], 
         Their ids.
     """
 
-    def loss(run: dg.DagsterRun) -> str | None:
-        return loss_of(run) or (_loss_before_noting(instance, run) if ours(run) else None)
-
     ended = []
     for found in instance.get_runs(dg.RunsFilter(statuses=_LAUNCHED), limit=_MOST_RUNS):
-        if loss(found) is None:
+        if loss_of(instance, found, ours=ours(found)) is None:
             continue
         # Its process may have ended just now, as it should: then the run no longer counts as started.
         run = instance.get_run_by_id(found.run_id)
-        reason = loss(run) if run is not None else None
+        reason = loss_of(instance, run, ours=ours(run)) if run is not None else None
         if run is not None and reason is not None:
             _report(instance, run, f"The run was lost: {reason}. What it had finished is kept.")
             ended.append(run.run_id)
@@ -172,12 +225,10 @@ def _report(instance: dg.DagsterInstance, run: dg.DagsterRun, message: str) -> N
 
 def _free_claims(instance: dg.DagsterInstance) -> None:
     """Free what ended runs hold of pools; claims of runs that are at work stay."""
-    storage = instance.event_log_storage
-    holders = storage.get_concurrency_run_ids() if storage.supports_global_concurrency_limits else set()
-    if holders:
+    if holders := _waiting_for_pools(instance):
         for run in instance.get_runs(dg.RunsFilter(run_ids=list(holders))):
             if run.is_finished:
-                storage.free_concurrency_slots_for_run(run.run_id)
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _now() -> str:

@@ -1,14 +1,16 @@
 """What is under way, or was last, of a pipeline: what would make the same at the same time waits for it."""
 
 from collections.abc import Iterator, Sequence, Set
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 
 from semdedup_assets.assets.lost_runs import loss_of
 
+_CREATED = dg.DagsterRunStatus.NOT_STARTED
 _UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
+    _CREATED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
@@ -17,20 +19,32 @@ FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Dagster
 """Of runs that have ended."""
 
 _MOST_RUNS, _MOST_BACKFILLS = 1000, 100
+# What creates a run queues, launches or executes it at once: one that is only created for so long belongs to nobody.
+_LONGEST_CREATED = timedelta(minutes=10)
 
 
 def unfinished_run(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> str | None:
     """Id of a run that has not ended, of a job or of any that makes some assets; None where there is none.
 
-    A run whose process is gone has ended.
+    A run whose process is gone has ended, and one that nobody has launched for minutes never will.
 
     Args:
         instance: knows the runs.
         job: name.
         assets: keys.
     """
-    runs = _runs(instance, job, assets, _UNFINISHED)
-    return next((record.dagster_run.run_id for record in runs if loss_of(record.dagster_run) is None), None)
+    for record in _runs(instance, job, assets, _UNFINISHED):
+        run = record.dagster_run
+        ours = run.job_name == job or assets >= (run.asset_selection or set())
+        if not _was_abandoned(record) and loss_of(instance, run, ours=ours) is None:
+            return run.run_id
+    return None
+
+
+def _was_abandoned(record: dg.RunRecord) -> bool:
+    """Whether who created a run ended before it was launched."""
+    age = datetime.now(timezone.utc) - record.create_timestamp
+    return record.dagster_run.status == _CREATED and age > _LONGEST_CREATED
 
 
 def finished_runs(instance: dg.DagsterInstance, job: str, assets: Set[dg.AssetKey]) -> list[dg.RunRecord]:

@@ -124,13 +124,13 @@ def test_a_step_ends_with_the_process_of_its_run_and_leaves_no_claim_of_a_pool(
     with subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE) as process:
         under_way(process, tmp_path / "second")
         # The process of the first step has ended: it was not the run's.
-        assert loss_of(run_of(instance, run_id)) is None
+        assert loss_of(instance, run_of(instance, run_id)) is None
         assert end_lost_runs(instance) == []
         assert claims(instance) == {run_id}
         process.kill()
     while not (tmp_path / "ended").exists():
         time.sleep(0.05)
-    assert f"its process {process.pid} ended" in str(loss_of(run_of(instance, run_id)))
+    assert f"its process {process.pid} ended" in str(loss_of(instance, run_of(instance, run_id)))
     assert end_lost_runs(instance) == [run_id]
     assert claims(instance) == set()
 
@@ -146,14 +146,14 @@ def test_a_run_is_under_way_until_its_process_is_killed(instance: dg.DagsterInst
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "alive\n"
-        assert loss_of(run_of(instance, run_id)) is None
+        assert loss_of(instance, run_of(instance, run_id)) is None
         assert unfinished_run(instance, JOB, set()) == run_id
         assert end_lost_runs(instance) == []
         process.kill()
         # Until somebody asks how it ended, it is a zombie; afterwards it is not there at all.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert "ended without a word" in str(loss_of(run_of(instance, run_id)))
-    assert f"its process {process.pid} ended without a word" in str(loss_of(run_of(instance, run_id)))
+        assert "ended without a word" in str(loss_of(instance, run_of(instance, run_id)))
+    assert f"its process {process.pid} ended without a word" in str(loss_of(instance, run_of(instance, run_id)))
     assert unfinished_run(instance, JOB, set()) is None
     assert end_lost_runs(instance) == [run_id]
     assert run_of(instance, run_id).status == dg.DagsterRunStatus.FAILURE
@@ -167,15 +167,15 @@ def test_another_process_of_the_same_number_is_not_the_run(instance: dg.DagsterI
         mark = run_of(instance, run_id).tags[PROCESS_TAG]
         assert mark.rpartition("/")[2].partition("-")[0] == str(os.getpid())
         instance.add_run_tags(run_id, {PROCESS_TAG: f"{mark}0"})
-        assert "ended without a word" in str(loss_of(run_of(instance, run_id)))
+        assert "ended without a word" in str(loss_of(instance, run_of(instance, run_id)))
 
 
 def test_a_run_elsewhere_is_lost_only_once_it_is_silent(instance: dg.DagsterInstance) -> None:
     elsewhere = {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456"}
     fresh = started(instance, {**elsewhere, HEARTBEAT_TAG: f"{time.time():.0f}"})
     silent = started(instance, {**elsewhere, HEARTBEAT_TAG: f"{time.time() - 1000:.0f}"})
-    assert loss_of(run_of(instance, fresh)) is None
-    assert "gpu-7 has been silent for 100" in str(loss_of(run_of(instance, silent)))
+    assert loss_of(instance, run_of(instance, fresh)) is None
+    assert "gpu-7 has been silent for 100" in str(loss_of(instance, run_of(instance, silent)))
     assert end_lost_runs(instance) == [silent]
 
 
@@ -184,7 +184,7 @@ def test_between_two_steps_elsewhere_silence_means_nothing(instance: dg.DagsterI
     with alive(instance, run_id):
         pass
     instance.add_run_tags(run_id, {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456"})
-    assert loss_of(run_of(instance, run_id)) is None
+    assert loss_of(instance, run_of(instance, run_id)) is None
 
 
 def test_a_run_that_is_tried_again_is_not_the_lost_one(instance: dg.DagsterInstance) -> None:
@@ -193,13 +193,13 @@ def test_a_run_that_is_tried_again_is_not_the_lost_one(instance: dg.DagsterInsta
         pass
     noted = {**run_of(instance, lost).tags, PROCESS_TAG: f"{run_of(instance, lost).tags[PROCESS_TAG]}0"}
     instance.add_run_tags(lost, noted)
-    assert loss_of(run_of(instance, lost)) is not None
+    assert loss_of(instance, run_of(instance, lost)) is not None
     # Dagster gives it the tags of the run before it, until its own first step begins.
     again = started(instance, noted)
-    assert loss_of(run_of(instance, again)) is None
+    assert loss_of(instance, run_of(instance, again)) is None
     assert end_lost_runs(instance) == [lost]
     with alive(instance, again):
-        assert loss_of(run_of(instance, again)) is None
+        assert loss_of(instance, run_of(instance, again)) is None
 
 
 def test_a_run_that_somebody_stops_ends_as_stopped(instance: dg.DagsterInstance) -> None:
@@ -251,7 +251,7 @@ def test_a_run_in_a_terminal_that_is_closed_is_lost(
 
 def test_runs_of_others_and_runs_that_have_not_begun_are_left_alone(instance: dg.DagsterInstance) -> None:
     others = started(instance)
-    assert loss_of(run_of(instance, others)) is None
+    assert loss_of(instance, run_of(instance, others)) is None
     assert end_lost_runs(instance) == []
     assert unfinished_run(instance, JOB, set()) == others
 
