@@ -246,19 +246,20 @@ def _from_pretrained(name: str, subfolder: str) -> "tuple[PreTrainedModel, PreTr
         )
         message = f"model: {name} {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
         raise ValueError(message) from error
-    _require_weights(name, loading["missing_keys"])
-    # Of an encoder and a decoder, the first reads the text.
+    # Of an encoder and a decoder, the first reads the text; some folders hold nothing else, such as those of sentence-t5.
+    unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
+    _require_weights(name, [key for key in loading["missing_keys"] if not key.startswith(unused)])
     model = model.get_encoder() if model.config.is_encoder_decoder else model
     model.config.use_cache = False
     return model, tokenizer
 
 
 def _require_weights(name: str, missing: Iterable[str]) -> None:
-    """Raise where transformers would leave parts of a model at random, but for the layer after the last, which is not used.
+    """Raise where transformers would leave parts of a model that are used at random.
 
     So it does with weights that belong to code of the model's own under the name of an architecture that it has.
     """
-    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    lacking = sorted(missing)
     if lacking:
         message = (
             f"model: {name} holds no weights for {len(lacking)} of its parts ({lacking[0]}, …), which would be random; name "

@@ -1,17 +1,18 @@
 """Some rows of a source's own tables and arrays, as files of the same form: every column, type and piece of metadata."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from os.path import commonpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import IO, TYPE_CHECKING, Any
 from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 
 from semdedup_assets.sources.paths import is_http, unquoted
-from semdedup_assets.sources.reading import fixed_roots, opened, printable
-from semdedup_assets.sources.tables import ParquetTable, leaf_paths, parquet_table, row_batches
+from semdedup_assets.sources.reading import TruncatedFile, fixed_roots, opened, printable
+from semdedup_assets.sources.tables import ParquetTable, damaged_columns, leaf_paths, parquet_table, row_batches
 from semdedup_assets.sources.vectors import VectorArray, array_header, only_array, opened_array
 from semdedup_assets.storage.files import filesystem
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 64 << 20
 _CHUNK_BYTES = 16 << 20
+# What a column of a batch takes beside its values: few rows of very many batches are not free.
+_COLUMN_BYTES = 1 << 10
 
 SeenRows = Callable[["pa.RecordBatch"], None]
 """Looks at the chosen rows of a table, batch by batch, before they are written; raises where they are not as expected."""
@@ -44,22 +47,58 @@ def relative_name(path: str, setting: str, beside: tuple[str, str] | None = None
     """
     name, root = _name(path), _root(path, setting)
     if beside is not None:
-        other = _root(*beside)
-        root = commonpath([root, other]) if root.startswith("/") == other.startswith("/") else ""
-    below = name[len(root) :] if not root or name.startswith(f"{root.rstrip('/')}/") else name
-    return printable("/".join(part for part in below.split("/") if part))
+        both = zip(root.split("/"), _root(*beside).split("/"), strict=False)
+        root = "/".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    below = name[len(root) :] if _is_below(name, root) else name
+    # A store's keys may hold `..`, which would lead out of the folder.
+    parts = (part.replace(".", "%2E") if part in (".", "..") else part for part in below.split("/") if part)
+    return printable("/".join(parts))
+
+
+def require_distinct(names: Iterable[tuple[str, str]]) -> None:
+    """See that each of some files has a name of its own.
+
+    Args:
+        names: of each file its path, and its name below the folder that is written.
+
+    Raises:
+        ValueError: two have the same, as `s3://a//x.parquet` and `s3://a/x.parquet`; names both.
+    """
+    paths = dict[str, str]()
+    for path, name in names:
+        other = paths.setdefault(name, path)
+        if other != path:
+            message = (
+                f"{printable(other)} and {printable(path)} would both be written as {name!r}; rename one of them, or leave "
+                "out `filtered` among the manifests"
+            )
+            raise ValueError(message)
+
+
+_WEB = re.compile(r"https?:/*", re.IGNORECASE)
 
 
 def _name(path: str) -> str:
-    """A path as its file system writes it, and as a local copy of it is called."""
-    name = filesystem(path)[1]
-    return unquoted(name).partition("?")[0] if is_http(path) else name
+    """A path as its file system writes it, and as a local copy of it is called; a web server's with its query."""
+    return _as_name(filesystem(path)[1], path)
+
+
+def _as_name(name: str, path: str) -> str:
+    if not is_http(path):
+        return name
+    below, separator, query = _WEB.sub("", name, count=1).partition("?")
+    return f"{unquoted(below)}{separator}{query}"
 
 
 def _root(path: str, setting: str) -> str:
     name = _name(path)
-    roots = (unquoted(root) if is_http(path) else root for root in fixed_roots(setting))
-    return next((root for root in roots if name.startswith(f"{root.rstrip('/')}/")), name.rpartition("/")[0])
+    roots = (_as_name(root, setting) for root in fixed_roots(setting))
+    return next((root for root in roots if _is_below(name, root)), name.rpartition("/")[0])
+
+
+def _is_below(name: str, root: str) -> bool:
+    """Whether a name lies in a folder; every name lies in that without one, such as the buckets of `s3://{a,b}/`."""
+    return not root or name.startswith(f"{root.rstrip('/')}/")
 
 
 def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | None = None) -> None:
@@ -75,11 +114,10 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
 
     Raises:
         OtherRowsError: the file has fewer rows.
-        TruncatedFile: a column is damaged at or before the last of these rows; names file and row.
+        TruncatedFile: a column is damaged at or before the last of these rows; names file, row and columns.
+        ValueError: Arrow has no way to choose rows of a type; names the file.
         OSError: it cannot be opened; names it.
     """
-    import pyarrow as pa
-
     with ExitStack() as stack:
         opened_table = stack.enter_context(parquet_table(path))
         table = replace(opened_table, file=opened_table.reopened(old_times="us"))
@@ -87,20 +125,71 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
         if table.rows < len(keep):
             message = f"it has {table.rows:,} rows, and {len(keep):,} were read before"
             raise OtherRowsError(message)
-        most_rows, waiting = _group_rows(table), list[pa.RecordBatch]()
-        for chosen in _chosen_rows(table, keep):
-            if seen is not None:
-                seen(chosen)
-            waiting.append(chosen)
-            if sum(map(len, waiting)) >= most_rows or sum(part.nbytes for part in waiting) >= _GROUP_BYTES:
-                _write_group(writer, waiting)
-        _write_group(writer, waiting)
+        waiting = _Waiting(writer, most_rows=_group_rows(table))
+        with _named_faults(table):
+            for chosen in _chosen_rows(table, keep):
+                if seen is not None:
+                    seen(chosen)
+                waiting.add(chosen)
+            waiting.write()
+
+
+@contextmanager
+def _named_faults(table: ParquetTable) -> Iterator[None]:
+    """Name the columns that are damaged, and the file of a type that cannot be written."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except TruncatedFile as error:
+        columns = ", ".join(map(repr, damaged_columns(table)))
+        message = f"{error} (damaged columns: {columns})" if columns else str(error)
+        raise TruncatedFile(message) from error
+    except pa.ArrowNotImplementedError as error:
+        message = (
+            f"{table.path}: {error}; leave out `filtered` among the manifests, or store the column as another type"
+        )
+        raise ValueError(message) from error
+
+
+@dataclass
+class _Waiting:
+    """Rows that become a row group as soon as they are enough.
+
+    Attributes:
+        writer: of the file.
+        most_rows: of a row group; one ends after the batch that has the last of them.
+        batches: not yet written.
+        rows: of these.
+        size: bytes that they take, each batch with what it takes beside its values.
+    """
+
+    writer: "pq.ParquetWriter"
+    most_rows: int
+    batches: "list[pa.RecordBatch]" = field(default_factory=list)
+    rows: int = 0
+    size: int = 0
+
+    def add(self, batch: "pa.RecordBatch") -> None:
+        """Take some rows, and write the row group where they complete it."""
+        self.batches.append(batch)
+        self.rows += len(batch)
+        self.size += batch.nbytes + _COLUMN_BYTES * batch.num_columns
+        if self.rows >= self.most_rows or self.size >= _GROUP_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is there."""
+        import pyarrow as pa
+
+        if self.batches:
+            rows = pa.Table.from_batches(self.batches)
+            self.writer.write_table(rows, row_group_size=len(rows))
+        self.batches, self.rows, self.size = [], 0, 0
 
 
 def _chosen_rows(table: ParquetTable, keep: np.ndarray) -> "Iterator[pa.RecordBatch]":
     """The chosen rows, batch by batch; nothing is read behind the last of them."""
-    import pyarrow as pa
-
     last, first = int(np.flatnonzero(keep)[-1]) if keep.any() else -1, 0
     batches = row_batches(table)
     while first <= last:
@@ -108,16 +197,18 @@ def _chosen_rows(table: ParquetTable, keep: np.ndarray) -> "Iterator[pa.RecordBa
         part = keep[first : first + len(batch)]
         batch, first = batch.slice(0, len(part)), first + len(batch)
         if part.any():
-            yield batch if part.all() else batch.filter(pa.array(part))
+            yield batch if part.all() else _filtered(batch, part)
 
 
-def _write_group(writer: "pq.ParquetWriter", waiting: "list[pa.RecordBatch]") -> None:
+def _filtered(batch: "pa.RecordBatch", keep: np.ndarray) -> "pa.RecordBatch":
+    """The chosen rows of a batch; those of types that Arrow does not filter, such as string views, by their runs."""
     import pyarrow as pa
 
-    if waiting:
-        rows = pa.Table.from_batches(waiting)
-        writer.write_table(rows, row_group_size=len(rows))
-        waiting.clear()
+    try:
+        return batch.filter(pa.array(keep))
+    except pa.ArrowNotImplementedError:
+        edges = np.flatnonzero(np.diff(keep, prepend=False, append=False)).reshape(-1, 2).tolist()
+        return pa.concat_batches([batch.slice(start, stop - start) for start, stop in edges])
 
 
 def _group_rows(table: ParquetTable) -> int:
@@ -150,6 +241,7 @@ def _table_writer(table: ParquetTable, to: Any) -> "pq.ParquetWriter":
     return writer
 
 
+_MAGIC = np.lib.format.MAGIC_PREFIX
 _CODECS = {"UNCOMPRESSED": "NONE"}
 
 
@@ -216,18 +308,38 @@ def _write_vectors(array: VectorArray, keep: np.ndarray, to: Any, seen: SeenVect
 
 def _write_header(to: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(to, described)
+    try:
+        np.lib.format.write_array_header_1_0(to, described)
+    except ValueError:
+        # Of more than 64 KiB.
+        np.lib.format.write_array_header_2_0(to, described)
+
+
+def _header_beside(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """What `array_header` tells of a member of an archive; of one that is no array, no shape.
+
+    Raises:
+        ValueError: an array whose rows cannot be told: whether it belongs to the vectors is not known.
+    """
+    if stream.read(len(_MAGIC)) != _MAGIC:
+        return (), False, np.dtype(np.uint8)
+    stream.seek(0)
+    try:
+        shape, by_column, dtype = array_header(stream)
+        if dtype.names and not all(map(str.isascii, dtype.names)):
+            message = "its fields have names that are not ASCII"
+            raise ValueError(message)
+    except ValueError as error:
+        message = f"{name} cannot be cut to the rows of the vectors ({error}); save it in a file of its own"
+        raise ValueError(message) from error
+    return shape, by_column, dtype
 
 
 def _write_beside(stream: IO[bytes], keep: np.ndarray, to: Any, *, name: str) -> None:
     """Write a member of an archive: an array of as many rows with the chosen ones only, anything else as it is."""
-    start = stream.tell()
-    try:
-        shape, by_column, dtype = array_header(stream)
-    except ValueError:
-        shape = ()
+    shape, by_column, dtype = _header_beside(stream, name)
     if not shape or shape[0] != len(keep):
-        stream.seek(start)
+        stream.seek(0)
         for block in iter(lambda: stream.read(_CHUNK_BYTES), b""):
             to.write(block)
         return

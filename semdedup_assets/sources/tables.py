@@ -134,6 +134,20 @@ def row_batches(table: ParquetTable) -> "Iterator[pa.RecordBatch]":
     return _named_batches(table.path, _record_batches(table.file, None, range(table.file.num_row_groups)), 0)
 
 
+def damaged_columns(table: ParquetTable) -> list[str]:
+    """The columns that cannot be read to their end; reads the whole file."""
+    damaged = []
+    for name in table.file.schema_arrow.names:
+        try:
+            for _ in _named_batches(
+                table.path, _record_batches(table.reopened(), name, range(table.file.num_row_groups)), 0
+            ):
+                pass
+        except TruncatedFile:
+            damaged.append(name)
+    return damaged
+
+
 def _named_batches(path: str, stream: "Iterator[pa.RecordBatch]", row: int) -> "Iterator[pa.RecordBatch]":
     """Batches from a row on; what cannot be read is named by its row."""
     while True:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 ARRAYS = (".npy", ".npz")
 """Suffixes of files that hold one array of vectors, without names."""
 
+# NumPy itself reads 10 kB of an unknown file, which some hundred fields fill.
+_HEADER_BYTES = 1 << 20
 _RAW = (".memmap", ".mmap", ".dat", ".bin", ".raw", ".f16", ".f32", ".fvecs")
 _CLIP_RETRIEVAL, _CLIP_METADATA = ("img_emb", "text_emb"), "metadata"
 _ROWS, _BATCH_BYTES, _CHUNK = 8192, 64 << 20, 1 << 16
@@ -521,7 +523,7 @@ def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     version = numpy_format.read_magic(stream)
     read = numpy_format.read_array_header_1_0 if version == (1, 0) else numpy_format.read_array_header_2_0
     try:
-        return read(stream)
+        return read(stream, max_header_size=_HEADER_BYTES)
     except (EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(str(error)) from error
 

@@ -1,6 +1,6 @@
 """The source's own files with the kept rows only: for programs that read the source as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ import numpy as np
 from semdedup_assets.encoders import Precomputed
 from semdedup_assets.encoders.unit_norm import check_unit_rows, normalise_rows
 from semdedup_assets.execution.context import StageContext
-from semdedup_assets.execution.shard_reader import SourceChangedError, require_unchanged
+from semdedup_assets.execution.shard_reader import require_unchanged
 from semdedup_assets.records import Record, content_hash, item_ids
 from semdedup_assets.sources import Parquet, Vectors
 from semdedup_assets.sources.filtering import (
@@ -18,10 +18,11 @@ from semdedup_assets.sources.filtering import (
     SeenRows,
     SeenVectors,
     relative_name,
+    require_distinct,
     write_array_rows,
     write_table_rows,
 )
-from semdedup_assets.sources.reading import TruncatedFile
+from semdedup_assets.sources.reading import TruncatedFile, printable
 from semdedup_assets.sources.vectors import is_array
 from semdedup_assets.stages.embeddings import VECTORS
 from semdedup_assets.stages.kept_rows import ChosenShard
@@ -53,6 +54,7 @@ def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFol
 
     Raises:
         SourceChangedError: a file, or what a row holds, is not what was embedded; names file and row.
+        DamagedFileError: a file cannot be read up to its last kept row; names it, the row and the columns.
         ValueError: an archive holds an array that cannot be cut to some of its rows; names both.
     """
     source = context.pipeline.source
@@ -61,6 +63,30 @@ def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFol
     if isinstance(source, Vectors):
         _write_vectors(context, source, kept, result)
     return {}
+
+
+def require_distinct_names(context: StageContext) -> None:
+    """See that no file of `filtered/` would replace another, of whatever shard.
+
+    Raises:
+        ValueError: two files of the source would have one name; names both.
+    """
+    source, files = context.pipeline.source, [file.path for shard in context.shards for file in shard.files]
+    if isinstance(source, Parquet):
+        require_distinct((path, relative_name(path, source.path)) for path in files)
+    elif isinstance(source, Vectors):
+        tables = source.metadata_of(files)
+        arrays = [(path, _vector_name(source, path, tables.get(path))) for path in files]
+        beside = [(table.path, _metadata_name(source, path, table)) for path, table in tables.items()]
+        require_distinct([*arrays, *beside])
+
+
+def _vector_name(source: Vectors, path: str, table: FileStat | None) -> str:
+    return relative_name(path, source.path, None if table is None else (table.path, source.metadata or ""))
+
+
+def _metadata_name(source: Vectors, path: str, table: FileStat) -> str:
+    return relative_name(table.path, source.metadata or "", (path, source.path))
 
 
 def _write_tables(source: Parquet, kept: ChosenShard, result: CountingFolder) -> dict[str, int]:
@@ -79,8 +105,7 @@ def _write_vectors(context: StageContext, source: Vectors, kept: ChosenShard, re
     vectors = _Vectors(kept, _StoredVectors(kept.embeddings), encoder) if isinstance(encoder, Precomputed) else None
     for path, first, keep in kept.of_files():
         table = tables.get(path)
-        beside = None if table is None else (table.path, source.metadata or "")
-        name = relative_name(path, source.path, beside)
+        name = _vector_name(source, path, table)
         seen = None if vectors is None else vectors.of_file(path, first, keep)
         with _unchanged(files[path], keep), result.open(f"{FILTERED}/{name}") as stream:
             if is_array(path):
@@ -95,13 +120,21 @@ def _write_metadata(
     source: Vectors, array: FileStat, table: FileStat, keep: np.ndarray, result: CountingFolder
 ) -> None:
     """Write the kept rows of the table that belongs to an array, whose stamp covers it."""
-    name = f"{FILTERED}/{relative_name(table.path, source.metadata or '', (array.path, source.path))}"
+    name = f"{FILTERED}/{_metadata_name(source, array.path, table)}"
     result.beside.add(name)
-    with _changes_named(table.path), result.open(name) as stream:
+
+    def check() -> None:
+        found = file_stat(table.path)
+        if found is None or not array.stamp.endswith(f" metadata:{found.size}:{found.stamp}"):
+            raise changed_source(table.path, "it is not the file that was observed")
+
+    with _faults_named(table.path, check), result.open(name) as stream:
         write_table_rows(table.path, keep, stream)
-    found = file_stat(table.path)
-    if found is None or not array.stamp.endswith(f" metadata:{found.size}:{found.stamp}"):
-        raise changed_source(table.path, "it is not the file that was observed")
+    check()
+
+
+class DamagedFileError(ValueError):
+    """A file that shows no change cannot be read as a whole; names it, where, and the remedy."""
 
 
 @contextmanager
@@ -111,21 +144,34 @@ def _unchanged(file: FileStat, keep: np.ndarray) -> Iterator[None]:
     A file whose head or footer cannot be read gave no row, and its shard was accepted without it: nothing is written.
     """
     try:
-        with _changes_named(file.path):
+        with _faults_named(file.path, lambda: require_unchanged(file)):
             yield
-    except SourceChangedError as error:
-        if len(keep) or not isinstance(error.__cause__, TruncatedFile):
+    except DamagedFileError:
+        if len(keep):
             raise
     # Afterwards: a file that was changed before or while it was read shows it now.
     require_unchanged(file)
 
 
 @contextmanager
-def _changes_named(path: str) -> Iterator[None]:
+def _faults_named(path: str, check: Callable[[], None]) -> Iterator[None]:
+    """Tell a file that was changed from one that is damaged, perhaps always was where no item needed it.
+
+    Args:
+        path: of the file.
+        check: raises where the file shows a change.
+    """
     try:
         yield
-    except (TruncatedFile, OtherRowsError, FileNotFoundError) as error:
+    except (OtherRowsError, FileNotFoundError) as error:
         raise changed_source(path, str(error)) from error
+    except TruncatedFile as error:
+        check()
+        message = (
+            f"{printable(path)}: damaged: {error}; what was embedded of it may not need this part, but a copy of its rows "
+            "does: replace the file by a whole one, or leave out `filtered` among the manifests"
+        )
+        raise DamagedFileError(message) from error
 
 
 @dataclass

@@ -15,6 +15,7 @@ from semdedup_assets.execution.stage import Column, Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
+from semdedup_assets.stages.filtered_files import require_distinct_names
 from semdedup_assets.stages.item_groups import EVERY_SHARD
 from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
@@ -56,12 +57,19 @@ class _ManifestTask:
 def _tasks(context: StageContext, stage: ManifestStage, partition: Partition) -> Sequence[_ManifestTask]:
     inputs = context.index.input_versions(stage.name, partition)
     context.index.require_consistent(stage.masks, partition)
+    _require_names(context)
     writer = FolderWriter(context.location(stage.name, partition))
     attempt = f"{fingerprint([inputs, context.code_version(stage.name)])[:16]}-{writer.attempt[:6]}"
     # Within clusters a group lies in one range of them, and each range has a file.
     closed = stage == MANIFESTS and context.selection.repair is None
     chunks = shard_chunks(context, closed=closed, copied=_copies(context.pipeline))
     return [_ManifestTask(partition, chunk, attempt, inputs) for chunk in chunks]
+
+
+def _require_names(context: StageContext) -> None:
+    """See that each file of a manifest has a name of its own, before any is written: the second would replace the first."""
+    if "filtered" in context.pipeline.manifests:
+        require_distinct_names(context)
 
 
 class ManifestWorker:
@@ -106,6 +114,7 @@ def write_manifest(
         MissingResultError: items or embeddings are missing, or the masks are of other items than the source has now.
         SourceChangedError: items, vectors and the source's files are not of one state.
     """
+    _require_names(context)
     path = Path(folder).absolute()
     chunk = ShardChunk(0, EVERY_SHARD.stop, closed=False, copied=_copies(context.pipeline))
     with attempting(FolderWriter(str(path.parent), path.name)) as writer:

@@ -2,7 +2,9 @@
 
 import datetime as dt
 import decimal
+import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from semdedup_assets import read_manifest
 from semdedup_assets.checks.manifests import counts_are_conserved
 from semdedup_assets.execution.shard_reader import SourceChangedError
 from semdedup_assets.sources import Vectors
-from semdedup_assets.sources.filtering import relative_name
+from semdedup_assets.sources.filtering import relative_name, write_array_rows, write_table_rows
 from semdedup_assets_tests.assets.test_images_and_texts import read_by
 from semdedup_assets_tests.stage_runs import StageRuns, stored_files
 from semdedup_assets_tests.stages.test_source_copies import unseen
@@ -363,6 +365,12 @@ def test_other_sources_are_refused_with_what_they_can_have(tmp_path: Path, kind:
         ("memory://b/e/0.npy", "memory://b/e", ("/m/0.parquet", "/m"), "b/e/0.npy"),
         ("memory://b/p/x y.parquet", "memory://b/p", None, "x y.parquet"),
         ("https://h/p/x%20y.parquet", "https://h/p/", None, "x y.parquet"),
+        ("s3://b1/x.parquet", "s3://{b1,b2}/x.parquet", None, "b1/x.parquet"),
+        ("memory://b/../x.parquet", "memory://b", None, "%2E%2E/x.parquet"),
+        ("https://h/get?file=1.parquet", "https://h/get?file={0,1}.parquet", None, "get?file=1.parquet"),
+        ("https://h/e/0.npy", "https://h/{e,f}/0.npy", ("https://h/m/0.parquet", "https://h/m"), "e/0.npy"),
+        ("https://h/l/e/0.npy", "https://h/l/e/", ("http://h/l/m/0.parquet", "http://h/l/m"), "e/0.npy"),
+        ("s3://b/l/e/0.npy", "s3://b/l/e", ("s3://c/l/m/0.parquet", "s3://c/l/m"), "b/l/e/0.npy"),
         ("/d/a\udcff.parquet", "/d", None, "a\\udcff.parquet"),
     ],
 )
@@ -370,6 +378,81 @@ def test_names_are_those_below_the_folder_of_the_settings(
     path: str, setting: str, beside: tuple[str, str] | None, name: str
 ) -> None:
     assert relative_name(path, setting, beside) == name
+
+
+def test_files_that_would_have_one_name_are_refused_before_any_is_written(tmp_path: Path) -> None:
+    """Of which one is not valid Unicode, and the other has the escape in its name; in shards of their own."""
+    for number, name in enumerate(("a\udcff", "a\\udcff")):
+        write_shard(tmp_path, name, near_duplicates(number))
+    settings = vectors_settings(tmp_path, manifests=["filtered"], shards={"files_per_shard": 1})
+    runs = StageRuns(settings)
+    with pytest.raises(ValueError, match=r"would both be written as 'a\\\\udcff\.npy'; rename one of them"):
+        runs.run()
+    assert not list(Path(settings["store"]).rglob("filtered"))
+
+
+def test_rows_of_types_that_arrow_does_not_filter_are_chosen(tmp_path: Path) -> None:
+    views = {"a": pa.array([f"text {row}" * 3 for row in range(100)], pa.string_view())}
+    nested = pa.array([[None, b"x" * row] for row in range(100)], pa.list_(pa.binary_view()))
+    table = pa.table({**views, "b": nested, "n": range(100)})
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=30)
+    keep = np.arange(100) % 7 < 3
+    with (tmp_path / "out.parquet").open("wb") as stream:
+        write_table_rows(str(tmp_path / "0.parquet"), keep, stream)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.schema.equals(table.schema)
+    assert found.to_pylist() == [row for row, kept in zip(table.to_pylist(), keep, strict=True) if kept]
+
+
+def test_row_groups_are_as_large_as_the_source_has_them_where_few_rows_stay(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": np.arange(100_000)}), tmp_path / "0.parquet", row_group_size=1000)
+    keep = np.arange(100_000) % 100 == 0
+    with (tmp_path / "out.parquet").open("wb") as stream:
+        write_table_rows(str(tmp_path / "0.parquet"), keep, stream)
+    metadata = pq.read_metadata(tmp_path / "out.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [1000]
+    assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == np.flatnonzero(keep).tolist()
+
+
+@pytest.mark.parametrize("fields", [700, 5000])
+def test_records_of_many_fields_beside_vectors_are_cut_to_the_same_rows(tmp_path: Path, fields: int) -> None:
+    """NumPy itself refuses headers of more than 10 kB, and writes more than 64 KiB in another version."""
+    records = np.zeros(6, [(f"field {number}", "u1") for number in range(fields)])
+    records["field 3"] = np.arange(6)
+    with warnings.catch_warnings(action="ignore"):
+        np.savez(tmp_path / "0.npz", vectors=np.eye(6, 3, dtype=np.float32), records=records)
+    keep = np.array([True, False, True, True, False, False])
+    with (tmp_path / "out.npz").open("wb") as stream:
+        write_array_rows(str(tmp_path / "0.npz"), keep, stream, most_mib=1)
+    with np.load(tmp_path / "out.npz", max_header_size=1 << 20) as found:
+        assert np.array_equal(found["records"], records[keep])
+        assert found["records"].dtype == records.dtype
+
+
+def test_an_array_whose_rows_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    records = np.zeros(6, [("größe", "u1"), ("大きさ", "u1")])
+    with pytest.warns(UserWarning, match="Stored array in format 3"):
+        np.savez(tmp_path / "0.npz", vectors=np.eye(6, 3, dtype=np.float32), records=records)
+    with pytest.raises(ValueError, match=r"0\.npz: array 'records\.npy' cannot be cut to the rows of the vectors"):
+        write_array_rows(str(tmp_path / "0.npz"), np.ones(6, bool), io.BytesIO(), most_mib=1)
+
+
+def test_damage_in_a_column_that_nothing_uses_is_named_as_damage(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "0.parquet"
+    table = pa.table({"text": [f"{word} one" for word in WORDS], "unused": [f"nobody reads {word}" for word in WORDS]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    unseen(path, lambda content: content.replace(b"reads train", b"reads TRAIN"))
+    settings = vectors_settings(
+        tmp_path,
+        source={"kind": "parquet", "path": str(tmp_path / "source"), "text": "text"},
+        encoder=STATIC_TEXTS,
+        manifests=["filtered"],
+    )
+    with pytest.raises(
+        ValueError, match=r"0\.parquet: damaged: .*\(damaged columns: 'unused'\); .* replace the file by a whole one"
+    ):
+        StageRuns(settings).run()
 
 
 def test_a_manifest_on_an_object_store_names_its_filtered_files(tmp_path: Path) -> None:
