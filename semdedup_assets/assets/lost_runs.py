@@ -20,9 +20,10 @@ import dagster as dg
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.processes import as_noted, has_ended, is_gone, was_before_this_boot
 
-PROCESS_TAG, HEARTBEAT_TAG = "semdedup/process", "semdedup/heartbeat"
+# Dagster shows no tags of this prefix, which would hide the others.
+PROCESS_TAG, HEARTBEAT_TAG = ".dagster/semdedup_process", ".dagster/semdedup_heartbeat"
 # A run that is tried again begins with the tags of the one before it: these are its own only where they name it.
-_RUN_TAG = "semdedup/run"
+_RUN_TAG = ".dagster/semdedup_run"
 
 _BEAT_SECONDS = 20.0
 # Of a run on another machine, where nobody can look for its process, and of one that never noted its own.
@@ -200,7 +201,6 @@ def end_lost_runs(instance: dg.DagsterInstance, ours: Callable[[dg.DagsterRun], 
     Returns:
         Their ids.
     """
-
     ended = []
     for found in instance.get_runs(dg.RunsFilter(statuses=_LAUNCHED), limit=_MOST_RUNS):
         if loss_of(instance, found, ours=ours(found)) is None:
