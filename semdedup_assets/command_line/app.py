@@ -12,6 +12,7 @@ import typer
 from semdedup_assets.command_line.errors import (
     FAILURE,
     USAGE,
+    Task,
     in_a_line,
     one_after_the_other,
     wants_traceback,
@@ -97,7 +98,7 @@ def check(
         from semdedup_assets.command_line.pipelines import written_pipelines
 
         with written_pipelines(defs, pipeline) as found:
-            tasks = [
+            tasks: list[Task] = [
                 *((each.name, partial(check_one, each, estimated=estimate)) for each in found.valid),
                 ("", found.require_valid),
             ]

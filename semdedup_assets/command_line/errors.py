@@ -30,6 +30,10 @@ _REMEDIES = {
 _LONGEST = 1000
 
 
+Task = tuple[str, Callable[[], None]]
+"""What is done, and what its error's line is about: `photos/openclip`, or empty."""
+
+
 class UsageError(ValueError):
     """A command that cannot be meant; says what can."""
 
@@ -65,11 +69,11 @@ def in_a_line(*, traceback: bool, settings: int = USAGE, of: str = "") -> Iterat
         raise typer.Exit(status) from error
 
 
-def one_after_the_other(tasks: Iterable[tuple[str, Callable[[], None]]], *, traceback: bool, settings: int) -> None:
+def one_after_the_other(tasks: Iterable[Task], *, traceback: bool, settings: int) -> None:
     """Do tasks, also those that come after one that fails.
 
     Args:
-        tasks: each with what its error's line is about.
+        tasks: in their order.
         traceback: as of `in_a_line`.
         settings: as of `in_a_line`.
 
