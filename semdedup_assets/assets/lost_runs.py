@@ -202,7 +202,6 @@ def end_lost_runs(instance: dg.DagsterInstance, ours: Callable[[dg.DagsterRun], 
     Returns:
         Their ids.
     """
-
     ended = []
     for found in instance.get_runs(dg.RunsFilter(statuses=_LAUNCHED), limit=_MOST_RUNS):
         if loss_of(instance, found, ours=ours(found)) is None:

@@ -234,11 +234,11 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         op_tags={STEP_TAG: _STEP},
     )
     def source_has_files(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        known, most = builder.context(builder.assets[0]).shard_index, builder.pipeline.refresh.max_vanished
+        most = builder.pipeline.refresh.max_vanished
         try:
             with alive(context.instance, context.run.run_id):
-                listing = builder.pipeline.source.listing()
-            known.require_present(listing.files, max_vanished=most)
+                known, listing = builder.context(builder.assets[0]).shard_index, builder.pipeline.source.listing()
+                known.require_present(listing.files, max_vanished=most)
         except (OSError, ValueError, VanishedFilesError) as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))

@@ -212,7 +212,7 @@ def test_what_a_run_elsewhere_logs_is_a_sign_of_life_as_its_heartbeat_is(instanc
 
 @pytest.mark.parametrize("in_a_step", [True, False])
 def test_after_a_reboot_a_run_of_this_machine_is_lost_at_once(instance: dg.DagsterInstance, in_a_step: bool) -> None:
-    up, number = time.clock_gettime(time.CLOCK_BOOTTIME), f"{os.readlink('/proc/self/ns/pid')}/{os.getpid()}-1"
+    up, number = time.clock_gettime(time.CLOCK_BOOTTIME), f"{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}-1"
     before, after = time.time() - up - 1, time.time() - up + 1
     here, elsewhere = (f"{name}/another-boot/{number}" for name in (socket.gethostname(), "gpu-7"))
 

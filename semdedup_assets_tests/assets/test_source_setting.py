@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from semdedup_assets.assets.source import observe_source, source_definitions
+from semdedup_assets.assets.source import observe_source
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.sources.shard_index import ShardIndex
 from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns

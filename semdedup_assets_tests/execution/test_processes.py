@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_with_the_proc_of_other_numbers_a_process_does_not_take_itself_for_gone(
 
 
 def test_of_an_earlier_boot_is_what_was_seen_before_this_one_on_a_machine_of_this_name() -> None:
-    space = os.readlink("/proc/self/ns/pid")
+    space = Path("/proc/self/ns/pid").readlink()
     here, elsewhere = (f"{name}/another-boot/{space}/{os.getpid()}-1" for name in (socket.gethostname(), "gpu-7"))
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     assert was_before_this_boot(here, booted - 1)
