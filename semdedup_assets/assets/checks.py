@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder
+from semdedup_assets.assets.lost_runs import alive
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.checks.up_to_date import up_to_date
 from semdedup_assets.execution import progress
@@ -127,10 +128,13 @@ def lone_checks(builder: AssetBuilder) -> list[dg.AssetChecksDefinition]:
     if not specs:
         return []
 
-    @dg.multi_asset_check(name=f"{builder.group}__lone_checks", specs=specs, can_subset=True)
+    # Whatever has this tag notes the process of its run.
+    tags = {STEP_TAG: "checks"}
+
+    @dg.multi_asset_check(name=f"{builder.group}__lone_checks", specs=specs, can_subset=True, op_tags=tags)
     def lone(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        first = builder.context(builder.assets[0])
-        with progress.reporting_to(context.log.info):
+        with progress.reporting_to(context.log.info), alive(context.instance, context.run.run_id):
+            first = builder.context(builder.assets[0])
             for key, (asset, check) in found.items():
                 if key in context.selected_asset_check_keys:
                     evaluated = evaluate(check, first.with_selection(asset.selection))

@@ -218,9 +218,10 @@ def _definitions(
 
 
 def _check(key: dg.AssetKey, asset: _ComparisonAsset, *, compared: int) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=key, name=asset.check, description=asset.check_description)
-    def are_as_compared() -> dg.AssetCheckResult:
-        changed = asset.changed()
+    @dg.asset_check(asset=key, name=asset.check, description=asset.check_description, op_tags={STEP_TAG: ANALYSE})
+    def are_as_compared(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with alive(context.instance, context.run.run_id):
+            changed = asset.changed()
         named = [f"{name} ({then} was compared, {now} is there)" for name, (then, now) in (changed or {}).items()]
         problem = "nothing was compared yet" if changed is None else f"made again since: {', '.join(named)}"
         return dg.AssetCheckResult(

@@ -46,10 +46,9 @@ def stage_asset(builder: AssetBuilder, asset: StageAsset) -> dg.AssetsDefinition
         context: dg.AssetExecutionContext,
         config: run_config,  # type: ignore[valid-type]
     ) -> Iterator[dg.MaterializeResult[None]]:
-        compute = builder.compute_of(config)
         again = config.refit if stage.frozen else config.again  # type: ignore[attr-defined]
-        stage_context = builder.context(asset, compute)
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
+            stage_context = builder.context(asset, builder.compute_of(config))
             try:
                 made = _made(context, builder, asset, stage_context, again=again)
             finally:

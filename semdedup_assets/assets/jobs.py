@@ -6,7 +6,7 @@ import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
 from semdedup_assets.assets.automation import STATE_TAG, automation_sensor, state_of
-from semdedup_assets.assets.builder import AssetBuilder
+from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder
 from semdedup_assets.assets.console import console_logger
 from semdedup_assets.assets.lost_runs import alive, loss_of
 from semdedup_assets.assets.refresh import refresh
@@ -31,7 +31,10 @@ def _refresh_job(builder: AssetBuilder) -> dg.JobDefinition:
         bool, default_value=False, description="Take all files of the source that are missing for deleted, this once."
     )
 
-    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu", config_schema={"allow_vanished": allowing})
+    # Whatever has this tag notes the process of its run.
+    tags = {STEP_TAG: "refresh"}
+
+    @dg.op(name=f"{builder.refresh_job}_all", pool="gpu", config_schema={"allow_vanished": allowing}, tags=tags)
     def refresh_all(context: dg.OpExecutionContext) -> None:
         with reporting_to(context.log.info), alive(context.instance, context.run.run_id):
             _require_only(context, builder)

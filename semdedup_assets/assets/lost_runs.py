@@ -160,12 +160,14 @@ def _loss_before_noting(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str
         return f"it has been silent for {silent:.0f} s, and none of its steps has begun"
     if silent <= _SILENT_SECONDS:
         return None
-    pid = _worker(instance, run.run_id)
+    pid, is_here = _worker(instance, run.run_id), _was_launched_here(run)
     # One that is elsewhere may be about to note its process.
-    is_here = _was_launched_here(run) or (silent > _SILENT_UNLAUNCHED_SECONDS and _was_never_launched(instance, run))
-    if pid is None or not is_here or not is_gone(pid):
+    if not is_here and (silent <= _SILENT_UNLAUNCHED_SECONDS or not _was_never_launched(instance, run)):
         return None
-    return f"its process {pid} ended without a word before its first step"
+    # Without a number, what was launched is about to begin; what nothing launched logs its number at once.
+    if is_here if pid is None else not is_gone(pid):
+        return None
+    return f"its process {pid or ''} ended without a word before its first step"
 
 
 def _was_launched_here(run: dg.DagsterRun) -> bool:

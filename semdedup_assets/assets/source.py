@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from semdedup_assets.assets.builder import STEP_TAG, AssetBuilder, dagster_name
 from semdedup_assets.assets.lost_runs import alive, end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
+from semdedup_assets.assets.own_runs import own_runs
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
 from semdedup_assets.execution.source_index import files_of, updated_index
 from semdedup_assets.sources.shard_index import VanishedFilesError
@@ -240,12 +241,14 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         name=_FILES_CHECK,
         description="The source has files that can be listed from here, and no more of those that it had are missing than "
         "`refresh.max_vanished` allows.",
+        op_tags={STEP_TAG: _STEP},
     )
-    def source_has_files() -> dg.AssetCheckResult:
-        known, most = builder.context(builder.assets[0]).shard_index, builder.pipeline.refresh.max_vanished
+    def source_has_files(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        most = builder.pipeline.refresh.max_vanished
         try:
-            listing = builder.pipeline.source.listing()
-            known.require_present(listing.files, max_vanished=most)
+            with alive(context.instance, context.run.run_id):
+                known, listing = builder.context(builder.assets[0]).shard_index, builder.pipeline.source.listing()
+                known.require_present(listing.files, max_vanished=most)
         except (OSError, ValueError, VanishedFilesError) as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
@@ -260,9 +263,11 @@ def _shard_setting_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
         asset=builder.source_key("shard_index"),
         name="shards_follow_settings",
         description="The shards were made with today's `shards.files_per_shard`: it counts for new files only.",
+        op_tags={STEP_TAG: _STEP},
     )
-    def shards_follow_settings() -> dg.AssetCheckResult:
-        unfollowed = unfollowed_shard_setting(builder.pipeline, builder.context(builder.assets[0]).shard_index)
+    def shards_follow_settings(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with alive(context.instance, context.run.run_id):
+            unfollowed = unfollowed_shard_setting(builder.pipeline, builder.context(builder.assets[0]).shard_index)
         return dg.AssetCheckResult(
             passed=unfollowed is None, severity=dg.AssetCheckSeverity.WARN, description=markdown_text(unfollowed or "")
         )
@@ -290,7 +295,7 @@ def _files_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         "process is gone.",
     )
     def files(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        for run_id in end_lost_runs(context.instance):
+        for run_id in end_lost_runs(context.instance, own_runs(context.repository_def)):
             context.log.info(f"run {run_id} was lost, and is marked as failed")
         changes = changes_or_reason(builder, context.instance)
         if isinstance(changes, str):

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +17,7 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from semdedup_assets.assets import lost_runs
+from semdedup_assets.assets import under_way as under_way_of_runs
 from semdedup_assets.assets.lost_runs import HEARTBEAT_TAG, PROCESS_TAG, alive, end_lost_runs, loss_of
 from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.execution.processes import this_process
@@ -179,12 +182,52 @@ def test_a_run_elsewhere_is_lost_only_once_it_is_silent(instance: dg.DagsterInst
     assert end_lost_runs(instance) == [silent]
 
 
-def test_between_two_steps_elsewhere_silence_means_nothing(instance: dg.DagsterInstance) -> None:
+def logged(instance: dg.DagsterInstance, run_id: str, seconds: float) -> None:
+    """Have a run log something, so many seconds ago."""
+    event = dg.DagsterEvent("ENGINE_EVENT", JOB, event_specific_data=EngineEventData(), message="at work")
+    entry = dg.EventLogEntry(None, 10, "", run_id, time.time() - seconds, job_name=JOB, dagster_event=event)
+    instance.handle_new_event(entry)
+
+
+@pytest.mark.parametrize(("seconds", "is_lost"), [(10, False), (10 * 3600, False), (25 * 3600, True)])
+def test_between_two_steps_elsewhere_only_a_day_of_silence_means_something(
+    instance: dg.DagsterInstance, seconds: float, is_lost: bool
+) -> None:
     run_id = started(instance)
     with alive(instance, run_id):
         pass
     instance.add_run_tags(run_id, {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456"})
+    # Of a run without any event nothing is known.
     assert loss_of(instance, run_of(instance, run_id)) is None
+    logged(instance, run_id, seconds)
+    assert end_lost_runs(instance) == ([run_id] if is_lost else [])
+
+
+def test_what_a_run_elsewhere_logs_is_a_sign_of_life_as_its_heartbeat_is(instance: dg.DagsterInstance) -> None:
+    noted = {PROCESS_TAG: "gpu-7/another-boot/pid:[1]/123-456", HEARTBEAT_TAG: f"{time.time() - 1000:.0f}"}
+    run_id = started(instance, noted)
+    logged(instance, run_id, 100)
+    assert end_lost_runs(instance) == []
+
+
+@pytest.mark.parametrize("in_a_step", [True, False])
+def test_after_a_reboot_a_run_of_this_machine_is_lost_at_once(instance: dg.DagsterInstance, in_a_step: bool) -> None:
+    up, number = time.clock_gettime(time.CLOCK_BOOTTIME), f"{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}-1"
+    before, after = time.time() - up - 1, time.time() - up + 1
+    here, elsewhere = (f"{name}/another-boot/{number}" for name in (socket.gethostname(), "gpu-7"))
+
+    def run_at(noted: str, when: float) -> str:
+        run_id = started(instance, {PROCESS_TAG: noted, HEARTBEAT_TAG: f"{when:.0f}" if in_a_step else ""})
+        logged(instance, run_id, time.time() - when)
+        return run_id
+
+    lost = run_at(here, before)
+    if not in_a_step:
+        # Seen after this machine's start: on another one that has the same name.
+        run_at(here, after)
+        run_at(elsewhere, before)
+    assert end_lost_runs(instance) == [lost]
+    assert any("when this machine was started anew" in entry.message for entry in instance.all_logs(lost))
 
 
 def test_a_run_that_is_tried_again_is_not_the_lost_one(instance: dg.DagsterInstance) -> None:
@@ -226,6 +269,91 @@ def test_a_run_that_was_killed_before_its_first_step_is_ended(
     message = f"its process {process.pid} ended without a word before its first step"
     assert any(message in entry.message for entry in instance.all_logs(gone))
     assert {run_of(instance, each).status for each in (there, elsewhere)} == {status}
+
+
+# A run that nothing launched, as `execute_in_process` and `dg launch` make it; its process waits for ever, and notes nothing.
+_UNLAUNCHED = """
+import sys
+
+import dagster as dg
+
+
+@dg.op
+def only() -> None:
+    print("begun", flush=True)
+    sys.stdin.read()
+
+
+@dg.job(name="toy__precomputed__refresh")
+def job() -> None:
+    only()
+
+
+with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
+    job.execute_in_process(instance=instance, run_id=sys.argv[2])
+"""
+
+
+def test_a_refresh_that_nothing_launched_and_that_was_killed_before_it_noted_itself_is_ended(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = str(uuid4())
+    command = [sys.executable, "-c", _UNLAUNCHED, str(tmp_path), run_id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        monkeypatch.setattr(lost_runs, "_SILENT_UNLAUNCHED_SECONDS", 0)
+        monkeypatch.setattr(lost_runs, "_SILENT_SECONDS", 0)
+        assert unfinished_run(instance, JOB, set()) == run_id
+        assert end_lost_runs(instance, lambda _: True) == []
+        process.kill()
+    monkeypatch.setattr(lost_runs, "_SILENT_UNLAUNCHED_SECONDS", 900)
+    assert unfinished_run(instance, JOB, set()) == run_id, "it may be on another machine"
+    monkeypatch.setattr(lost_runs, "_SILENT_UNLAUNCHED_SECONDS", 0)
+    assert unfinished_run(instance, "another_job", set()) is None
+    assert unfinished_run(instance, JOB, set()) is None
+    assert end_lost_runs(instance, lambda _: False) == []
+    assert end_lost_runs(instance, lambda _: True) == [run_id]
+    assert run_of(instance, run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_what_a_launcher_began_elsewhere_may_wait_for_a_day_until_its_first_step(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    run_id = launched(instance, STARTED, {}, process.pid)
+    instance.report_dagster_event(dg.DagsterEvent("PIPELINE_STARTING", JOB), run_id)
+    monkeypatch.setattr(lost_runs, "_SILENT_UNLAUNCHED_SECONDS", 0)
+    monkeypatch.setattr(lost_runs, "_SILENT_SECONDS", 0)
+    assert loss_of(instance, run_of(instance, run_id), ours=True) is None
+    monkeypatch.setattr(lost_runs, "_SILENT_BETWEEN_STEPS_SECONDS", 0)
+    assert "none of its steps has begun" in str(loss_of(instance, run_of(instance, run_id), ours=True))
+
+
+def test_a_run_that_was_only_created_blocks_nothing_for_long(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = str(uuid4())
+    instance.add_run(dg.DagsterRun(JOB, run_id))
+    assert unfinished_run(instance, JOB, set()) == run_id
+    monkeypatch.setattr(under_way_of_runs, "_LONGEST_CREATED", timedelta(0))
+    assert unfinished_run(instance, JOB, set()) is None
+    starting = str(uuid4())
+    instance.add_run(dg.DagsterRun(JOB, starting, status=dg.DagsterRunStatus.STARTING))
+    assert unfinished_run(instance, JOB, set()) == starting
+
+
+def test_the_process_is_noted_by_a_beat_where_a_busy_database_refused_it_first(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_runs, "_BEAT_SECONDS", 0.01)
+    run_id = started(instance)
+    with alive(instance, run_id):
+        instance.add_run_tags(run_id, {PROCESS_TAG: ""})
+        while not run_of(instance, run_id).tags[PROCESS_TAG]:
+            time.sleep(0.01)
+        assert loss_of(instance, run_of(instance, run_id)) is None
 
 
 def launched(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str], pid: int) -> str:

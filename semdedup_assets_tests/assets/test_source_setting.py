@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from semdedup_assets.assets.source import observe_source, source_definitions
+from semdedup_assets.assets.source import observe_source
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.sources.shard_index import ShardIndex
 from semdedup_assets_tests.pipeline_runs import UNDRAWN, PipelineRuns
@@ -17,13 +17,12 @@ def shards_of(runs: PipelineRuns) -> dict[str, list[str]]:
     return {shard.name: [Path(file.path).stem for file in shard.files] for shard in runs.context.shard_index.shards}
 
 
-def check_of(runs: PipelineRuns) -> dg.AssetCheckResult:
+def check_of(runs: PipelineRuns) -> dg.AssetCheckEvaluation:
     """What the check of the shards says."""
-    checks = source_definitions(runs.builder).asset_checks or []
-    (check,) = (each for each in checks if [key.name for key in each.check_keys] == ["shards_follow_settings"])
-    result = check()
-    assert isinstance(result, dg.AssetCheckResult)
-    return result
+    key = dg.AssetCheckKey(runs.builder.source_key("shard_index"), "shards_follow_settings")
+    job = runs.definitions.resolve_implicit_global_asset_job_def().get_subset(asset_check_selection={key})
+    (evaluation,) = job.execute_in_process(instance=runs.instance).get_asset_check_evaluations()
+    return evaluation
 
 
 def test_a_changed_setting_says_that_known_shards_stay_and_how_to_start_over(tmp_path: Path) -> None:
