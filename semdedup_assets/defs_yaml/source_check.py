@@ -25,7 +25,7 @@ from semdedup_assets.storage.files import FileStat, is_local
 
 _SECONDS = 30.0  # after which a source that does not answer is passed over with a warning
 _ITEMS = 16  # that are looked at: one that is invalid says nothing of the others
-_ROWS = 200  # in which a field without a schema is looked for
+_ROWS, _MORE_ROWS = 200, 10_000  # in which a field without a schema is looked for
 
 T = TypeVar("T")
 
@@ -125,8 +125,8 @@ def _source_problems(pipeline: Pipeline, source: Source) -> Iterator[_Finding]:
     """What the first items of a source show."""
     try:
         files = source.listing().files[:_ITEMS]
-        names = _field_names(source, files)
-        wrong = list(_unknown_fields(source, files[0], names))
+        file, names = _field_names(source, files)
+        wrong = list(_unknown_fields(source, file, names))
         yield from wrong
         if not any(not each.warning for each in wrong):
             yield from _item_problems(source, list(islice(_items(source, files), _ITEMS)))
@@ -152,10 +152,21 @@ def _without_setting(error: Exception) -> str:
     return str(error).removeprefix("path: ")
 
 
-def _field_names(source: Source, files: Sequence[FileStat]) -> list[str]:
-    """Names of the fields of the first records, each once."""
-    several = files if isinstance(source, Folder) else files[:1]
-    return list(dict.fromkeys(chain.from_iterable(source.field_names(file.path, _ROWS) for file in several)))
+def _field_names(source: Source, files: Sequence[FileStat]) -> tuple[FileStat, list[str]]:
+    """The first file whose records have fields, and the names of the fields of its first records, each once.
+
+    Where a field that the settings name is not among them, more records are looked at: it may be rare.
+    """
+    if isinstance(source, Folder):
+        found = chain.from_iterable(source.field_names(file.path, _ROWS) for file in files)
+        return files[0], list(dict.fromkeys(found))
+    for file in files:
+        names = source.field_names(file.path, _ROWS)
+        if names and not {*_named_fields(source, file).values()} <= {*names}:
+            names = source.field_names(file.path, _MORE_ROWS)
+        if names:
+            return file, names
+    return files[0], []
 
 
 def _named_fields(source: Source, file: FileStat) -> dict[SettingPath, str]:
@@ -180,10 +191,11 @@ def _unknown_fields(source: Source, file: FileStat, names: list[str]) -> Iterato
     for path, name in _named_fields(source, file).items():
         if name in names:
             continue
-        where = "" if has_schema else f" among the first {_ROWS} records"
-        near = f"; {near_names(name, names)}" if names else ", which have no fields beside them"
-        # A column that is rare may come later, unless it is another's name misspelt.
-        is_rare = path[0] == "columns" and not has_schema and not get_close_matches(name, names, n=1)
+        where = "" if has_schema else f" among the first {_MORE_ROWS:,} records"
+        near = f"; {near_names(name, names)}" if names else ", which have no fields"
+        # A column that is rare may come later, unless it is another's name misspelt; so may all where nothing is known.
+        may_come = path[0] == "columns" or not names
+        is_rare = may_come and not has_schema and not get_close_matches(name, names, n=1)
         yield _Finding(path, f"{file.path} has no {name!r}{where}{near}", warning=is_rare)
 
 

@@ -246,10 +246,12 @@ def _from_pretrained(name: str, subfolder: str) -> "tuple[PreTrainedModel, PreTr
         )
         message = f"model: {name} {why_not_loaded(error, remedy, instead=EMBED_YOURSELF)}"
         raise ValueError(message) from error
-    # Of an encoder and a decoder, the first reads the text; some folders hold nothing else, such as those of sentence-t5.
-    unused = ("pooler.", "decoder.") if model.config.is_encoder_decoder else ("pooler.",)
+    # Of an encoder and a decoder, the first reads the text; some folders hold nothing else, as those of sentence-t5, and then
+    # the configuration may not say that the architecture has both.
+    has_both = hasattr(model, "encoder") and hasattr(model, "decoder")
+    unused = ("pooler.", "decoder.") if has_both else ("pooler.",)
     _require_weights(name, [key for key in loading["missing_keys"] if not key.startswith(unused)])
-    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    model = model.get_encoder() if has_both else model
     model.config.use_cache = False
     return model, tokenizer
 

@@ -60,6 +60,18 @@ def test_names_that_the_first_lines_do_not_have_are_reported_and_rare_columns_on
     assert "near names: lang" in problems["source.columns.langs"]
 
 
+@pytest.mark.parametrize("first", ["", "\n\n", "no JSON\n" * 3, '{"meta": 1}\n' * 300 + '{"text": "late"}\n'])
+def test_a_first_file_without_the_fields_is_no_problem(tmp_path: Path, first: str) -> None:
+    write_lines(tmp_path / "source" / "b.jsonl", [{"text": "fine", "key": "b"}])
+    (tmp_path / "source" / "a.jsonl").write_text(first)
+    source = {"kind": "jsonl", "path": str(tmp_path / "source")}
+    problems = found(tmp_path, source=source, encoder=STATIC_TEXTS)
+    assert all(message.startswith("(warning)") for message in problems.values())
+    (tmp_path / "source" / "b.jsonl").unlink()
+    problems = found(tmp_path, source=source, encoder=STATIC_TEXTS)
+    assert all(message.startswith("(warning)") for message in problems.values())
+
+
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -209,6 +209,15 @@ def test_of_an_encoder_and_a_decoder_the_encoder_reads(tmp_path: Path, opt_folde
         ids = torch.tensor([tokenizer("Rain.")["input_ids"]])
         mean = T5EncoderModel.from_pretrained(tmp_path).eval()(ids).last_hidden_state[0].mean(0)
     np.testing.assert_allclose(embed(model, ["Rain."])[0], (mean / mean.norm()).numpy(), atol=1e-5)
+    # As sentence-t5 is published: the encoder alone.
+    T5EncoderModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    alone = Transformers(model=str(tmp_path / "encoder"), pooling="mean", precision="float32").load(CPU)
+    np.testing.assert_array_equal(embed(alone, ["Rain."]), embed(model, ["Rain."]))
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    alone = Transformers(model=str(tmp_path / "encoder"), pooling="mean", precision="float32").load(CPU)
+    np.testing.assert_array_equal(embed(alone, ["Rain."]), embed(model, ["Rain."]))
 
 
 def test_bfloat16_agrees_with_float32(minilm: TextModel) -> None:
