@@ -43,17 +43,27 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_HOMES[name]), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("semdedup-assets")
+        try:
+            return version("semdedup-assets")
+        except PackageNotFoundError as error:
+            message = f"module {__name__!r} has no attribute {name!r}: it is not installed as a package"
+            raise AttributeError(message) from error
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 
 
-def __dir__() -> list[str]:
+def _names_there() -> list[str]:
     from importlib.util import find_spec
 
-    # Without Dagster there is none of its part: whoever looks at all that is named, as `help` does, would fail.
+    # Without Dagster there is none of its part: whoever takes all that is named, as `help` and `import *` do, would fail.
     missing = set() if find_spec("dagster") else {_COMPONENTS, _DEFS}
-    there = {name for name, home in _HOMES.items() if home not in missing}
-    return sorted({*globals(), *there, "__version__"} - {"Any", "TYPE_CHECKING"})
+    return [name for name, home in _HOMES.items() if home not in missing]
+
+
+__all__[:] = _names_there()
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_names_there(), "__version__"} - {"Any", "TYPE_CHECKING"})

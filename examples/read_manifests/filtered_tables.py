@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Read the source's own tables with the kept rows only.")
     parser.add_argument("manifest", help="current.json, or the folder of one manifest, which holds filtered/")
     files = read_manifest(parser.parse_args().manifest).files("filtered")
+    files = [file for file in files if not file.lower().endswith((".npy", ".npz"))]
     for file in files:
         table = ds.dataset(file, format="parquet")
         print(f"{file}: {table.count_rows()} rows of {', '.join(table.schema.names)}")

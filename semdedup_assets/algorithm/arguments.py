@@ -160,9 +160,13 @@ def checked_protection(protect: Any, n: int) -> np.ndarray:
     """(n,) bool, as it is given.
 
     Raises:
-        ValueError: it is not that.
+        TypeError: it is no NumPy array.
+        ValueError: it is none of n bools.
     """
-    if not isinstance(protect, np.ndarray) or protect.shape != (n,) or protect.dtype != bool:
+    if not isinstance(protect, np.ndarray):
+        message = f"protect: {type(protect).__name__} is no NumPy array; give np.asarray(protect, bool) of {n} rows"
+        raise TypeError(message)
+    if protect.shape != (n,) or protect.dtype != bool:
         message = f"protect: expected a NumPy array of {n} bools, one per row"
         raise ValueError(message)
     return protect

@@ -38,7 +38,8 @@ class Removed:
 
     Attributes:
         row: (m,) int64, which items.
-        kept: (m,) int64, row of the kept item that stands for each: the most similar one of its cluster.
+        kept: (m,) int64, row of the kept item that stands for each: the most similar one of its cluster, after `repaired` of
+            all that were searched.
         similarity: (m,) float32, cosine similarity of the two.
         is_orphan: (m,) bool, whether that is not within epsilon: the item was removed for one that was removed itself.
     """
@@ -122,7 +123,7 @@ class Deduplication:
         return self._in_row_order(keep)
 
     def nearest_kept(self, epsilon: float, *, rule: "SelectionRule" = "chain") -> "Selection":
-        """The nearest kept item of each removed one, of its cluster.
+        """The nearest kept item of each removed one: of its cluster, after `repaired` of all that were searched.
 
         Args:
             epsilon: in [0, 2].

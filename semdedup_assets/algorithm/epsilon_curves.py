@@ -26,8 +26,8 @@ _FEWEST_RANGES = 4
 _SEED = 0
 # Small clusters are multiplied together, up to so many rows: more would mostly be pairs of different clusters.
 _ROWS_TOGETHER = 64
-# Of a product's tile: its columns, and its similarities.
-_COLUMNS, _TILE = 1 << 12, 1 << 18
+# Of a product's tile: its columns, its similarities, and its rows, of which each has columns that come before it.
+_COLUMNS, _TILE, _ROWS = 1 << 12, 1 << 18, 1 << 7
 
 
 class EpsilonCounts:
@@ -175,8 +175,8 @@ class ClusterSample:
         clusters: the chosen ones, by the index of their range.
         without_duplicate: of their items, by epsilon: those without another item within it, earlier or later.
         pairs_within: pairs of items within the chosen clusters.
-        pairs: (b,) int64, pairs by similarity: all of them, or about two million, those of a seeded choice of items with
-            all others of their cluster.
+        pairs: (b,) int64, pairs by similarity: all of them, or one or two million, those within the parts of clusters
+            that are divided at random.
         items: items counted so far.
     """
 
@@ -227,48 +227,54 @@ class ClusterSample:
 
     def _pair_similarities(self, first: int, offsets: np.ndarray, vectors: Tensor) -> Iterator[np.ndarray]:
         """Similarities of pairs of a batch of clusters, which `add` describes; a tile of a product at a time."""
-        rate, device = _SAMPLE_PAIRS / max(1, self.pairs_within), vectors.device
-        # Of pairs that are drawn by their row, each may come twice.
-        chosen = choose_rows(offsets, first=first, rate=rate / 2) if rate < 1 else np.ones(len(vectors), bool)
-        cluster = torch.from_numpy(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))).to(device)
-        for start, stop in _blocks(offsets, chosen):
-            queries = torch.from_numpy(start + np.flatnonzero(chosen[start:stop])).to(device)
+        order, bounds = random_parts(offsets, first=first, parts=max(1, -(-self.pairs_within // _SAMPLE_PAIRS)))
+        device = vectors.device
+        by_part = torch.from_numpy(order).to(device)
+        part = torch.from_numpy(np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))).to(device)
+        for start, stop in _blocks(bounds):
             for first_column in range(start, stop, _COLUMNS):
                 columns = torch.arange(first_column, min(first_column + _COLUMNS, stop), device=device)
                 # In float64, so that no pair changes its bin with the shape of a tile.
-                others = unit_rows(vectors[columns], dtype=torch.float64).T
-                step = max(1, _TILE // len(columns))
-                for at in range(0, len(queries), step):
-                    rows = queries[at : at + step]
-                    is_pair = rows[:, None] < columns if rate >= 1 else rows[:, None] != columns
-                    is_pair &= cluster[rows][:, None] == cluster[columns]
-                    yield (unit_rows(vectors[rows], dtype=torch.float64) @ others)[is_pair].cpu().numpy()
+                others = unit_rows(vectors[by_part[columns]], dtype=torch.float64).T
+                step = max(1, min(_TILE // len(columns), _ROWS))
+                # Each pair once: the row before the column.
+                for at in range(start, int(columns[-1]), step):
+                    rows = torch.arange(at, min(at + step, stop), device=device)
+                    before = max(0, at - first_column)
+                    is_pair = (rows[:, None] < columns[before:]) & (part[rows][:, None] == part[columns[before:]])
+                    product = unit_rows(vectors[by_part[rows]], dtype=torch.float64) @ others[:, before:]
+                    yield product[is_pair].cpu().numpy()
 
 
-def _blocks(offsets: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First row and end of blocks of whole clusters: some small ones together, or a larger one; of those with a choice."""
-    start, before = 0, np.concatenate([[0], np.cumsum(chosen)])
-    for stop, following in pairwise([*offsets[1:].tolist(), np.inf]):
+def _blocks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First row and end of blocks of whole parts: some small ones together, or a larger one."""
+    start = 0
+    for stop, following in pairwise([*bounds[1:].tolist(), np.inf]):
         if following - start > _ROWS_TOGETHER:
-            if before[stop] > before[start]:
+            if stop - start > 1:
                 yield start, stop
             start = stop
 
 
-def choose_rows(offsets: np.ndarray, *, first: int, rate: float) -> np.ndarray:
-    """A seeded choice of the rows of each cluster.
+def random_parts(offsets: np.ndarray, *, first: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide each cluster at random, so that of its pairs one in `parts` lies within a part, whatever its size.
+
+    All items are among these pairs. Were they the pairs of a few items with all others, those few would decide what the
+    pairs of a large cluster look like.
 
     Args:
         offsets: (clusters + 1,) int64, where each cluster starts.
-        first: index of the first cluster; whether a row is chosen depends on its cluster's index and its rank there.
-        rate: probability of each row.
+        first: index of the first cluster; an item's part depends on its cluster's index and its rank there.
+        parts: of each cluster; some may be empty.
 
     Returns:
-        (n,) bool.
+        (n,) int64, the rows by cluster and part; and (p + 1,) int64, where each part that is not empty starts in them.
     """
     sizes = np.diff(offsets)
-    cluster = np.repeat(first + np.arange(len(sizes)), sizes)
-    rank = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-    hashes = id_hash((cluster.astype(np.uint64) << np.uint64(32)) | rank.astype(np.uint64), seed=_SEED)
-    chosen: np.ndarray = hashes < rate * 2.0**64
-    return chosen
+    cluster = np.repeat(first + np.arange(len(sizes)), sizes).astype(np.uint64)
+    rank = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)).astype(np.uint64)
+    part = id_hash((cluster << np.uint64(32)) | rank, seed=_SEED) % np.uint64(parts)
+    order = np.lexsort((part, cluster))
+    is_first = (np.diff(cluster[order], prepend=0) != 0) | (np.diff(part[order], prepend=0) != 0)
+    is_first[:1] = True
+    return order, np.append(np.flatnonzero(is_first), len(order))

@@ -52,7 +52,7 @@ def check_keep(keep: KeepStrategy | np.ndarray | KeepOrder, *, items: int) -> Ke
         The order as a sequence.
 
     Raises:
-        TypeError: neither text nor an array.
+        TypeError: neither text nor an array, nor a sequence of these.
         ValueError: an unknown strategy or one that is not the last, numbers of another length or of a type that has no
             order, or something else; names what was given and what is possible.
     """
@@ -68,7 +68,7 @@ def check_keep(keep: KeepStrategy | np.ndarray | KeepOrder, *, items: int) -> Ke
             problem = f"{part!r} is not the last; a strategy settles what the numbers before it leave open"
         if problem is not None:
             message = f"keep{f'[{index}]' if listed else ''}: {problem}"
-            raise ValueError(message)
+            raise (ValueError if isinstance(part, str | np.ndarray) else TypeError)(message)
     if not parts:
         message = "keep: nothing orders the items; give a strategy such as 'hard', or numbers"
         raise ValueError(message)

@@ -129,7 +129,7 @@ class ShardIndex:
         message = (
             f"{len(missing):,} of the {len(known):,} files that the source had are missing, such as {missing[0]}{moved}: "
             "nothing was registered or removed; bring them back under their old paths, or, where they are gone for good, "
-            "launch the refresh once with `allow_vanished: true`, or raise `refresh.max_vanished`"
+            "launch the refresh once with `allow_vanished: true` in Dagster, or set `refresh: {max_vanished: 1}` for one run"
         )
         raise VanishedFilesError(message)
 

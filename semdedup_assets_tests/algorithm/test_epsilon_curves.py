@@ -16,7 +16,7 @@ from semdedup_assets.algorithm.epsilon_curves import (
     ClusterSample,
     EpsilonCounts,
     choose_clusters,
-    choose_rows,
+    random_parts,
     similarity_histogram,
 )
 from semdedup_assets.algorithm.similarity import score_clusters
@@ -202,7 +202,7 @@ def test_all_pairs_are_counted_once_whatever_the_tiles_and_batches(columns: int,
         np.testing.assert_array_equal(sampled(clusters, batches=batches).pairs, histogram_of(clusters))
 
 
-def test_of_many_pairs_those_of_some_items_stand_for_all() -> None:
+def test_of_many_pairs_those_within_random_parts_stand_for_all() -> None:
     clusters = [near_duplicates(n, epsilon=0.05, seed=n) for n in (2, 400, 3, 900)]
     expected = histogram_of(clusters)
     with pytest.MonkeyPatch.context() as patch:
@@ -210,14 +210,40 @@ def test_of_many_pairs_those_of_some_items_stand_for_all() -> None:
         found = sampled(clusters).pairs
         np.testing.assert_array_equal(sampled(clusters, batches=2).pairs, found)
     assert found.sum() == pytest.approx(100_000, rel=0.2)
+    assert distance(found, expected) < 0.02
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's, of two histograms."""
     shares = [np.cumsum(each) / each.sum() for each in (found, expected)]
-    assert np.abs(shares[0] - shares[1]).max() < 0.05
+    return float(np.abs(shares[0] - shares[1]).max())
 
 
-def test_rows_are_chosen_by_their_cluster_and_rank_alone() -> None:
+def test_of_few_large_clusters_every_item_is_among_the_pairs() -> None:
+    """Groups of very different tightness: few items would not show how many pairs are close."""
+    rng = np.random.default_rng(0)
+    clusters = []
+    for _ in range(2):
+        group, spread = rng.integers(0, 20, 1500), rng.choice([0.05, 0.3, 1.0, 2.0], 20)
+        centres = rng.normal(size=32) + 0.8 * rng.normal(size=(20, 32))
+        clusters.append(oracle.unit(centres[group] + spread[group, None] * rng.normal(size=(1500, 32))))
+    expected = histogram_of(clusters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epsilon_curves, "_SAMPLE_PAIRS", 100_000)
+        found = sampled(clusters).pairs
+    assert found.sum() == pytest.approx(100_000, rel=0.05)
+    # Of 100,000 independent pairs, the distance exceeds 0.0062 once in a thousand times.
+    assert distance(found, expected) < 0.01
+
+
+def test_parts_depend_on_the_cluster_and_the_rank_alone_and_hold_each_row_once() -> None:
     offsets = np.array([0, 20_000, 20_000, 20_001, 50_000])
-    chosen = choose_rows(offsets, first=10, rate=0.1)
+    order, bounds = random_parts(offsets, first=10, parts=10)
+    assert sorted(order.tolist()) == list(range(50_000))
+    assert len(bounds) == 10 + 1 + 10 + 1
+    sizes = np.diff(bounds)
     # Binomial: standard deviation 42 and 52.
-    assert abs(chosen[:20_000].sum() - 2000) < 220
-    assert abs(chosen[20_001:].sum() - 3000) < 270
-    np.testing.assert_array_equal(choose_rows(np.array([0, 29_999]), first=13, rate=0.1), chosen[20_001:])
+    assert np.abs(sizes[:10] - 2000).max() < 220
+    assert np.abs(sizes[11:] - 3000).max() < 270
+    alone, _ = random_parts(np.array([0, 29_999]), first=13, parts=10)
+    np.testing.assert_array_equal(alone + 20_001, order[20_001:])

@@ -159,7 +159,7 @@ def test_masked_times_in_nanoseconds_keep_their_exact_order() -> None:
 def test_numbers_must_have_an_order() -> None:
     with pytest.raises(ValueError, match="keep: values of type <U1 are not numbers; give integers, floats or times"):
         ordered_ids(np.array(list("abcde")))
-    with pytest.raises(ValueError, match=r"keep\[0\]: int is no NumPy array; give np\.asarray"):
+    with pytest.raises(TypeError, match=r"keep\[0\]: int is no NumPy array; give np\.asarray"):
         ordered_ids([1, 2, 3, 4, 5])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"keep: None .* orders no items"):
         ordered_ids(None)  # type: ignore[arg-type]

@@ -48,9 +48,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"keep": {"column": "stars"}}, TypeError, "keep: dict orders no items"),
     ({"keep": "Hard"}, ValueError, "keep: 'Hard' is not one of 'hard', 'middle', 'easy', 'random'"),
     ({"keep": []}, ValueError, "keep: nothing orders the items"),
-    ({"keep": [3, 1]}, ValueError, r"keep\[0\]: int is no NumPy array"),
-    ({"keep": pd.Series(range(10))}, ValueError, "keep: Series is no NumPy array; give np.asarray"),
-    ({"protect": [True] * 10}, ValueError, "protect: expected a NumPy array of 10 bools"),
+    ({"keep": [3, 1]}, TypeError, r"keep\[0\]: int is no NumPy array"),
+    ({"keep": pd.Series(range(10))}, TypeError, "keep: Series is no NumPy array; give np.asarray"),
+    ({"protect": [True] * 10}, TypeError, "protect: list is no NumPy array; give np.asarray"),
     ({"ids": "abc"}, ValueError, "ids: expected 10 distinct non-negative integers"),
     ({"progress": "yes"}, TypeError, r"progress: 'yes' \(str\) is neither True, False nor a function"),
     ({"progress": 1}, TypeError, r"progress: 1 \(int\) is neither"),
@@ -291,6 +291,7 @@ def test_without_dagster_the_library_works_and_help_shows_it() -> None:
         "import numpy as np, pydoc, semdedup_assets; from semdedup_assets import semdedup, read_manifest; "
         "from semdedup_assets import compare_manifests; shown = pydoc.plain(pydoc.render_doc(semdedup_assets)); "
         "print(semdedup(np.eye(4), k=1).keep_mask(0.1).sum(), sys.modules['dagster'], 'semdedup(vectors' in shown, "
-        "[name for name in dir(semdedup_assets) if name in ('semdedup', 'SemDedupPipeline')])"
+        "[name for name in dir(semdedup_assets) if name in ('semdedup', 'SemDedupPipeline')]); "
+        "from semdedup_assets import *"
     )
     assert without_dagster(program).strip() == "4 None True ['semdedup']"

@@ -300,6 +300,8 @@ def test_tables_beside_arrays_are_cut_to_the_same_rows_as_clip_retrieval_has_the
     assert details["rows_written"]["filtered"] == details["rows_written"]["filtered_metadata"] == details["kept"]
     assert counts_are_conserved(runs.context()).problems == []
     assert f"{details['kept']} vectors of 16 numbers" in read_by("filtered_vectors.py", folder)
+    with pytest.raises(FileNotFoundError, match="it holds filtered, parquet, removed, and not filtered_metadata"):
+        read_manifest(str(folder)).files("filtered_metadata")
     table_path = source / "metadata" / "metadata_1.parquet"
     stat = table_path.stat()
     os.utime(table_path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
@@ -323,6 +325,8 @@ def test_archives_keep_their_other_arrays_and_tables_their_columns(tmp_path: Pat
         assert np.array_equal(found["mean"], others["mean"])
     table = tmp_path / "source" / "1.parquet"
     assert_rows_of(filtered(runs) / "1.parquet", table, kept[str(table)])
+    folder = filtered(runs).parent
+    assert f"{len(rows)} vectors of 16 numbers" in read_by("filtered_vectors.py", folder)
     pickled = np.array([None] * 60, dtype=object)
     np.savez(tmp_path / "source" / "0.npz", vectors=vectors, pickled=pickled)
     with pytest.raises(
