@@ -66,15 +66,6 @@ class AssetBuilder(PipelineStages):
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
 
-    def is_run_of_pipeline(self, run: dg.DagsterRun) -> bool:
-        """Whether a run executes the pipeline's refresh, or makes nothing but its assets."""
-        assets = run.asset_selection or set()
-        return run.job_name == self.refresh_job or (bool(assets) and assets <= self._keys)
-
-    @cached_property
-    def _keys(self) -> set[dg.AssetKey]:
-        return {self.key(asset) for asset in self.assets}
-
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.
 

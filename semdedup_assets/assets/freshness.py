@@ -11,6 +11,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import freshness
 from semdedup_assets.assets.looks import Look, Looks
 from semdedup_assets.assets.lost_runs import end_lost_runs
+from semdedup_assets.assets.own_runs import own_runs
 from semdedup_assets.assets.under_way import unfinished_run
 from semdedup_assets.checks.up_to_date import NAME
 from semdedup_assets.execution.context import StageContext
@@ -74,7 +75,7 @@ def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         "process is gone.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        for run_id in end_lost_runs(context.instance, builder.is_run_of_pipeline):
+        for run_id in end_lost_runs(context.instance, own_runs(context.repository_def)):
             context.log.info(f"run {run_id} was lost, and is marked as ended")
         keys = {builder.key(asset) for asset in builder.assets}
         last, busy = Look.parse(context.cursor), unfinished_run(context.instance, builder.refresh_job, keys) is not None
