@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -39,6 +41,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
+@contextmanager
+def started(command: list[str], **options: Any) -> Iterator["subprocess.Popen[Any]"]:
+    """A process that is there until the block ends, whatever becomes of the block."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_run_imports_no_dagster_goes_on_when_its_reader_has_enough_and_is_adopted_by_dagster(folder: Path) -> None:
     program = (
         "import sys; from semdedup_assets.command_line.app import app\n"
@@ -47,7 +59,7 @@ def test_a_run_imports_no_dagster_goes_on_when_its_reader_has_enough_and_is_adop
     )
     command = [sys.executable, "-c", program, "run", str(folder), "--only", "manifests"]
     # What is made matters more than what is read of it; Dagster sees below that everything was made.
-    with subprocess.Popen(command, env=environment(), stdout=-1, stderr=-1, text=True) as process:
+    with started(command, env=environment(), stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         head = process.stdout.readline()
@@ -93,7 +105,7 @@ def test_ctrl_c_in_a_terminal_ends_at_once_with_a_line_and_what_was_finished_is_
     ours, theirs = pty.openpty()
     # The terminal of a session of its own, so that the key's byte becomes a signal.
     command = ["setsid", "--ctty", "--wait", *SEMDEDUP, "run", str(folder), "--only", "keep_masks"]
-    with subprocess.Popen(command, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with started(command, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         seen = []
         for line in lines_of_terminal(ours):
@@ -119,7 +131,7 @@ def test_ctrl_c_ends_what_python_cannot_interrupt() -> None:
         "        try: hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
         "        except KeyboardInterrupt: pass"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
+    with started([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "at work\n"
@@ -136,7 +148,7 @@ def test_ctrl_c_ends_a_check_with_a_line(folder: Path) -> None:
         document = {"type": "semdedup_assets.SemDedupPipeline", "attributes": attributes}
         (folder / "defs.yaml").write_text(yaml.safe_dump(document))
         command = [*SEMDEDUP, "check", str(folder), "--no-estimate"]
-        with subprocess.Popen(command, env=environment(), stdout=-1, stderr=-1, text=True) as process:
+        with started(command, env=environment(), stdout=-1, stderr=-1, text=True) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert "defs.yaml" in process.stdout.readline()
