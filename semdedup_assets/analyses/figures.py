@@ -260,6 +260,7 @@ STAGE = Stage(
         partition.required_clustering, selection, "figures"
     ),
     worker=_worker,
+    version=2,
     kinds=frozenset({"matplotlib", "parquet"}),
     shown=_shown,
     selected=True,

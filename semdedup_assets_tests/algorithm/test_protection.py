@@ -62,8 +62,8 @@ def test_no_epsilon_removes_a_protected_row_and_it_removes_others(
 
 def test_protection_needs_a_bool_for_each_row() -> None:
     vectors = near_duplicates(5, 8, epsilon=0.1)
-    for wrong in (np.zeros(4, bool), np.zeros(5, np.int64), [True] * 5):
-        with pytest.raises(
-            (TypeError, ValueError), match=r"protect: (expected a NumPy array of 5 bools|list is no NumPy array)"
-        ):
-            semdedup(vectors, k=1, protect=wrong)  # type: ignore[arg-type]
+    for wrong in (np.zeros(4, bool), np.zeros(5, np.int64)):
+        with pytest.raises(ValueError, match="protect: expected a NumPy array of 5 bools"):
+            semdedup(vectors, k=1, protect=wrong)
+    with pytest.raises(TypeError, match="protect: list is no NumPy array"):
+        semdedup(vectors, k=1, protect=[True] * 5)  # type: ignore[arg-type]
