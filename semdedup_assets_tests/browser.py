@@ -68,7 +68,11 @@ class DagsterUI:
             What its preview says of each asset.
         """
         self.page.get_by_role("button", name="Materialize all").click()
-        self.dialog.get_by_role("button", name="All", exact=True).click()
+        # One for each dimension.
+        every = self.dialog.get_by_role("button", name="All", exact=True)
+        every.first.wait_for()
+        for button in every.all():
+            button.click()
         self.dialog.get_by_role("button", name="Preview").click()
         preview = self.page.get_by_role("dialog").last
         preview.get_by_role("button", name="OK").wait_for()

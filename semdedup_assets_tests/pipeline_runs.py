@@ -123,6 +123,15 @@ class PipelineRuns:
         """The partitions with a materialisation in the event log after a record, sorted, by asset."""
         return {asset: sorted(events, key=str) for asset, events in self.events_since(record_id).items()}
 
+    def made_since(self, record_id: int) -> Partitions:
+        """The same of what was made, without what was only made known once more."""
+        found: Partitions = {}
+        for asset in map(str, self.builder.assets):
+            records = self.materialisations(asset, record_id)
+            if made := {each.partition_key for each in records if "reused" not in event_of(each).metadata}:
+                found[asset] = sorted(made, key=str)
+        return found
+
     def events_since(self, record_id: int) -> dict[str, Counter[str | None]]:
         """How many materialisations of each partition the event log holds after a record, by asset."""
         found = {}

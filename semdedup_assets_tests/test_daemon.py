@@ -68,7 +68,7 @@ def refreshing(
 def times_made(runs: PipelineRuns, since: int) -> dict[tuple[str, str | None], int]:
     """In how many runs each partition was made after a record of the event log."""
     made: dict[tuple[str, str | None], set[str]] = {}
-    for asset in runs.materialised_since(since):
+    for asset in runs.made_since(since):
         for record in runs.materialisations(asset, since):
             made.setdefault((asset, record.partition_key), set()).add(record.run_id)
     return {partition: len(run_ids) for partition, run_ids in made.items()}
@@ -82,10 +82,10 @@ def wait_until_made(runs: PipelineRuns, dagster: RunningDagster, expected: Parti
     """Wait until the expected partitions and no others were made, each in one run, and no run is left."""
 
     def made() -> bool:
-        return runs.materialised_since(since).keys() >= expected.keys() and not unfinished(runs)
+        return runs.made_since(since).keys() >= expected.keys() and not unfinished(runs)
 
     wait_for(made, what=f"{expected}, made so far", log=dagster.log)
-    assert runs.materialised_since(since) == expected
+    assert runs.made_since(since) == expected
     assert set(times_made(runs, since).values()) == {1}
 
 
@@ -103,7 +103,7 @@ def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: P
 
         before, ticks = now(runs), scheduled_runs(runs)
         wait_for(lambda: scheduled_runs(runs) > ticks, what="a second tick", log=dagster.log)
-        assert runs.materialised_since(before) == {}
+        assert runs.made_since(before) == {}
 
         manifest = runs.data_version("manifests", "0.05|3")
         broken = tmp_path / "source" / "2.npy"

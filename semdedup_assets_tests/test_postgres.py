@@ -88,4 +88,4 @@ def test_a_pipeline_runs_on_postgres_and_goes_there_from_sqlite_with_nothing_mad
         **{name: partitions for name, partitions in made.items() if name in AFTER_ASSIGNMENTS},
     }
     assert adopting.refresh() == {}
-    assert adopting.stale() == {"training_sample": [None]}  # A refit is possible.
+    assert adopting.stale() == {}

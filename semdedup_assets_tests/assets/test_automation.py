@@ -16,7 +16,7 @@ from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.looks import Look
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns, event_of
+from semdedup_assets_tests.pipeline_runs import Partitions, PipelineRuns
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_shard
 
 AFTER_ASSIGNMENTS: Partitions = {
@@ -73,20 +73,10 @@ class Looks:
         while isinstance(request := self.look(), dg.RunRequest):
             before = self.runs.last_record
             assert self.make(request)
-            made.append(self.made_since(before))
+            made.append(self.runs.made_since(before))
             assert len(made) <= MOST_RUNS
         assert request == NOTHING
         return made
-
-    def made_since(self, record_id: int) -> Partitions:
-        """What was made after an event, without what was only made known once more."""
-        found: Partitions = {}
-        for asset in map(str, self.runs.builder.assets):
-            records = self.runs.materialisations(asset, record_id)
-            made = {record.partition_key for record in records if "reused" not in event_of(record).metadata}
-            if made:
-                found[asset] = sorted(made, key=str)
-        return found
 
 
 @pytest.fixture
@@ -119,7 +109,7 @@ def test_a_new_and_a_changed_shard_are_followed_by_what_depends_on_them(looks: L
     assert request.tags[REASON_TAG].startswith("items: 2 missing or stale (s000001, s000003); embeddings: 2")
     before = looks.runs.last_record
     assert looks.make(request)
-    assert looks.made_since(before) == {
+    assert looks.runs.made_since(before) == {
         "items": both,
         "embeddings": both,
         "assignments": [f"3|{shard}" for shard in both],
