@@ -194,9 +194,21 @@ def _without_classifier(name: str, image_size: int | None, settings: dict[str, A
 
 
 def _check_name(name: str) -> None:
-    import timm
+    """See that timm has a model, and the weights that its tag names.
 
-    if timm.is_model(name.split(".")[0]):
+    Raises:
+        ValueError: it has not; gives near names.
+    """
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    known = timm.is_model(name.split(".")[0])
+    if known:
+        try:
+            get_pretrained_cfg(name)
+        except RuntimeError:  # No weights of such a tag.
+            known = False
+    if known:
         return
     near = get_close_matches(name, timm.list_models(pretrained=True), n=6, cutoff=0.4)
     message = f"model: timm has no {name!r}; near names: {', '.join(near) or 'none'}"

@@ -92,6 +92,9 @@ def test_unknown_timm_models_are_reported_with_the_remedy(
         ValueError, match=r"timm has no 'vit_smal_patch14_dinov2'; near names: .*vit_small_patch14_dinov2"
     ):
         Timm(model="vit_smal_patch14_dinov2").load(CPU)
+    (problem,) = Timm(model="resnet18.a1_in2k").configuration_problems()
+    assert problem.startswith("model: timm has no 'resnet18.a1_in2k'; near names: resnet18.a1_in1k")
+    assert Timm(model="resnet18.a1_in1k").configuration_problems() == []
     with pytest.raises(ValueError, match=r"weights cannot be loaded.*name a local folder"):
         Timm(model="hf-hub:timm/none_of_this_name").load(CPU)
     assert Timm(model="timm/resnet18").problems() == [
