@@ -67,12 +67,13 @@ class DagsterUI:
         Returns:
             What its preview says of each asset.
         """
+        from playwright.sync_api import expect
+
         self.page.get_by_role("button", name="Materialize all").click()
-        # One for each dimension.
+        # While the dialog is loading, it may offer the two dimensions of another asset.
         every = self.dialog.get_by_role("button", name="All", exact=True)
-        every.first.wait_for()
-        for button in every.all():
-            button.click()
+        expect(every).to_have_count(1, timeout=60_000)
+        every.click()
         self.dialog.get_by_role("button", name="Preview").click()
         preview = self.page.get_by_role("dialog").last
         preview.get_by_role("button", name="OK").wait_for()
