@@ -87,7 +87,8 @@ def _made(
     index.records(stage.name)  # All records are read together.
     wanted = {each for each in partitions if again or not _is_current(stage_context, stage.name, each)}
     fresh = index.results(stage.name, (each for each in partitions if each not in wanted))
-    stage.settle(stage_context, fresh)
+    if stage.settle is not None:
+        stage.settle(stage_context, fresh)
     logged = [events.event(partition, record, reused=True) for partition, record in fresh.items()]
     to_make = [each for each in partitions if each in wanted]
     lacking = _lacking(stage_context, stage, to_make)

@@ -176,7 +176,8 @@ def _made(
     if plan.excluded:
         wanted |= {partition for partition in index.excluded(stage.name) if partition in everything}
     kept = [each for each in everything if each not in wanted]
-    stage.settle(context, index.results(stage.name, kept))
+    if stage.settle is not None:
+        stage.settle(context, index.results(stage.name, kept))
     adopted = listener.up_to_date(asset, context, kept)
     made = set[Partition]()
 

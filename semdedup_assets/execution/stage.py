@@ -138,10 +138,6 @@ def _version(_: "StageContext", __: str, record: ResultRecord) -> str:
     return record.version
 
 
-def _nothing_beside(context: "StageContext", records: Mapping[Partition, ResultRecord]) -> None:
-    return
-
-
 def _accepted(_: "StageContext", __: ResultRecord) -> bool:
     return True
 
@@ -191,7 +187,7 @@ class Stage:
         input_version: of an input's record, what of it counts: by default the version of all its content.
         accepts: whether today's settings want a result that fits its inputs; for settings that say which results count,
             and change none.
-        settle: brings what lies beside results that are up to date in step with them; takes them by partition.
+        settle: brings what lies beside results that are up to date in step with them; takes them by partition; None where nothing does.
         together: whether a task also makes what is stale of the selections that are made together with its own.
         unit: what a task is, in the words of a progress bar.
     """
@@ -222,7 +218,7 @@ class Stage:
     optional_inputs: Callable[[Pipeline, Selection], tuple[str, ...]] = _no_inputs
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version
     accepts: "Callable[[StageContext, ResultRecord], bool]" = _accepted
-    settle: "Callable[[StageContext, Mapping[Partition, ResultRecord]], None]" = _nothing_beside
+    settle: "Callable[[StageContext, Mapping[Partition, ResultRecord]], None] | None" = None
     together: bool = False
     unit: str = "partitions"
 
