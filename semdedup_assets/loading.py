@@ -21,7 +21,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.not_loaded import NotLoaded, not_loaded_definitions
-from semdedup_assets.defs_yaml.documents import defs_file_in, reported_lines
+from semdedup_assets.defs_yaml.documents import defs_file_in, headed, reported_lines
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.encoders.checkpoints import path_safe
@@ -234,9 +234,7 @@ def _refuse_problems(entries: Sequence[_Entry]) -> None:
     # The lines say it all: the process was started to check, and ends with this error.
     sys.tracebacklimit = 0
     faults = "".join(f"\n\n{entry.broken.traceback}" for entry in entries if entry.broken and entry.broken.is_fault)
-    count = f"{len(found)} problem{'s' * (len(found) > 1)}"
-    message = "\n".join([f"{count} with the settings; nothing was run:", *found]) + faults
-    raise NotLoadedError(message)
+    raise NotLoadedError(headed(found) + faults)
 
 
 def _checked(entry: _Entry) -> list[str]:

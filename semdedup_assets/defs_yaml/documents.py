@@ -1,6 +1,6 @@
 """The documents of a `defs.yaml`, with the line of each setting."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,12 @@ def reported(problems: Iterable[Located]) -> str:
     Args:
         problems: each with its line and place.
     """
-    lines = reported_lines(problems)
-    head = f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing was run:"
-    return "\n".join([head, *lines])
+    return headed(reported_lines(problems))
+
+
+def headed(lines: Sequence[str]) -> str:
+    """Lines of problems, under how many they are."""
+    return "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing was run:", *lines])
 
 
 def reported_lines(problems: Iterable[Located]) -> list[str]:
