@@ -109,11 +109,10 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
         found: what is wanted.
         now: with its time zone.
     """
-    keys = {builder.key(asset) for asset in builder.automatic}
     last = next(
         (
             record
-            for record in finished_runs(instance, builder.refresh_job, keys)
+            for record in finished_runs(instance, builder.refresh_job, builder.automatic_keys)
             if STATE_TAG in record.dagster_run.tags or record.dagster_run.is_success
         ),
         None,
@@ -145,7 +144,6 @@ def _again(run: dg.RunRecord) -> datetime:
 def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     """The sensor that makes what is missing or stale without anybody asking."""
     looks, running = Looks(builder), builder.pipeline.refresh.automatic
-    keys = {builder.key(asset) for asset in builder.automatic}
 
     @dg.sensor(
         name=f"{builder.group}__automation",
@@ -157,9 +155,9 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     )
     def automation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance, now = context.instance, datetime.now(timezone.utc)
-        if run := unfinished_run(instance, builder.refresh_job, keys):
+        if run := unfinished_run(instance, builder.refresh_job, builder.automatic_keys):
             return dg.SkipReason(f"run {run} of the pipeline is under way")
-        if backfill := unfinished_backfill(instance, keys):
+        if backfill := unfinished_backfill(instance, builder.automatic_keys):
             return dg.SkipReason(f"backfill {backfill} of the pipeline is under way")
         changes = changes_or_reason(builder, instance)
         if isinstance(changes, str):

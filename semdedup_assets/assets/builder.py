@@ -66,6 +66,11 @@ class AssetBuilder(PipelineStages):
         """Name of the job that makes all that is missing or stale."""
         return f"{self.group}__refresh"
 
+    @cached_property
+    def automatic_keys(self) -> frozenset[dg.AssetKey]:
+        """The keys of what refreshes and automation make."""
+        return frozenset(self.key(asset) for asset in self.automatic)
+
     def code_version(self, asset: StageAsset, context: StageContext | None = None) -> str:
         """Hash of all that determines the asset's content, its selection's path included.
 
