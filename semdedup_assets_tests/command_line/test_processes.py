@@ -126,9 +126,10 @@ def test_ctrl_c_ends_what_python_cannot_interrupt() -> None:
         "import hashlib\n"
         "from semdedup_assets.command_line.interrupts import ending_at_once\n"
         "with ending_at_once('ended'):\n"
-        "    print('at work', flush=True)\n"
         "    while True:\n"
-        "        try: hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+        "        try:\n"
+        "            print('at work', flush=True)\n"
+        "            hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
         "        except KeyboardInterrupt: pass"
     )
     with started([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
