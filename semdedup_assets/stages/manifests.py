@@ -11,16 +11,17 @@ from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.execution.stage import Column, Stage, Worker
+from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.filtered_files import require_distinct_names
 from semdedup_assets.stages.item_groups import EVERY_SHARD
-from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
 from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
 from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
+from semdedup_assets.stages.manifest_tables import kept_columns
+from semdedup_assets.stages.mask_adjustments import removing_references
 from semdedup_assets.storage.files import read_many, remove_all, write_bytes
 from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.manifests import MANIFEST
@@ -341,18 +342,9 @@ def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
 def _settings(context: StageContext) -> dict[str, Any]:
     pipeline = context.pipeline
     weight = {} if _GROUPED.isdisjoint(pipeline.manifests) else {"weight": pipeline.manifest_weight}
-    return {"formats": sorted(pipeline.manifests), **weight}
-
-
-def manifest_columns(pipeline: Pipeline) -> tuple[Column, ...]:
-    """What the Parquet files of a manifest tell of each kept item."""
-    weight = (Column("weight", "float64", "What the item counts in training, by the setting `manifest_weight`."),)
-    return (
-        *item_columns(pipeline),
-        Column("group", "uint64", "The kept item that stands for this one: here its own id."),
-        Column("group_size", "uint32", "How many items it stands for, itself counted."),
-        *(() if pipeline.manifest_weight is None else weight),
-    )
+    # Only where there is such a column: the manifests of others stay as they are.
+    removing = removing_references(pipeline) if "removed" in pipeline.manifests else ()
+    return {"formats": sorted(pipeline.manifests), **weight, **({"removed_by": removing} if removing else {})}
 
 
 def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker]) -> Stage:
@@ -378,7 +370,7 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         tasks=lambda context, partition: _tasks(context, stage, partition),
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"parquet"}),
-        columns=manifest_columns,
+        columns=kept_columns,
         checks=manifest_checks(stage),
         selected=True,
         settle=_settle,
