@@ -53,7 +53,7 @@ SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
     "csv": ("folder",),
     "webdataset": ("webdataset", "folder"),
     "jsonl": ("jsonl",),
-    "filtered": ("parquet", "vectors"),
+    "filtered": ("parquet", "vectors", "jsonl", "webdataset"),
 }
 """The kinds of source that a manifest format needs; the others are of any."""
 

@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
@@ -14,8 +13,7 @@ from typing import Any
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
-from semdedup_assets.sources.columns import json_object, lookup
-from semdedup_assets.sources.reading import InvalidValue
+from semdedup_assets.sources.packing import packed
 from semdedup_assets.stages.filtered_files import write_filtered
 from semdedup_assets.stages.kept_rows import KeptShard, ShardRows, kept_and_removed_rows, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
@@ -129,23 +127,11 @@ def _jsonl(context: StageContext, kept: KeptShard, result: ResultWriter) -> Coun
     source, repaired = context.pipeline.source, 0
     if not isinstance(source, JsonLines):
         return {}
-    name = source.text
-
-    def text(line: bytes) -> list[str]:
-        try:
-            found = lookup(json_object(line, name="line"), name)
-        except InvalidValue:
-            return []
-        return [found] if isinstance(found, str) else []
-
-    with (
-        result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream,
-        gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=6, mtime=0, filename="") as packed,
-    ):
-        for line in kept_records(kept, source.lines, text):
+    with result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream, packed(stream, "gzip") as lines:
+        for line in kept_records(kept, source.lines, source.texts_in):
             written = _line(line)
             repaired += "\ufffd".encode() in written and "\ufffd".encode() not in line
-            packed.write(written + b"\n")
+            lines.write(written + b"\n")
     return {"repaired_lines": repaired}
 
 

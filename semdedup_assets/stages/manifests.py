@@ -133,7 +133,7 @@ def _write_chunk(
         found = kept_shards(context, masks, chunk)
 
     def write(kept: KeptShard) -> dict[str, Any]:
-        return {**_written(writer, lambda own: write_shard(context, kept, own)), **_counts(kept)}
+        return {**_written(context, writer, lambda own: write_shard(context, kept, own)), **_counts(kept)}
 
     counts = list[dict[str, Any]]()
     with usage.phase("write"), Progress(title, total=len(found.shards), unit="shards") as progress:
@@ -143,18 +143,19 @@ def _write_chunk(
     if "csv" in context.pipeline.manifests:
         name = CSV if chunk.whole else csv_part(chunk.start)
         with usage.phase("write csv"):
-            counts.append(_written(writer, lambda own: write_csv(found, own, name)))
+            counts.append(_written(context, writer, lambda own: write_csv(found, own, name)))
     return counts
 
 
-def _written(writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
+def _written(context: StageContext, writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
     """Write some files of a task, and count what they hold.
 
     Args:
+        context: of the pipeline.
         writer: the task's; it knows the files once they are complete.
         write: writes them.
     """
-    with attempting(CountingFolder(writer.location, writer.attempt)) as own:
+    with attempting(CountingFolder(writer.location, writer.attempt, source=context.pipeline.source.kind)) as own:
         changed = write(own)
         writer.files |= own.files
     return {"rows_written": own.rows, "group_counts": own.group_counts, "changed": changed}
@@ -344,7 +345,15 @@ def _settings(context: StageContext) -> dict[str, Any]:
     weight = {} if _GROUPED.isdisjoint(pipeline.manifests) else {"weight": pipeline.manifest_weight}
     # Only where there is such a column: the manifests of others stay as they are.
     removing = removing_references(pipeline) if "removed" in pipeline.manifests else ()
-    return {"formats": sorted(pipeline.manifests), **weight, **({"removed_by": removing} if removing else {})}
+    copied = (
+        "filtered" in pipeline.manifests and pipeline.source.kind == "parquet" and pipeline.source.content == "image"
+    )
+    return {
+        "formats": sorted(pipeline.manifests),
+        **weight,
+        **({"removed_by": removing} if removing else {}),
+        **({"images": "in tables"} if copied else {}),
+    }
 
 
 def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker]) -> Stage:
