@@ -13,8 +13,9 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target, distinct
 from semdedup_assets.sources import Source
+from semdedup_assets.sources.paths import takes_all_below
 from semdedup_assets.sources.shard_sizes import grouped
-from semdedup_assets.storage.files import FileStat, protocol_of
+from semdedup_assets.storage.files import FileStat, join, protocol_of
 from semdedup_assets.training_settings import HELD_OUT_SETS, Evaluation, HeldOut, Training, placeholders
 
 MOST_PARTITIONS = 10_000
@@ -292,6 +293,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "Pipeline":
         found = (
             self._content_problem(),
+            *self._store_problems(),
             self._sameness_problem(),
             self._random_pruning_problem(),
             self._column_problem(),
@@ -316,6 +318,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             f"source.kind {self.source.kind!r} holds {self.source.content}s, "
             f"encoder.kind {self.encoder.kind!r} takes {self.encoder.accepts}s"
         )
+
+    def _store_problems(self) -> Iterator[str]:
+        """What would read its own results as data, at the next look at its files."""
+        sources = {
+            "source": self.source,
+            **{f"references.{name}.source": each.source for name, each in self.references.items()},
+        }
+        for setting, source in sources.items():
+            if takes_all_below(source.path, join(self.store, self.dataset)):
+                yield (
+                    f"store: results lie in {join(self.store, self.dataset)!r}, where `{setting}.path`, {source.path!r}, takes "
+                    "all files, so that they would become data; use another store, or one below a folder whose name begins "
+                    "with `.` or `_`, which is passed over"
+                )
 
     def _sameness_problem(self) -> str | None:
         needed = {"decoded": "image", "normalised": "text"}.get(self.embed_once)
