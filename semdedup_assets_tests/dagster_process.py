@@ -27,9 +27,10 @@ _MOST_TIMES = 4
 
 
 @dataclass(frozen=True)
-class RunningDaemon:
-    """The processes of Dagster below one, and what it remembers."""
+class RunningDagster:
+    """Where it can be reached, and what it remembers."""
 
+    url: str
     instance: dg.DagsterInstance
     log: Path
     process: int
@@ -41,15 +42,8 @@ class RunningDaemon:
                 os.kill(pid, signal.SIGKILL)
 
 
-@dataclass(frozen=True)
-class RunningDagster(RunningDaemon):
-    """The same with a webserver, and where that can be reached."""
-
-    url: str
-
-
 def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
-    """A Dagster project with some pipelines, its code location and its instance's configuration as this repository's.
+    """A Dagster project with some pipelines, its code location and its instance configured as this repository's.
 
     Args:
         folder: of the project.
@@ -63,6 +57,7 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
     (folder / "pyproject.toml").write_text(
         "[project]\nname = 'their-project'\nversion = '0'\n"
         "[tool.dg]\ndirectory_type = 'project'\n[tool.dg.project]\nroot_module = 'their_project'\n"
+        "code_location_name = 'their_project.definitions'\n"
     )
     (folder / "workspace.yaml").write_text(
         "load_from:\n  - python_module: {module_name: their_project.definitions, working_directory: .}\n"
@@ -78,42 +73,28 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
 @contextmanager
 def running_dagster(folder: Path) -> Iterator[RunningDagster]:
     """`dagster dev` on a project, until the block ends; its daemon looks every other second."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with _running(folder, "dagster", "dev", "-w", "workspace.yaml", "-p", str(port), "-h", "127.0.0.1") as dagster:
-        wait_for(lambda: _answers(url), what=f"{url} to answer", log=dagster.log)
-        yield RunningDagster(dagster.instance, dagster.log, dagster.process, url)
-
-
-@contextmanager
-def running_daemon(folder: Path) -> Iterator[RunningDaemon]:
-    """The daemon of a project alone, which has two processes where `dagster dev` has five; it looks every other second."""
-    with _running(folder, "dagster._daemon", "run", "-w", "workspace.yaml") as daemon:
-        yield daemon
-
-
-@contextmanager
-def _running(folder: Path, module: str, *arguments: str) -> Iterator[RunningDaemon]:
-    log = folder / "dagster.log"
+    port, log = free_port(), folder / "dagster.log"
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(_SHORT_INTERVALS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment.pop("OMP_WAIT_POLICY", None)  # What `make test` gives is not what a user has.
-    command = [sys.executable, "-m", module, *arguments]
-    # Opened first: who finds no databases makes them, and two at once would be in each other's way.
-    with configured_instance(folder) as instance, log.open("wb") as stream:
+    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", str(port), "-h", "127.0.0.1"]
+    with log.open("wb") as stream:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
-            yield RunningDaemon(instance, log, process.pid)
-        finally:
-            # Its children outlive it: the whole group goes.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            _kill_group(process.pid)
-            process.wait()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _answers(url), what=f"{url} to answer", log=log)
+        with configured_instance(folder) as instance:
+            yield RunningDagster(url, instance, log, process.pid)
+    finally:
+        # Its children outlive it: the whole group goes.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        _kill_group(process.pid)
+        process.wait()
 
 
 def _descendants(pid: int) -> list[int]:
@@ -192,7 +173,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def wait_for_ticks(dagster: RunningDaemon, name: str, *, what: str) -> None:
+def wait_for_ticks(dagster: RunningDagster, name: str, *, what: str) -> None:
     """Wait until a sensor or a schedule has ended some evaluations that began after now."""
     start = time.time()
 
@@ -204,7 +185,7 @@ def wait_for_ticks(dagster: RunningDaemon, name: str, *, what: str) -> None:
     wait_for(looked, what=f"{name} to look {_LOOKS} times, {what}", log=dagster.log)
 
 
-def last_tick(dagster: RunningDaemon, name: str) -> Any:
+def last_tick(dagster: RunningDagster, name: str) -> Any:
     """The last evaluation of a sensor or a schedule that has ended."""
     (state,) = _states(dagster.instance, name)
     return next(tick for tick in _ticks(dagster.instance, state) if tick.is_completed)

@@ -13,10 +13,10 @@ from semdedup_assets.assets.automation import REASON_TAG, UP_TO_DATE
 from semdedup_assets.assets.lost_runs import PROCESS_TAG
 from semdedup_assets.assets.source import observe_source
 from semdedup_assets_tests.dagster_process import (
-    RunningDaemon,
+    RunningDagster,
     configured_instance,
     last_tick,
-    running_daemon,
+    running_dagster,
     wait_for,
     wait_for_ticks,
     write_project,
@@ -51,7 +51,7 @@ def everything() -> Partitions:
 @contextmanager
 def refreshing(
     folder: Path, refresh: dict[str, Any], *, before: Callable[[PipelineRuns, Path], None] | None = None
-) -> Iterator[tuple[PipelineRuns, RunningDaemon]]:
+) -> Iterator[tuple[PipelineRuns, RunningDagster]]:
     """The daemon running on a pipeline of two shards, after something else was done before it was started."""
     for seed in range(2):
         write_shard(folder, f"{seed}", near_duplicates(seed))
@@ -61,7 +61,7 @@ def refreshing(
     if before:
         with configured_instance(folder) as instance:
             before(PipelineRuns(instance, settings), folder)
-    with running_daemon(folder) as dagster:
+    with running_dagster(folder) as dagster:
         yield PipelineRuns(dagster.instance, settings), dagster
 
 
@@ -78,7 +78,7 @@ def now(runs: PipelineRuns) -> int:
     return runs.instance.event_log_storage.get_maximum_record_id() or 0
 
 
-def wait_until_made(runs: PipelineRuns, dagster: RunningDaemon, expected: Partitions, since: int) -> None:
+def wait_until_made(runs: PipelineRuns, dagster: RunningDagster, expected: Partitions, since: int) -> None:
     """Wait until the expected partitions and no others were made, each in one run, and no run is left."""
 
     def made() -> bool:
@@ -159,7 +159,7 @@ def test_after_a_reboot_the_lost_run_is_ended_and_refreshes_go_on(tmp_path: Path
         (lost,) = runs.instance.get_runs()
         assert lost.status == dg.DagsterRunStatus.STARTED
     write_shard(tmp_path, "1", near_duplicates(1))
-    with running_daemon(tmp_path) as dagster:
+    with running_dagster(tmp_path) as dagster:
         runs = PipelineRuns(dagster.instance, runs.settings)
         wait_until_made(runs, dagster, everything(), 0)
         ended = runs.instance.get_run_by_id(lost.run_id)
