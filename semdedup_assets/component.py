@@ -36,6 +36,7 @@ from semdedup_assets.loading import (
     defs_file,
     lines_of,
     made_or_not_loaded,
+    pitfalls_of,
     project_of,
 )
 from semdedup_assets.settings import Pipeline
@@ -131,9 +132,10 @@ def _pipeline(attributes: BaseModel | None, context: dg.ComponentLoadContext) ->
     Raises:
         InvalidComponentError: something is wrong with them; names every problem with file and line.
     """
+    wrong = pitfalls_of(context)
     pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
-    if pipeline is None or problems:
-        raise InvalidComponentError(lines_of(problems, context))
+    if pipeline is None or problems or wrong:
+        raise InvalidComponentError([*wrong, *lines_of(problems, context)])
     return pipeline
 
 
@@ -263,10 +265,10 @@ def _comparison(
     Raises:
         InvalidComponentError: something is wrong with them; names every problem with file and line.
     """
-    written = _written(attributes, context, needed)
+    wrong, written = pitfalls_of(context), _written(attributes, context, needed)
     settings, problems = filled_settings(written, _scope(context), lambda filled: schema_problems(filled, model))
-    if problems:
-        raise InvalidComponentError(lines_of(problems, context))
+    if problems or wrong:
+        raise InvalidComponentError([*wrong, *lines_of(problems, context)])
     return model.model_validate(settings)
 
 
