@@ -37,6 +37,7 @@ from semdedup_assets.loading import (
     defs_file,
     lines_of,
     made_or_not_loaded,
+    pitfalls_of,
     project_of,
 )
 from semdedup_assets.settings import Pipeline
@@ -158,8 +159,8 @@ class SemDedupPipeline(_ProjectComponent[Pipeline]):
     @classmethod
     def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Pipeline:
         pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
-        if pipeline is None or problems:
-            raise InvalidComponentError(lines_of(problems, context))
+        if (wrong := _wrong(problems, context)) or pipeline is None:
+            raise InvalidComponentError(wrong)
         return pipeline
 
 
@@ -227,8 +228,8 @@ def _comparison(
     """
     written = _written(attributes, context, needed)
     settings, problems = filled_settings(written, _scope(context), lambda filled: schema_problems(filled, model))
-    if problems:
-        raise InvalidComponentError(lines_of(problems, context))
+    if wrong := _wrong(problems, context):
+        raise InvalidComponentError(wrong)
     return model.model_validate(settings)
 
 
@@ -304,6 +305,11 @@ def _require_loaded(wanted: NamedKeptSet, pipelines: Sequence[Pipeline], broken:
             more = f" and {len(each.problems) - 1} more" if len(each.problems) > 1 else ""
             message = f"the pipeline {wanted.dataset} is not loaded; mend it first: {each.problems[0]}{more}"
             raise UnknownKeptSetError(message, setting="dataset")
+
+
+def _wrong(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:
+    """What is wrong with settings, and with how YAML takes them, each with file and line."""
+    return [*pitfalls_of(context), *lines_of(problems, context)]
 
 
 def _written(attributes: BaseModel | None, context: dg.ComponentLoadContext, needed: str) -> dict[str, Any]:

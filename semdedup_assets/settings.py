@@ -26,7 +26,8 @@ _PER_CLUSTER = 256
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 # Neither files nor what a process holds in memory are there on another machine.
 _OF_THIS_MACHINE = {"file", "local", "memory"}
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# No longer than a file's name may be, with what is put before and behind it.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _cluster_count(value: Any) -> Any:
@@ -216,14 +217,19 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
 class Pipeline(BaseModel, frozen=True, extra="forbid"):
     """One dataset deduplicated with one embedding model."""
 
-    dataset: str = Field(pattern=_NAME, description="Name of the dataset: first part of asset keys and paths.")
+    dataset: str = Field(
+        pattern=_NAME,
+        description="Name of the dataset, of at most 100 letters, digits, `.`, `_` and `-`: first part of asset keys and paths.",
+    )
     model: str | None = Field(
-        None, pattern=_NAME, description="Name of the model: second part of keys and paths; empty: the encoder's own."
+        None,
+        pattern=_NAME,
+        description="Name of the model, of at most 100 letters, digits, `.`, `_` and `-`: second part of keys and paths; empty: the encoder's own.",
     )
     owners: tuple[str, ...] = Field(
         (), description="Who owns the assets: e-mail addresses, or teams such as `team:data`."
     )
-    store: str = Field("data", description="Folder or URL below which all results lie.")
+    store: str = Field("data", min_length=1, description="Folder or URL below which all results lie.")
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")
     shards: Shards = Field(Shards(), description="How files are joined to shards.")

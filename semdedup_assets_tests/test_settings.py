@@ -94,7 +94,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             "epsilons",
             [0.1, "0.10"],
             "epsilons",
-            "0.1: listed more than once; each is one partition, list it once",
+            "0.1: listed more than once; list it once",
         ),
         (VECTORS, "clustering.k", [100, "auto", "100"], "clustering.k", "100: listed more than once"),
         (VECTORS, "manifests", ["parquet", "parquet"], "manifests", "parquet: listed more than once"),
