@@ -103,7 +103,7 @@ def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Proble
     context = plan.first
     try:
         listing = context.pipeline.source.listing()
-    except FileNotFoundError as error:
+    except OSError as error:
         missing = problems or [Problem(("source", "path"), str(error))]
         raise SettingsError(written.reported(missing)) from error
     index = index_of(context, listing)
