@@ -3,9 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -25,6 +24,9 @@ from semdedup_assets.storage.files import (
     remove,
     write_bytes,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def stop() -> None:
@@ -167,7 +169,9 @@ def test_a_read_only_store_is_reported(tmp_path: Path) -> None:
         write_bytes(f"{tmp_path}/x", b"")
 
 
-@pytest.mark.parametrize("cause", [PermissionError("Access Denied"), FileNotFoundError("no such bucket"), KeyError("x")])
+@pytest.mark.parametrize(
+    "cause", [PermissionError("Access Denied"), FileNotFoundError("no such bucket"), KeyError("x")]
+)
 def test_what_a_store_s_library_raises_names_the_object_and_the_remedy(
     monkeypatch: pytest.MonkeyPatch, cause: Exception
 ) -> None:
