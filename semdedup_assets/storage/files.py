@@ -335,17 +335,20 @@ def _named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...
         passed_on: errors that stay as they are.
 
     Raises:
-        PermissionError, OSError: the store does not do it; has a number (`errno`), and names the URL and the remedy.
+        PermissionError, TimeoutError, OSError: the store does not do it; has a number (`errno`), and names the URL and
+            the remedy.
     """
     try:
         yield
     except Exception as cause:
         if isinstance(cause, passed_on) or is_local(path):
             raise
-        kind, number = (PermissionError, errno.EACCES) if isinstance(cause, PermissionError) else (OSError, errno.EIO)
+        numbers = {PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
+        number = next((numbers[kind] for kind in numbers if isinstance(cause, kind)), errno.EIO)
         words = f"{type(cause).__name__}: {getattr(cause, 'strerror', None) or cause}"
         remedy = "see that the store is there, that it answers, and that the credentials of this machine allow that"
-        raise kind(getattr(cause, "errno", None) or number, f"{path}: cannot be {done} ({words}); {remedy}") from cause
+        # Of these two numbers Python makes a PermissionError and a TimeoutError.
+        raise OSError(getattr(cause, "errno", None) or number, f"{path}: cannot be {done} ({words}); {remedy}") from cause
 
 
 @contextmanager
