@@ -129,7 +129,9 @@ class PipelineRuns:
         for asset in map(str, self.builder.assets):
             events = [event_of(record) for record in self.materialisations(asset, record_id)]
             # What Dagster itself says of a range holds for all of it alike, and has no times.
-            if made := {each.partition for each in events if {"seconds", "reused"} & each.metadata.keys() == {"seconds"}}:
+            if made := {
+                each.partition for each in events if {"seconds", "reused"} & each.metadata.keys() == {"seconds"}
+            }:
                 found[asset] = sorted(made, key=str)
         return found
 

@@ -87,7 +87,7 @@ def _store_problems(folder: str) -> Iterator[Problem]:
     except Exception as error:
         # Each store's library has its own exceptions for missing rights.
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".removesuffix(": ")
-        yield Problem(("store",), f"{folder} cannot be written: {reason}")
+        yield Problem(("store",), reason if folder in reason else f"{folder} cannot be written: {reason}")
 
 
 def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Problem]) -> StageContext:

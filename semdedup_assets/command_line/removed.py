@@ -9,6 +9,7 @@ from typing import Any
 from semdedup_assets.command_line.lines import LineFormat, Output, table
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
+from semdedup_assets.records import visible
 from semdedup_assets.stages.keep_masks import REMOVED_BY
 from semdedup_assets.stages.manifest_tables import removed_rows
 from semdedup_assets.stages.mask_adjustments import removing_references
@@ -72,5 +73,5 @@ def _write_tables(rows: Iterator[Sequence[Any]], columns: Sequence[str], out: Ou
 def _cell(value: Any) -> str:
     """A value in a column: the end of a long one, where paths differ."""
     text = {None: "", True: "yes", False: ""}.get(value) if value is None or isinstance(value, bool) else str(value)
-    plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text or "")
+    plain = visible(text or "")
     return plain if len(plain) <= _WIDEST else f"…{plain[1 - _WIDEST :]}"

@@ -356,8 +356,14 @@ def opened(path: str, *, seekable: bool = False, meter: ReadMeter | None = None)
         raise
     except Exception as cause:
         raise _cannot_be_opened(path, cause) from cause
-    with stream:
-        yield stream
+    try:
+        with stream:
+            yield stream
+    except OSError as error:
+        # Reading a local file does not say of which.
+        if error.strerror and error.filename is None:
+            error.filename = path
+        raise
 
 
 def whole_content(path: str, max_mib: int, meter: ReadMeter | None = None) -> bytes:

@@ -105,7 +105,10 @@ class Tar:
         """
         if member.sparse is not None and self._tarfile is not None:
             stream = self._tarfile.extractfile(member.sparse)
-            content = stream.read() if stream is not None else b""
+            try:
+                content = stream.read() if stream is not None else b""
+            except tarfile.ReadError as error:
+                raise DamagedTarError(str(error)) from error
         else:
             self._forward.seek(member.offset)
             content = self._forward.read(member.size)
