@@ -550,6 +550,8 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         taken = sorted(set(evaluation.bits_per_byte) & set(HELD_OUT_SETS)) if self.held_out is not None else []
         if taken:
             yield f"evaluation.bits_per_byte: {', '.join(taken)} is the name of a set that `held_out` gives; rename yours"
+        if self.held_out is None and evaluation.command and "held_out" in placeholders(evaluation.command):
+            yield "evaluation.command: {held_out} are sets of held-out items, and nothing is held out; add `held_out`"
         if training.openclip is not None and evaluation.bits_per_byte:
             yield "evaluation.bits_per_byte: a CLIP has none; use `retrieval` or `zero_shot`"
         if training.causal_lm is not None and (evaluation.retrieval or evaluation.zero_shot):
