@@ -153,8 +153,10 @@ def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Itera
     try:
         yield
     except (OSError, VanishedFilesError) as error:
-        if known is None or known.passed or known.description != str(error):
-            evaluated(str(error))
+        # It may name any file, and Dagster renders it as Markdown.
+        problem = markdown_text(str(error))
+        if known is None or known.passed or known.description != problem:
+            evaluated(problem)
         raise
     if known is not None and not known.passed:
         evaluated(None)
@@ -250,7 +252,7 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
                 known, listing = builder.context(builder.assets[0]).shard_index, builder.pipeline.source.listing()
                 known.require_present(listing.files, max_vanished=most)
         except (OSError, ValueError, VanishedFilesError) as error:
-            return dg.AssetCheckResult(passed=False, description=str(error))
+            return dg.AssetCheckResult(passed=False, description=markdown_text(str(error)))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files

@@ -126,10 +126,11 @@ def _worded(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
     text = " ".join(lines)[:_LONGEST]
     if isinstance(error, OSError) and error.strerror:
-        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        in_own_words = error.strerror != os.strerror(error.errno or 0)
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES and not in_own_words else ""
         # Some say the path in their own words.
         named = error.filename and str(error.filename) not in error.strerror
-        if error.filename or remedy:
+        if error.filename or remedy or in_own_words:
             return f"{f'{error.filename}: ' if named else ''}{error.strerror}{remedy}"
     elif type(error).__module__.startswith("semdedup_assets."):
         return "\n".join(lines)
