@@ -149,7 +149,7 @@ def wait_for(found: Callable[[], T | None], *, what: str, log: Path, idle: float
         now = _activity(log)
         if now != seen:
             seen, since = now, time.monotonic()
-        time.sleep(0.5)
+        time.sleep(1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
     message = f"nothing happened for {idle:.0f} s, or too much, while waiting for {what}; the end of {log}:\n{tail}"
     raise TimeoutError(message)
