@@ -255,7 +255,10 @@ def test_problems_of_settings_are_a_line_each_with_file_and_line(tmp_path: Path,
     [
         ("", "it is empty"),
         ("a: [", "no valid YAML"),
-        ("- 1", "it holds no mapping"),
+        ("- 1", "not a mapping"),
+        ("type: SemDedupPipeline\nattributes: {}", "near names: semdedup_assets.SemDedupPipeline"),
+        ("type: semdedup_asset.SemDedupPipeline", "near names: semdedup_assets.SemDedupPipeline"),
+        ("attributes: {}", "type: missing"),
         ("type: semdedup_assets.ManifestComparison\nattributes: {}", "it holds semdedup_assets.ManifestComparison"),
         ("type: semdedup_assets.SemDedupPipeline", "no attributes"),
     ],
@@ -355,7 +358,7 @@ def test_what_stands_in_the_way_of_one_pipeline_holds_back_no_other(tmp_path: Pa
     assert semdedup("run", path, "--only", "items", "--pipeline", "good/precomputed")[0] == 0
 
 
-@pytest.mark.parametrize("store", ["/proc/nowhere/x", "a file"])
+@pytest.mark.parametrize("store", ["/proc/nowhere/x", "a file", "n" * 300])
 def test_check_finds_a_store_that_cannot_be_written(tmp_path: Path, store: str) -> None:
     write_table(tmp_path, "s0", near_duplicates(0))
     (tmp_path / "a file").write_text("")
@@ -365,6 +368,15 @@ def test_check_finds_a_store_that_cannot_be_written(tmp_path: Path, store: str) 
     assert err[1].startswith(f"{path}:")
     assert "attributes.store: " in err[1]
     assert "cannot be written" in err[1]
+
+
+def test_a_model_or_device_that_fails_names_file_and_line_of_its_setting(tmp_path: Path) -> None:
+    write_table(tmp_path, "s0", near_duplicates(0))
+    path = write_defs(tmp_path, settings_of(tmp_path, compute={"device": "cuda:77"}))
+    line = path.read_text().splitlines().index("    device: cuda:77") + 1
+    for command, status in (("check", FAILURE), ("run", USAGE)):
+        ended, _, err = semdedup(command, path)
+        assert (ended, err[-1].startswith(f"{path}:{line} attributes.compute.device: ")) == (status, True), err
 
 
 def test_the_environment_is_that_of_the_projects_file_as_in_dagster(
