@@ -348,7 +348,9 @@ def _named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...
         words = f"{type(cause).__name__}: {getattr(cause, 'strerror', None) or cause}"
         remedy = "see that the store is there, that it answers, and that the credentials of this machine allow that"
         # Of these two numbers Python makes a PermissionError and a TimeoutError.
-        raise OSError(getattr(cause, "errno", None) or number, f"{path}: cannot be {done} ({words}); {remedy}") from cause
+        raise OSError(
+            getattr(cause, "errno", None) or number, f"{path}: cannot be {done} ({words}); {remedy}"
+        ) from cause
 
 
 @contextmanager
