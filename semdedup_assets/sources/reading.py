@@ -486,6 +486,8 @@ class _Remote(io.RawIOBase):
         except Exception as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise
-            error = OSError(f"{self._path}: cannot be read further ({type(cause).__name__}: {cause})")
+            # s3fs looks at the words of an error that has none, and so fails itself: that error says more.
+            first = cause.__context__ if isinstance(cause.__context__, TimeoutError) else cause
+            error = OSError(f"{self._path}: cannot be read further ({type(first).__name__}: {first})")
             error.errno = errno.EIO
             raise error from cause

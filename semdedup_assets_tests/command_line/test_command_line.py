@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,7 @@ def test_a_pipe_that_breaks_is_a_failure_and_libraries_log_nothing_beside_it(cap
         with ours, theirs:
             theirs.close()
             logging.getLogger("library").error("beside")
+            warnings.warn_explicit("Corrupt EXIF data", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
             ours.sendall(b"work")
 
     with pytest.raises(typer.Exit) as ended, without_logs_of_libraries(), in_a_line(traceback=False):
