@@ -78,7 +78,7 @@ WRONG_SETTINGS = {
     ),
 }
 WRONG_YAML = {
-    "no YAML": (f"{TOY}  epsilons: [5\n", 7, "no YAML: expected ',' or ']'"),
+    "no YAML": (f"{TOY}  epsilons: [5\n", 7, "no valid YAML (column 1): expected ',' or ']'"),
     "another type": (TOY.replace("Pipeline", "Pipelin"), 1, "near names: semdedup_assets.SemDedupPipeline"),
     "another module": (TOY.replace("semdedup_assets.", "nowhere."), 1, "Module `nowhere` not found"),
     "an unknown key at the top": (TOY.replace("attributes", "atributes"), 2, "near names: attributes"),

@@ -14,19 +14,17 @@ from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
-from semdedup_assets.estimate.outlook import StageOutlook, outlook
+from semdedup_assets.estimate.outlook import StageOutlook, made_estimate, outlook
 from semdedup_assets.estimate.readable import readable_bytes
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.refresh import RefreshPlan
-from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.files import is_local, join, remove, write_bytes
 
-_ESTIMATE = GRAPH["estimate"]
 _SHOWN = ("time", "disk", "memory", "training sample")
 _REASONS = 3
 _NAME = 12
@@ -53,7 +51,8 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
         warn(line)
     _row("store", whole_path(context.layout.folder))
     if estimated:
-        _estimate(context)
+        with written.naming_settings():
+            _show_estimate(context)
     found = outlook(plan, context)
     stale = [each for each in found if each.stale != 0]
     _row("to make", ", ".join(map(_counted, stale)) or "nothing: everything is up to date")
@@ -61,13 +60,10 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
         _row("", f"{len(found) - len(stale)} of {len(found)} stages are up to date")
 
 
-def _estimate(context: StageContext) -> None:
-    """Say what a refresh takes, by a trial run where the store does not know it yet."""
+def _show_estimate(context: StageContext) -> None:
     with progress.reporting_to(warn):
-        for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
-            pass
-    record = context.index.require("estimate", Partition())
-    for name, value in _ESTIMATE.shown(context, Partition(), record).items():
+        record = made_estimate(context)
+    for name, value in GRAPH["estimate"].shown(context, Partition(), record).items():
         if name in _SHOWN:
             _row(name, str(value))
 
@@ -76,16 +72,21 @@ def _store_problems(folder: str) -> Iterator[Problem]:
     """Why results cannot be written, as a trial in the store shows, or in what there is above it; it leaves nothing."""
     try:
         if is_local(folder):
-            there = next(each for each in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(each))
+            whole = Path(whole_path(folder))
+            there = next(each for each in (whole, *whole.parents) if os.path.lexists(each))
             with TemporaryDirectory(prefix=".semdedup-", dir=there):
                 pass
+            if too_long := [part for part in whole.parts if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX")]:
+                yield Problem(
+                    ("store",), f"{folder} cannot be written: {too_long[0]} is too long for a name of a folder"
+                )
         else:
             trial = join(folder, f".semdedup-{uuid.uuid4().hex}")
             write_bytes(trial, b"")
             remove(trial)
     except Exception as error:
         # Each store's library has its own exceptions for missing rights.
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".removesuffix(": ")
         yield Problem(("store",), reason if folder in reason else f"{folder} cannot be written: {reason}")
 
 
@@ -98,13 +99,15 @@ def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Proble
         problems: that may stand in no one's way; without files they do.
 
     Raises:
-        SettingsError: the source has no file.
+        SettingsError: the source has no file, or cannot be read from here.
     """
     context = plan.first
     try:
         listing = context.pipeline.source.listing()
-    except OSError as error:
-        missing = problems or [Problem(("source", "path"), str(error))]
+    except Exception as error:
+        # Each store's library has its own exceptions; that the source cannot be read was seen before.
+        seen = [each for each in problems if each.path[:1] == ("source",)]
+        missing = seen or [Problem(("source", "path"), f"{type(error).__name__}: {error}")]
         raise SettingsError(written.reported(missing)) from error
     index = index_of(context, listing)
     reasons = Counter(listing.passed_over)

@@ -13,7 +13,7 @@ import typer
 
 from semdedup_assets.execution import progress
 from semdedup_assets.records import visible
-from semdedup_assets.storage.files import is_local
+from semdedup_assets.storage.files import filesystem, is_local
 
 
 class LineFormat(str, Enum):
@@ -97,7 +97,7 @@ def _writing(stream: TextIO) -> Iterator[None]:
 
 def whole_path(path: str) -> str:
     """A path that holds wherever it is read: a command may run in the project's folder, not where it was typed."""
-    return str(Path(path).absolute()) if is_local(path) else path
+    return str(Path(filesystem(path)[1]).absolute()) if is_local(path) else path
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> Iterator[str]:

@@ -51,13 +51,31 @@ def local_model(name: str) -> Path | None:
     return folder
 
 
-def missing_weights(folder: Path) -> list[str]:
-    """Why a model's folder cannot be loaded though its configuration is there; begins with the setting's name."""
-    if any(file.suffix in WEIGHT_SUFFIXES for file in folder.rglob("*")):
+def weight_problems(folder: Path) -> list[str]:
+    """Why a model's folder cannot be loaded though its configuration is there; each begins with the setting's name."""
+    from safetensors import SafetensorError, safe_open
+
+    files = [file for file in folder.rglob("*") if file.suffix in WEIGHT_SUFFIXES]
+    kinds = ", ".join(sorted(WEIGHT_SUFFIXES))
+    found = (
+        [] if files else [f"model: {folder.absolute()} holds no weights ({kinds}); name a folder with a whole model"]
+    )
+    for file in (each for each in files if each.suffix == ".safetensors"):
+        try:
+            # Reads the header, which says how long the file is.
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            found.append(f"model: {file.absolute()} is cut off or damaged ({error}); copy it again")
+    return found
+
+
+def tokenizer_problems(folder: Path) -> list[str]:
+    """Why a text model's folder cannot read texts; begins with the setting's name."""
+    named = ("token", "vocab")
+    if any(file.suffix == ".model" or any(part in file.name for part in named) for file in folder.rglob("*")):
         return []
-    return [
-        f"model: {folder.absolute()} holds no weights ({', '.join(sorted(WEIGHT_SUFFIXES))}); name a folder with a whole model"
-    ]
+    return [f"model: {folder.absolute()} holds no tokenizer (tokenizer.json or such); name a folder with a whole model"]
 
 
 def _package_path(name: str) -> Path:

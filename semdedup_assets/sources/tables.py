@@ -398,6 +398,26 @@ def batch_column(batch: "pa.RecordBatch", field: FieldPath) -> "pa.Array":
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
+def with_values(array: "pa.Array", path: Sequence[str], values: Sequence[Any]) -> "pa.Array":
+    """An array, or a field of its structs, with some of its values replaced.
+
+    Args:
+        array: of n values.
+        path: of the field in a struct; empty: the array itself.
+        values: n; None: what is there stays.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not path:
+        pairs = zip(array.to_pylist(), values, strict=True)
+        return pa.array([old if new is None else new for old, new in pairs], array.type)
+    children = [pc.struct_field(array, [index]) for index in range(array.type.num_fields)]
+    index = array.type.get_field_index(path[0])
+    children[index] = with_values(children[index], path[1:], values)
+    return pa.StructArray.from_arrays(children, fields=list(array.type), mask=array.is_null())
+
+
 def _field_paths(schema: "pa.Schema") -> Iterator[FieldPath]:
     """Every column, and every field of every struct."""
     import pyarrow as pa

@@ -59,7 +59,7 @@ def test_every_misspelt_key_is_reported_with_the_name_that_is_meant(
     [
         ({"manifests": ["parquett"]}, ("manifests", 0), "parquet"),
         ({"analyses": {"follow": ["detection_eficiency"]}}, ("analyses", "follow", 0), "detection_efficiency"),
-        ({"encoder": {"kind": "openclap"}}, ("encoder",), "openclip"),
+        ({"encoder": {"kind": "openclap"}}, ("encoder", "kind"), "openclip"),
         ({"selection": {"keep": "eazy"}}, ("selection", "keep"), "easy"),
         ({"compute": {"engine": "rai"}}, ("compute", "engine"), "ray"),
     ],

@@ -180,8 +180,8 @@ class _Training:
         size, together, epochs = args["batch_size"], args["accum_freq"], args["epochs"]
         if len(self.samples) < size:
             message = (
-                f"{self.spec.manifest}: {len(self.samples):,} images with a caption are fewer than a batch of {size:,}; "
-                f"lower `{_SETTINGS}.batch_size`"
+                f"{self.spec.manifest}: of {self.spec.kept:,} kept items {len(self.samples):,} have image and caption, fewer "
+                f"than a batch of {size:,}; lower `{_SETTINGS}.batch_size`, or give the source captions"
             )
             raise ValueError(message)
         steps = math.ceil(self.spec.items / (size * together))

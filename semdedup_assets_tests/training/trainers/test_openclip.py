@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(manifest: Manifest, clip: P
     [
         (
             {"settings": {"batch_size": 4096}},
-            r"captions? are fewer than a batch of 4,096; lower `training.openclip.batch_si",
+            r"kept items [0-9]+ have image and caption, fewer than a batch of 4,096; lower `training.openclip.batch_si",
         ),
         ({"steps": 7}, "take 6 steps, not 7"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
