@@ -134,10 +134,19 @@ class StageContext:
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """Which files the shards hold; empty before the source was first observed."""
+        """Which files the shards hold; empty before the source was first observed.
+
+        Raises:
+            ValueError: it is damaged; names it.
+        """
         # A store that does not answer has an index all the same: with an empty one, every file would get a new shard.
-        content = read_many([self.layout.shard_index])[0]
-        return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        path = self.layout.shard_index
+        content = read_many([path])[0]
+        try:
+            return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        except ValueError as error:
+            message = f"{path}: {error}"
+            raise ValueError(message) from error
 
     @property
     def shards(self) -> tuple[Shard, ...]:
