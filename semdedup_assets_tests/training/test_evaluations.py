@@ -143,7 +143,7 @@ def test_models_that_are_missing_are_named(runs: StageRuns) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*could not convert")],
+    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*distinct.value is 'many'")],
 )
 def test_a_command_that_measures_nothing_is_named(runs: StageRuns, mode: str, message: str) -> None:
     broken = runs.changed(evaluation={"command": metric_command(mode)})
