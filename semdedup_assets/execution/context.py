@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.execution import usage
+from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Selection
@@ -224,7 +224,8 @@ class StageContext:
         # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
         # replaced all the same, and its files are removed as leftovers are.
         keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)
-        record = commit(writer, code_version=self.code_version(stage), inputs=inputs, keep_earlier=keep_earlier)
+        version = self.code_version(stage)
+        record = commit(writer, code_version=version, inputs=inputs, keep_earlier=keep_earlier, log=progress.log)
         self.index.put(stage, record)
         return record
 

@@ -110,7 +110,8 @@ def refresh(plan: RefreshPlan, listener: RefreshListener) -> Iterator[StageRun]:
         FailedChecksError: a blocking check of an asset fails.
         Exception: what a stage raised; what was finished before stays.
     """
-    swept = remove_leftovers(plan.first.layout.folder)
+    layout = plan.first.layout
+    swept = remove_leftovers(layout.folder, apart_from=layout.training, log=progress.log)
     if swept:
         progress.log(f"{swept} files that ended processes had left were removed")
     again = plan.again
