@@ -109,7 +109,7 @@ def changes_or_reason(builder: AssetBuilder, instance: dg.DagsterInstance) -> So
         return source_changes(builder, instance)
     except FileNotFoundError as error:
         return f"the source has no file that can be listed from here: {error}"
-    except (OSError, VanishedFilesError) as error:
+    except (OSError, ValueError, VanishedFilesError) as error:
         return str(error)
 
 
@@ -152,8 +152,8 @@ def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Itera
 
     try:
         yield
-    except (OSError, VanishedFilesError) as error:
-        # It may name any file, and Dagster renders it as Markdown.
+    except Exception as error:
+        # Each store's library has its own exceptions. One may name any file, and Dagster renders it as Markdown.
         problem = markdown_text(str(error))
         if known is None or known.passed or known.description != problem:
             evaluated(problem)

@@ -1,9 +1,11 @@
 """The commands `semdedup check`, `run`, `removed` and `export`."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -204,4 +206,8 @@ def export(
 
 def main() -> None:
     """The command `semdedup`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Names of files need not be text, nor a terminal have all letters.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="semdedup")

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from traceback import format_exception
@@ -100,11 +101,16 @@ def wants_traceback(*, traceback: bool) -> bool:
 
 @contextmanager
 def without_logs_of_libraries() -> Iterator[None]:
-    """Keep what libraries log from the terminal: of what goes wrong there is a line of our own."""
+    """Keep what libraries log from the terminal: of what goes wrong there is a line of our own.
+
+    So there is of an image that cannot be decoded; of one that can, Pillow's warnings name no file.
+    """
     before = logging.root.manager.disable
     logging.disable()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     finally:
         logging.disable(before)
 

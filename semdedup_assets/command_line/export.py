@@ -16,8 +16,9 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.settings import ManifestFormat, Pipeline
 from semdedup_assets.stages.manifests import write_manifest
-from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.files import filesystem, is_local, write_bytes
 from semdedup_assets.storage.manifests import MANIFEST
+from semdedup_assets.storage.write_trial import write_problem
 
 FORMATS: tuple[str, ...] = get_args(ManifestFormat)
 """What a manifest can be written as: the formats of the setting `manifests`."""
@@ -57,7 +58,7 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
         Its whole path.
 
     Raises:
-        UsageError: it cannot be replaced as a whole, holds something else, or an earlier export that is to stay.
+        UsageError: it cannot be written or not be replaced as a whole, holds something else, or an earlier export that is to stay.
     """
     whole = to.absolute()
     whole = whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
@@ -68,6 +69,8 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
     elif whole.is_mount() or whole in (Path.cwd(), *Path.cwd().parents):
         kind = "where a disk is mounted" if whole.is_mount() else "the folder that this runs in"
         message = f"--to: {whole} is {kind}; name a folder below it"
+    elif problem := write_problem(str(whole)):
+        message = f"--to: {problem}"
     else:
         _require_free(whole, overwrite=overwrite)
         return whole
@@ -154,7 +157,7 @@ def _list_files(folder: Path) -> None:
     """Note in `manifest.json` what an export has written: so it is known as one, with all that may be removed."""
     manifest = folder / MANIFEST
     content = {**json.loads(manifest.read_bytes()), _EXPORTED: sorted(_entries(folder))}
-    manifest.write_text(json.dumps(content, indent=1))
+    write_bytes(str(manifest), json.dumps(content, indent=1).encode())
 
 
 def _listed_files(folder: Path) -> frozenset[str] | None:

@@ -154,6 +154,7 @@ class ModelScores:
         self._training = required_training(context)
         self._settings = context.pipeline.evaluation
         self._sets = EvaluationSets(self._settings)
+        self._named: dict[str, bool] | None = None
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -187,7 +188,21 @@ class ModelScores:
                     if known[index] is None:
                         known[index] = self._measured(model, metric, folder, loaded)
                         write_bytes(places[index], _written(known[index] or []))
-        return [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
+        found = [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
+        self._require_alike(model, next((scores for metric, scores in found if metric.kind == "command"), []))
+        return found
+
+    def _require_alike(self, model: StoredModel, scores: Sequence[Score]) -> None:
+        """Raise where a command gives other numbers for one model than for another: seeds would be missing, unseen."""
+        named = {score.metric: score.higher_is_better for score in scores}
+        self._named = named if self._named is None else self._named
+        if named != self._named:
+            differ = ", ".join(sorted(name for name, _ in named.items() ^ self._named.items()))
+            message = (
+                f"{model.title}: evaluation.command gives other metrics, or directions, than for the models before ({differ}); "
+                "let it write the same for each"
+            )
+            raise EvaluationFailedError(message)
 
     def _place(self, model: StoredModel, metric: Metric) -> str:
         name = fingerprint([model.version, metric.kind, metric.name, metric.identity])

@@ -250,7 +250,7 @@ def work_folder(context: StageContext, stage: TrainingStage, partition: Partitio
     root = training.work_folder or ("" if is_local(layout.root) else ".semdedup-training")
     # Two stores may share a work folder.
     store = fingerprint(layout.root)[:8]
-    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.folder, "training")
+    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.training)
     location = context.location(stage.name, partition).removeprefix(layout.folder).strip("/")
     return (base / location).absolute()
 
