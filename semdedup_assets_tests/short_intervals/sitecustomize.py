@@ -8,7 +8,7 @@ import sys
 
 _SECONDS = 2
 # Who looks in the middle of a run asks for what can be made already, and for the rest in a run more.
-_BACKFILL_SECONDS = 5
+_BACKFILL_SECONDS = 10
 
 if "dagster._daemon" in sys.orig_argv:
     from dagster._daemon import controller, sensor
