@@ -79,7 +79,9 @@ def test_run_makes_a_manifest_and_says_what_it_keeps_and_a_second_time_nothing(t
         assert of == epsilon
         written = pl.read_parquet(Path(folder) / "parquet" / "*.parquet")
         assert (len(written), len(written) + int(removed)) == (int(kept), 120)
-    assert not [line for line in err if "warning" not in line and "estimate" not in line]
+    # On a slow machine a line says how far a stage is.
+    expected = ("warning", "estimate", ", until ")
+    assert not [line for line in err if not any(word in line for word in expected)]
 
     status, again, _ = semdedup("run", tmp_path, "--only", "manifests")
     assert (status, again[-2:]) == (0, out[-2:])
