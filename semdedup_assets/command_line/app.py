@@ -140,12 +140,13 @@ def run(
         from semdedup_assets.command_line.run import run as run_one
 
         with written_pipelines(defs, pipeline) as found:
-            found.require_valid()
             plans = [
                 refresh_plan(each.pipeline, only=only or (), further=further or (), again=again) for each in found.valid
             ]
-            several = len(plans) > 1
-            tasks = [
+            several = len(plans) + len(found.problems) > 1
+            # What is wrong with one is said before the others are made, which may take long.
+            tasks: list[Task] = [("", found.require_valid)]
+            tasks += [
                 (each.name if several else "", partial(run_one, each, plan))
                 for each, plan in zip(found.valid, plans, strict=True)
             ]
