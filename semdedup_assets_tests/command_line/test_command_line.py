@@ -357,7 +357,10 @@ def test_what_stands_in_the_way_of_one_pipeline_holds_back_no_other(tmp_path: Pa
     path = write_defs(tmp_path, settings_of(tmp_path, vectors="float8", model="wrong"), good)
     status, out, err = semdedup("check", path, "--no-estimate")
     assert (status, "attributes.vectors:" in err[-1], "to make" in " ".join(out)) == (FAILURE, True, True)
-    assert semdedup("run", path, "--only", "items")[:2] == (USAGE, [])
+    write_table(tmp_path, "s1", near_duplicates(1))
+    status, out, err = semdedup("run", path, "--only", "items")
+    assert (status, [line.split()[1] for line in err]) == (USAGE, ["problem", "attributes.vectors:"]), err
+    assert "1 partition " in " ".join(out)
     assert semdedup("run", path, "--only", "items", "--pipeline", "good/precomputed")[0] == 0
 
 
