@@ -54,6 +54,27 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("base", "path", "value", "where", "message"),
     [
         (
+            IMAGES,
+            "store",
+            ".",
+            "",
+            "store: results lie in './photos', where `source.path`, 'photos', takes all files, so that",
+        ),
+        (
+            VECTORS,
+            "source.path",
+            "data/**/*.npy",
+            "",
+            "store: results lie in 'data/toy', where `source.path`, 'data/**/*.npy', takes all files",
+        ),
+        (
+            TEXTS,
+            "source.path",
+            "data",
+            "",
+            "use another store, or one below a folder whose name begins with `.` or `_`",
+        ),
+        (
             VECTORS,
             "epsilons",
             [2.1],

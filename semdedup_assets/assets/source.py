@@ -109,7 +109,7 @@ def changes_or_reason(builder: AssetBuilder, instance: dg.DagsterInstance) -> So
         return source_changes(builder, instance)
     except FileNotFoundError as error:
         return f"the source has no file that can be listed from here: {error}"
-    except (OSError, VanishedFilesError) as error:
+    except (OSError, ValueError, VanishedFilesError) as error:
         return str(error)
 
 
@@ -152,9 +152,11 @@ def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Itera
 
     try:
         yield
-    except (OSError, VanishedFilesError) as error:
-        if known is None or known.passed or known.description != str(error):
-            evaluated(str(error))
+    except Exception as error:
+        # Each store's library has its own exceptions. One may name any file, and Dagster renders it as Markdown.
+        problem = markdown_text(str(error))
+        if known is None or known.passed or known.description != problem:
+            evaluated(problem)
         raise
     if known is not None and not known.passed:
         evaluated(None)
@@ -250,7 +252,7 @@ def _files_check(builder: AssetBuilder) -> dg.AssetChecksDefinition:
                 known, listing = builder.context(builder.assets[0]).shard_index, builder.pipeline.source.listing()
                 known.require_present(listing.files, max_vanished=most)
         except (OSError, ValueError, VanishedFilesError) as error:
-            return dg.AssetCheckResult(passed=False, description=str(error))
+            return dg.AssetCheckResult(passed=False, description=markdown_text(str(error)))
         return dg.AssetCheckResult(passed=True, metadata=_listing_metadata(listing))
 
     return source_has_files

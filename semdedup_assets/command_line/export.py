@@ -16,7 +16,7 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.settings import ManifestFormat, Pipeline
 from semdedup_assets.stages.manifests import write_manifest
-from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.files import filesystem, is_local, write_bytes
 from semdedup_assets.storage.manifests import MANIFEST
 from semdedup_assets.storage.write_trial import write_problem
 
@@ -157,7 +157,7 @@ def _list_files(folder: Path) -> None:
     """Note in `manifest.json` what an export has written: so it is known as one, with all that may be removed."""
     manifest = folder / MANIFEST
     content = {**json.loads(manifest.read_bytes()), _EXPORTED: sorted(_entries(folder))}
-    manifest.write_text(json.dumps(content, indent=1))
+    write_bytes(str(manifest), json.dumps(content, indent=1).encode())
 
 
 def _listed_files(folder: Path) -> frozenset[str] | None:

@@ -1,6 +1,5 @@
 """`semdedup run`: make what is missing or stale, and show how far it is."""
 
-import errno
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,6 @@ from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.files import join
 from semdedup_assets.storage.results import ResultRecord
 
-_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _LEFT_EVERY = 0.5
 # Bytes of a source. Of a smaller one `semdedup check` estimates what it takes, for those who want to know.
 _WORTH_A_TRIAL = 256 << 20
@@ -63,11 +61,6 @@ def run(written: WrittenPipeline, plan: RefreshPlan) -> None:
         with written.naming_settings(), progress.reporting_to(listener.log):
             for _ in refresh(plan, listener):
                 pass
-    except OSError as error:
-        if error.errno not in _OF_A_DISK or error.filename is not None:
-            raise
-        # A write to a full disk does not say where: it is the store's.
-        raise OSError(error.errno, error.strerror, folder) from error
     finally:
         listener.close()
     made = f"{listener.partitions} partitions made" if listener.partitions else "everything was up to date"

@@ -193,12 +193,15 @@ def _unknown_fields(source: Source, file: FileStat, names: list[str]) -> Iterato
     for path, name in _named_fields(source, file).items():
         if name in names:
             continue
-        where = "" if has_schema else f" among the first {_MORE_ROWS:,} records"
+        # Of a folder each record is a file, of which a few are looked at.
+        first = f"{_ITEMS} images" if isinstance(source, Folder) else f"{_MORE_ROWS:,} records"
+        where = "" if has_schema else f" among the first {first}"
         near = f"; {near_names(name, names)}" if names else ", which have no fields"
         # A column that is rare may come later, unless it is another's name misspelt; so may all where nothing is known.
         may_come = path[0] == "columns" or not names
         is_rare = may_come and not has_schema and not get_close_matches(name, names, n=1)
-        yield _Finding(path, f"{file.path} has no {name!r}{where}{near}", warning=is_rare)
+        of = source.path if isinstance(source, Folder) else file.path
+        yield _Finding(path, f"{of} has no {name!r}{where}{near}", warning=is_rare)
 
 
 def _items(source: Source, files: Sequence[FileStat]) -> Iterator[Item]:

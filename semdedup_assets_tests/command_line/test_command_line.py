@@ -1,10 +1,14 @@
 """`semdedup check`, `run`, `removed` and `export` on a toy source, by what they write and how they end."""
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import os
+import pty
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from typer.testing import CliRunner
 
 from semdedup_assets.command_line.app import app
 from semdedup_assets.command_line.errors import FAILURE, USAGE, in_a_line, without_logs_of_libraries
+from semdedup_assets.command_line.lines import say, warn
 from semdedup_assets_tests.toy_source import near_duplicates, vectors_settings, write_table
 
 Ended = tuple[int, list[str], list[str]]
@@ -398,6 +403,7 @@ def test_a_pipe_that_breaks_is_a_failure_and_libraries_log_nothing_beside_it(cap
         with ours, theirs:
             theirs.close()
             logging.getLogger("library").error("beside")
+            warnings.warn_explicit("Corrupt EXIF data", UserWarning, "x.py", 1, module="PIL.TiffImagePlugin")
             ours.sendall(b"work")
 
     with pytest.raises(typer.Exit) as ended, without_logs_of_libraries(), in_a_line(traceback=False):
@@ -405,3 +411,20 @@ def test_a_pipe_that_breaks_is_a_failure_and_libraries_log_nothing_beside_it(cap
     assert ended.value.exit_code == FAILURE
     assert capfd.readouterr().err == "BrokenPipeError: [Errno 32] Broken pipe (`--traceback` shows where)\n"
     assert logging.getLogger("library").isEnabledFor(logging.ERROR)
+
+
+def test_names_of_files_move_no_terminal() -> None:
+    line = "two\nlines of \x1b]0;title\a\x1b[2J\r\N{RIGHT-TO-LEFT OVERRIDE}.png"
+    terminal, end = pty.openpty()
+    with os.fdopen(end, "w") as stream, contextlib.redirect_stderr(stream), contextlib.redirect_stdout(stream):
+        for write in (warn, say):
+            write(line)
+            stream.flush()
+            written = os.read(terminal, 1000).decode()
+            assert "lines of" in written
+            assert written.replace("\r\n", "").isprintable()
+    os.close(terminal)
+    piped = io.StringIO()
+    with contextlib.redirect_stdout(piped):
+        say(line)
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}.png" in piped.getvalue()
