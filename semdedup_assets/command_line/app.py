@@ -1,5 +1,6 @@
 """The commands `semdedup check`, `run`, `removed` and `export`."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -218,8 +219,16 @@ def export(
 
 def main() -> None:
     """The command `semdedup`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Whoever started this has closed it, and reads nothing.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, TextIOWrapper):
             # Names of files need not be text, nor a terminal have all letters.
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="semdedup")
+    try:
+        app(prog_name="semdedup")
+    except OSError as error:
+        # Of the help, which cannot be written; a command says itself what fails.
+        sys.exit(f"{error.strerror}: the output cannot be written")
