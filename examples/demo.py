@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import yaml
 
-from semdedup_assets.analyses.removed_items import removed_items
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.execution.item_lookup import find_items
 from semdedup_assets.execution.openmp import let_threads_sleep
@@ -28,6 +27,7 @@ from semdedup_assets.records import Record, item_ids
 from semdedup_assets.rendering.contact_sheet import Pair, contact_sheet
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import pipeline_context
+from semdedup_assets.stages.manifest_tables import removed_rows
 
 ROOT = Path(__file__).parent.parent
 K = Clustering("auto")
@@ -91,7 +91,8 @@ def records_by_id(pipeline: Pipeline) -> dict[int, Record]:
 
 def removed_at(pipeline: Pipeline, target: Target) -> pl.DataFrame:
     """The items that are removed, by falling similarity to the kept item that each duplicates."""
-    return removed_items(pipeline_context(pipeline), Partition(clustering=K, target=target))
+    rows = removed_rows(pipeline_context(pipeline), Partition(clustering=K, target=target))
+    return pl.concat(map(pl.DataFrame, rows)).sort("similarity", "id", descending=[True, False], nulls_last=True)
 
 
 def report(pipeline: Pipeline, records: dict[int, Record], drawings: dict[int, Drawing]) -> None:
@@ -134,7 +135,7 @@ def exact_share(removed: pl.DataFrame, records: dict[int, Record]) -> float:
 def against_truth(removed: pl.DataFrame, drawings: dict[int, Drawing]) -> Truth:
     """Hold the removed items against what each item is known to show."""
     pairs = [
-        (drawings[a], drawings[b]) for a, b in zip(removed["id"].to_list(), removed["kept_id"].to_list(), strict=True)
+        (drawings[a], drawings[b]) for a, b in zip(removed["id"].to_list(), removed["group"].to_list(), strict=True)
     ]
     same = [a.figure == b.figure for a, b in pairs]
     tone = [a.figure == b.figure and a.concept != b.concept for a, b in pairs]
@@ -150,7 +151,7 @@ def against_truth(removed: pl.DataFrame, drawings: dict[int, Drawing]) -> Truth:
 def print_groups(pipeline: Pipeline, removed: pl.DataFrame, records: dict[int, Record], most: int = 4) -> None:
     """Print the kept items that the most removed ones duplicate."""
     groups = defaultdict(list)
-    for item, kept in zip(removed["id"].to_list(), removed["kept_id"].to_list(), strict=True):
+    for item, kept in zip(removed["id"].to_list(), removed["group"].to_list(), strict=True):
         groups[kept].append(item)
     largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:most]
     labels = item_labels(pipeline, records, [item for kept, items in largest for item in (kept, *items[:3])])
@@ -224,7 +225,7 @@ def write_sheet(pipeline: Pipeline, records: dict[int, Record], drawings: dict[i
             caption=str(captions[item]["caption"]),
             wrong=drawings[item].figure != drawings[kept].figure,
         )
-        for item, kept, similarity in chosen.select("id", "kept_id", "similarity").iter_rows()
+        for item, kept, similarity in chosen.select("id", "group", "similarity").iter_rows()
     ]
     title = f"emoji, epsilon 0.05: {len(pairs)} of {len(removed)} removed images, from most to least similar"
     SHEET.parent.mkdir(parents=True, exist_ok=True)

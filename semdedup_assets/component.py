@@ -1,9 +1,10 @@
 """The Dagster components: settings in a `defs.yaml` become the definitions of a pipeline, or of a comparison."""
 
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 try:
     import dagster as dg
@@ -27,7 +28,7 @@ from semdedup_assets.comparison_settings import Comparison, ModelComparison, Nam
 from semdedup_assets.defs_yaml.pipelines import NEEDED, collision, filled_pipeline, filled_settings
 from semdedup_assets.defs_yaml.problems import Problem, schema_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
-from semdedup_assets.defs_yaml.schema import WrittenSchema
+from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.loading import (
@@ -36,11 +37,12 @@ from semdedup_assets.loading import (
     defs_file,
     lines_of,
     made_or_not_loaded,
+    pitfalls_of,
     project_of,
 )
 from semdedup_assets.settings import Pipeline
 
-T = TypeVar("T")
+_Settings = TypeVar("_Settings", bound=BaseModel)
 _Named = TypeVar("_Named", bound=NamedKeptSet)
 _Compared = TypeVar("_Compared", Comparison, ModelComparison)
 
@@ -48,25 +50,86 @@ _Compared = TypeVar("_Compared", Comparison, ModelComparison)
 let_threads_sleep()
 
 
-class Attributes(RootModel[dict[str, Any]]):
-    """`attributes` as they are written, with the schema of `Pipeline`: they are validated once templates are filled in."""
+def _written_as(settings: type[BaseModel]) -> type[RootModel[dict[str, Any]]]:
+    """The model of `attributes` as they are written: settings are validated once templates are filled in."""
+
+    class Attributes(RootModel[dict[str, Any]]):
+        @classmethod
+        def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
+            # What `dg check yaml` and editors go by.
+            return settings.model_json_schema(schema_generator=WrittenSchema)
+
+    return Attributes
+
+
+class _ProjectComponent(dg.Component, Generic[_Settings]):
+    """A component that is one of a project: loaded, or the reason why not, beside the others."""
+
+    _attributes: ClassVar[type[RootModel[dict[str, Any]]]]
+
+    def __init__(self, loaded: _Settings | NotLoaded, written_in: dg.ComponentLoadContext | None = None) -> None:
+        self.loaded = loaded
+        # The context of loading knows the lines of the file.
+        self._written_in = written_in
 
     @classmethod
-    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
-        """The schema that `dg check yaml` and editors go by."""
-        return Pipeline.model_json_schema(schema_generator=WrittenSchema)
+    def get_model_cls(cls) -> type[RootModel[dict[str, Any]]]:
+        """The schema of `attributes`."""
+        return cls._attributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Any:
+        """What `attributes` describe, with `{{ env.NAME }}` filled in; one that is not loaded if they are wrong."""
+        loaded = made_or_not_loaded(lambda: cls._settings(attributes, context), attributes, context)
+        component = cls(loaded, context)
+        project_of(context).add(component, context)
+        return component
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Its assets; of one that is not loaded, or cannot be in this project, an asset that says why.
+
+        Raises:
+            NotLoadedError: definitions are loaded to be checked, and something is wrong with those of the project.
+        """
+        return project_of(context).definitions(self, context)
+
+    @abstractmethod
+    def defined(self, context: dg.ComponentLoadContext, project: Project) -> dg.Definitions:
+        """Its assets.
+
+        Raises:
+            InvalidComponentError: it cannot be in this project.
+        """
+
+    @classmethod
+    @abstractmethod
+    def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> _Settings:
+        """The settings that attributes are, once templates are filled in.
+
+        Raises:
+            InvalidComponentError: something is wrong with them; names every problem with file and line.
+        """
+
+    def _valid(self) -> _Settings:
+        """Its settings.
+
+        Raises:
+            InvalidComponentError: they are wrong.
+        """
+        if isinstance(self.loaded, NotLoaded):
+            raise InvalidComponentError(self.loaded.problems)
+        return self.loaded
 
 
 @dg.scaffold_with(PipelineScaffolder)
-class SemDedupPipeline(dg.Component):
+class SemDedupPipeline(_ProjectComponent[Pipeline]):
     """One dataset deduplicated with one embedding model (SemDeDup, arXiv 2303.09540).
 
     Attributes:
         loaded: its settings, or why there are none.
     """
 
-    def __init__(self, pipeline: Pipeline | NotLoaded) -> None:
-        self.loaded = pipeline
+    _attributes = _written_as(Pipeline)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -75,27 +138,7 @@ class SemDedupPipeline(dg.Component):
         Raises:
             InvalidComponentError: they are wrong.
         """
-        return _valid(self.loaded)
-
-    @classmethod
-    def get_model_cls(cls) -> type[Attributes]:
-        """The schema of `attributes`."""
-        return Attributes
-
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "SemDedupPipeline":
-        """The pipeline that `attributes` describe, with `{{ env.NAME }}` filled in; one that is not loaded if they are wrong."""
-        component = cls(made_or_not_loaded(lambda: _pipeline(attributes, context), attributes, context))
-        project_of(context).add(component, context)
-        return component
-
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """All assets of the pipeline; of one that is not loaded an asset that says why.
-
-        Raises:
-            NotLoadedError: definitions are loaded to be checked, and something is wrong with those of the project.
-        """
-        return project_of(context).definitions(self, context)
+        return self._valid()
 
     def defined(self, context: dg.ComponentLoadContext, project: Project) -> dg.Definitions:
         """All assets of the pipeline.
@@ -113,73 +156,24 @@ class SemDedupPipeline(dg.Component):
             first = first and other.dataset != pipeline.dataset
         return pipeline_definitions(pipeline, with_source=first)
 
-
-def _valid(loaded: T | NotLoaded) -> T:
-    """Settings that are there.
-
-    Raises:
-        InvalidComponentError: they are wrong.
-    """
-    if isinstance(loaded, NotLoaded):
-        raise InvalidComponentError(loaded.problems)
-    return loaded
-
-
-def _pipeline(attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Pipeline:
-    """The settings that attributes are, once templates are filled in.
-
-    Raises:
-        InvalidComponentError: something is wrong with them; names every problem with file and line.
-    """
-    pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
-    if pipeline is None or problems:
-        raise InvalidComponentError(lines_of(problems, context))
-    return pipeline
-
-
-class ComparisonAttributes(RootModel[dict[str, Any]]):
-    """`attributes` of a comparison as they are written, with the schema of `Comparison`."""
-
     @classmethod
-    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
-        """The schema that `dg check yaml` and editors go by."""
-        return Comparison.model_json_schema(schema_generator=WrittenSchema)
+    def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Pipeline:
+        pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
+        refused = [] if pipeline is None else _refused_by_dagster(pipeline)
+        if (wrong := _wrong([*problems, *refused], context)) or pipeline is None:
+            raise InvalidComponentError(wrong)
+        return pipeline
 
 
 @dg.scaffold_with(ComparisonScaffolder)
-class ManifestComparison(dg.Component):
+class ManifestComparison(_ProjectComponent[Comparison]):
     """Manifests of the project's pipelines, each compared with each: of several k, seeds, strategies or models.
 
     Attributes:
         loaded: its settings, or why there are none.
     """
 
-    def __init__(self, comparison: Comparison | NotLoaded, written_in: dg.ComponentLoadContext | None = None) -> None:
-        self.loaded = comparison
-        self._written_in = written_in
-
-    @classmethod
-    def get_model_cls(cls) -> type[ComparisonAttributes]:
-        """The schema of `attributes`."""
-        return ComparisonAttributes
-
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "ManifestComparison":
-        """The comparison that `attributes` describe, with `{{ env.NAME }}` filled in; not loaded if they are wrong."""
-        loaded = made_or_not_loaded(
-            lambda: _comparison(attributes, context, Comparison, needed="name and manifests"), attributes, context
-        )
-        component = cls(loaded, context)
-        project_of(context).add(component, context)
-        return component
-
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The asset that compares the manifests; where that cannot be, an asset that says why.
-
-        Raises:
-            NotLoadedError: definitions are loaded to be checked, and something is wrong with those of the project.
-        """
-        return project_of(context).definitions(self, context)
+    _attributes = _written_as(Comparison)
 
     def defined(self, context: dg.ComponentLoadContext, project: Project) -> dg.Definitions:
         """The asset that compares the manifests.
@@ -188,58 +182,25 @@ class ManifestComparison(dg.Component):
             InvalidComponentError: no pipeline of the project has one of them; names every one with file and
                 line, and what there is.
         """
-        # The context of loading knows the lines of the file.
-        comparison, of_file = _valid(self.loaded), self._written_in or context
+        comparison, of_file = self._valid(), self._written_in or context
         _require_own_name(comparison.name, self, of_file, project)
         found = _found("manifests", comparison.manifests, find_manifest, project, of_file)
         return comparison_definitions(comparison, found)
 
-
-class TrainingComparisonAttributes(RootModel[dict[str, Any]]):
-    """`attributes` of a comparison of trained models as they are written, with the schema of `ModelComparison`."""
-
     @classmethod
-    def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
-        """The schema that `dg check yaml` and editors go by."""
-        return ModelComparison.model_json_schema(schema_generator=WrittenSchema)
+    def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Comparison:
+        return _comparison(attributes, context, Comparison, needed="name and manifests")
 
 
 @dg.scaffold_with(TrainingComparisonScaffolder)
-class TrainingComparison(dg.Component):
+class TrainingComparison(_ProjectComponent[ModelComparison]):
     """Models trained on kept sets of the project's pipelines, beside each other: strategies, k, epsilons, models.
 
     Attributes:
         loaded: its settings, or why there are none.
     """
 
-    def __init__(
-        self, comparison: ModelComparison | NotLoaded, written_in: dg.ComponentLoadContext | None = None
-    ) -> None:
-        self.loaded = comparison
-        self._written_in = written_in
-
-    @classmethod
-    def get_model_cls(cls) -> type[TrainingComparisonAttributes]:
-        """The schema of `attributes`."""
-        return TrainingComparisonAttributes
-
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "TrainingComparison":
-        """The comparison that `attributes` describe, with `{{ env.NAME }}` filled in; not loaded if they are wrong."""
-        loaded = made_or_not_loaded(
-            lambda: _comparison(attributes, context, ModelComparison, needed="name and kept_sets"), attributes, context
-        )
-        component = cls(loaded, context)
-        project_of(context).add(component, context)
-        return component
-
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The asset that compares the trained models; where that cannot be, an asset that says why.
-
-        Raises:
-            NotLoadedError: definitions are loaded to be checked, and something is wrong with those of the project.
-        """
-        return project_of(context).definitions(self, context)
+    _attributes = _written_as(ModelComparison)
 
     def defined(self, context: dg.ComponentLoadContext, project: Project) -> dg.Definitions:
         """The asset that compares the trained models.
@@ -248,11 +209,14 @@ class TrainingComparison(dg.Component):
             InvalidComponentError: no pipeline of the project has one of the kept sets, or it trains nothing;
                 names every one with file and line, and what there is.
         """
-        # The context of loading knows the lines of the file.
-        comparison, of_file = _valid(self.loaded), self._written_in or context
+        comparison, of_file = self._valid(), self._written_in or context
         _require_own_name(comparison.name, self, of_file, project)
         found = _found("kept_sets", comparison.kept_sets, find_evaluations, project, of_file)
         return training_comparison_definitions(comparison, found)
+
+    @classmethod
+    def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> ModelComparison:
+        return _comparison(attributes, context, ModelComparison, needed="name and kept_sets")
 
 
 def _comparison(
@@ -265,8 +229,8 @@ def _comparison(
     """
     written = _written(attributes, context, needed)
     settings, problems = filled_settings(written, _scope(context), lambda filled: schema_problems(filled, model))
-    if problems:
-        raise InvalidComponentError(lines_of(problems, context))
+    if wrong := _wrong(problems, context):
+        raise InvalidComponentError(wrong)
     return model.model_validate(settings)
 
 
@@ -342,6 +306,25 @@ def _require_loaded(wanted: NamedKeptSet, pipelines: Sequence[Pipeline], broken:
             more = f" and {len(each.problems) - 1} more" if len(each.problems) > 1 else ""
             message = f"the pipeline {wanted.dataset} is not loaded; mend it first: {each.problems[0]}{more}"
             raise UnknownKeptSetError(message, setting="dataset")
+
+
+def _refused_by_dagster(pipeline: Pipeline) -> Iterator[Problem]:
+    """The settings that Dagster alone can tell to be wrong: owners, and when a schedule runs."""
+    name, schedule = dagster_name(pipeline.dataset), pipeline.refresh.schedule or "@daily"
+    trials: dict[SettingPath, Callable[[], object]] = {
+        ("owners",): lambda: dg.AssetSpec(name, owners=list(pipeline.owners)),
+        ("refresh", "schedule"): lambda: dg.ScheduleDefinition(job_name=name, cron_schedule=schedule),
+    }
+    for path, trial in trials.items():
+        try:
+            trial()
+        except dg.DagsterInvalidDefinitionError as error:
+            yield Problem(path, " ".join(str(error).split()))
+
+
+def _wrong(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:
+    """What is wrong with settings, and with how YAML takes them, each with file and line."""
+    return [*pitfalls_of(context), *lines_of(problems, context)]
 
 
 def _written(attributes: BaseModel | None, context: dg.ComponentLoadContext, needed: str) -> dict[str, Any]:

@@ -38,9 +38,9 @@ from dagster_shared.yaml_utils.source_position import ValueAndSourcePositionTree
 from pydantic import BaseModel, ValidationError
 from pydantic.warnings import PydanticDeprecatedSince20
 
-import semdedup_assets
 from semdedup_assets.assets.not_loaded import NotLoaded
-from semdedup_assets.defs_yaml.problems import near_names, schema_problems
+from semdedup_assets.defs_yaml.documents import SettingsError, read_documents, type_problem
+from semdedup_assets.defs_yaml.problems import schema_problems
 from semdedup_assets.encoders.checkpoints import path_safe
 from semdedup_assets.loading import Project, project_of
 
@@ -151,10 +151,14 @@ def _children(context: ComponentDeclLoadContext, model: ComponentFileModel | Non
 def _file_decl(context: ComponentDeclLoadContext, file: Path) -> ComponentDecl[Any]:
     """Every document of a YAML file, the unreadable ones among them."""
     try:
+        # Of what is no YAML Dagster raises whatever comes, also a TypeError.
+        read_documents(file)
         trees = list(parse_yamls_with_source_position(file.read_text(encoding="utf-8"), str(file)))
         problems = [] if trees else [f"{file}: no component is in it; remove the file, or write one"]
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        trees, problems = [], [_yaml_problem(file, error)]
+    except SettingsError as error:
+        trees, problems = [], [str(error)]
+    except OSError as error:
+        trees, problems = [], [f"{file}: {_reason(error)}"]
     if problems:
         trees = [_unreadable(file, problems)]
     paths = [ComponentPath.from_path(context.path, index) for index in range(len(trees))]
@@ -199,15 +203,9 @@ def _head_problems(tree: ValueAndSourcePositionTree, file: Path) -> Iterator[str
     for problem in schema_problems(tree.value, ComponentFileModel):
         position, _ = tree.source_position_tree.lookup_closest_and_path(list(problem.path), None)
         yield f"{position or file} {'.'.join(map(str, problem.path))}: {problem.message}"
-    kind = str(tree.value.get("type", ""))
-    module, _, name = kind.rpartition(".")
-    if module == semdedup_assets.__name__ and name not in _OURS:
+    if isinstance(kind := tree.value.get("type"), str) and (wrong := type_problem(kind)):
         position, _ = tree.source_position_tree.lookup_closest_and_path(["type"], None)
-        known = [f"{module}.{each}" for each in _OURS]
-        yield f"{position} type: there is no {kind!r}; {near_names(kind, known)}"
-
-
-_OURS = ("ManifestComparison", "SemDedupPipeline", "TrainingComparison")
+        yield f"{position} type: {wrong}"
 
 
 def _unreadable(file: Path, problems: Sequence[str]) -> ValueAndSourcePositionTree:
@@ -217,16 +215,6 @@ def _unreadable(file: Path, problems: Sequence[str]) -> ValueAndSourcePositionTr
         "attributes": {"name": path_safe(file.parent.name), "problems": list(problems)},
     }
     return parse_yaml_with_source_position(yaml.safe_dump(document, width=1 << 20), str(file))
-
-
-def _yaml_problem(file: Path, error: Exception) -> str:
-    """Where and why a file cannot be parsed."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return f"{file}: {_reason(error)}"
-    mark, first = error.problem_mark or error.context_mark, error.context_mark
-    begun = f" {error.context} (line {first.line + 1})" if error.context and first else f" {error.context or ''}"
-    where = f"{file}:{mark.line + 1}" if mark else str(file)
-    return f"{where} column {mark.column + 1 if mark else 1}: no YAML: {error.problem}{begun.rstrip()}"
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,7 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
-        message = f"{', '.join(repeated)}: listed more than once; each is one partition, list it once"
+        message = f"{', '.join(repeated)}: listed more than once; list it once"
         raise ValueError(message)
     return values
 
@@ -121,9 +121,9 @@ def _only_or_all(keep: Any) -> Any:
 
 def _form(keep: Any) -> str:
     """Which of its forms `keep` has, so that a mistake is explained by the rules of that form alone."""
-    if isinstance(keep, str):
-        return "word"
-    return "KeepColumn" if isinstance(keep, Mapping | BaseModel) else "list"
+    if isinstance(keep, list | tuple):
+        return "list"
+    return "KeepColumn" if isinstance(keep, Mapping | BaseModel) else "word"
 
 
 _Word = Annotated[KeepStrategy, Tag("word")]

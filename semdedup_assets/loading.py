@@ -21,7 +21,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from pydantic import BaseModel, RootModel
 
 from semdedup_assets.assets.not_loaded import NotLoaded, not_loaded_definitions
-from semdedup_assets.defs_yaml.documents import defs_file_in, headed, reported_lines
+from semdedup_assets.defs_yaml.documents import FILES, defs_file_in, headed, read_documents, reported_lines
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
 from semdedup_assets.encoders.checkpoints import path_safe
@@ -208,6 +208,15 @@ def _name_of(written: Mapping[str, Any], context: dg.ComponentLoadContext) -> st
 def defs_file(context: dg.ComponentLoadContext) -> Path:
     """The file in which a component is written."""
     return defs_file_in(context.path) or context.path
+
+
+def pitfalls_of(context: dg.ComponentLoadContext) -> list[str]:
+    """What YAML takes otherwise than it looks in a component's document, each with file and line; Dagster sees only the rest."""
+    file, index = defs_file(context), context.component_path.instance_key
+    if not file.is_file() or file.name not in FILES:
+        return []
+    documents = read_documents(file)
+    return list(documents[index if isinstance(index, int) else 0].pitfalls)
 
 
 def lines_of(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:

@@ -107,6 +107,11 @@ def is_unicode(text: str) -> bool:
         return False
 
 
+def visible(text: str) -> str:
+    """A text for one line, in which what has no shape shows as �: line breaks, control characters, changes of direction."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 def content_hash(payload: bytes | str) -> int:
     """What identifies an encoded image or a text: XXH3 of its bytes, 64 bits."""
     return int(xxhash.xxh3_64_intdigest(content_bytes(payload)))

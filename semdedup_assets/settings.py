@@ -13,8 +13,9 @@ from semdedup_assets.compute import Compute
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.kept_sets import Clustering, KeepColumn, Selection, Target, distinct
 from semdedup_assets.sources import Source
+from semdedup_assets.sources.paths import takes_all_below
 from semdedup_assets.sources.shard_sizes import grouped
-from semdedup_assets.storage.files import FileStat, protocol_of
+from semdedup_assets.storage.files import FileStat, join, protocol_of
 from semdedup_assets.training_settings import HELD_OUT_SETS, Evaluation, HeldOut, Training, placeholders
 
 MOST_PARTITIONS = 10_000
@@ -25,7 +26,8 @@ _PER_CLUSTER = 256
 _RESERVED = {"id", "key", "shard", "row", "file", "file_row", "vector", "group", "group_size", "weight"}
 # Neither files nor what a process holds in memory are there on another machine.
 _OF_THIS_MACHINE = {"file", "local", "memory"}
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# No longer than a file's name may be, with what is put before and behind it.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _cluster_count(value: Any) -> Any:
@@ -53,7 +55,7 @@ SOURCES_OF_FORMATS: dict[ManifestFormat, tuple[str, ...]] = {
     "csv": ("folder",),
     "webdataset": ("webdataset", "folder"),
     "jsonl": ("jsonl",),
-    "filtered": ("parquet", "vectors"),
+    "filtered": ("parquet", "vectors", "jsonl", "webdataset"),
 }
 """The kinds of source that a manifest format needs; the others are of any."""
 
@@ -215,14 +217,19 @@ class Refresh(BaseModel, frozen=True, extra="forbid"):
 class Pipeline(BaseModel, frozen=True, extra="forbid"):
     """One dataset deduplicated with one embedding model."""
 
-    dataset: str = Field(pattern=_NAME, description="Name of the dataset: first part of asset keys and paths.")
+    dataset: str = Field(
+        pattern=_NAME,
+        description="Name of the dataset, of at most 100 letters, digits, `.`, `_` and `-`: first part of asset keys and paths.",
+    )
     model: str | None = Field(
-        None, pattern=_NAME, description="Name of the model: second part of keys and paths; empty: the encoder's own."
+        None,
+        pattern=_NAME,
+        description="Name of the model, of at most 100 letters, digits, `.`, `_` and `-`: second part of keys and paths; empty: the encoder's own.",
     )
     owners: tuple[str, ...] = Field(
         (), description="Who owns the assets: e-mail addresses, or teams such as `team:data`."
     )
-    store: str = Field("data", description="Folder or URL below which all results lie.")
+    store: str = Field("data", min_length=1, description="Folder or URL below which all results lie.")
     source: Source = Field(description="Where the items come from.")
     encoder: Encoder = Field(description="What turns an item into a vector.")
     shards: Shards = Field(Shards(), description="How files are joined to shards.")
@@ -292,6 +299,7 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "Pipeline":
         found = (
             self._content_problem(),
+            *self._store_problems(),
             self._sameness_problem(),
             self._random_pruning_problem(),
             self._column_problem(),
@@ -316,6 +324,20 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
             f"source.kind {self.source.kind!r} holds {self.source.content}s, "
             f"encoder.kind {self.encoder.kind!r} takes {self.encoder.accepts}s"
         )
+
+    def _store_problems(self) -> Iterator[str]:
+        """What would read its own results as data, at the next look at its files."""
+        sources = {
+            "source": self.source,
+            **{f"references.{name}.source": each.source for name, each in self.references.items()},
+        }
+        for setting, source in sources.items():
+            if takes_all_below(source.path, join(self.store, self.dataset)):
+                yield (
+                    f"store: results lie in {join(self.store, self.dataset)!r}, where `{setting}.path`, {source.path!r}, takes "
+                    "all files, so that they would become data; use another store, or one below a folder whose name begins "
+                    "with `.` or `_`, which is passed over"
+                )
 
     def _sameness_problem(self) -> str | None:
         needed = {"decoded": "image", "normalised": "text"}.get(self.embed_once)
@@ -528,6 +550,8 @@ class Pipeline(BaseModel, frozen=True, extra="forbid"):
         taken = sorted(set(evaluation.bits_per_byte) & set(HELD_OUT_SETS)) if self.held_out is not None else []
         if taken:
             yield f"evaluation.bits_per_byte: {', '.join(taken)} is the name of a set that `held_out` gives; rename yours"
+        if self.held_out is None and evaluation.command and "held_out" in placeholders(evaluation.command):
+            yield "evaluation.command: {held_out} are sets of held-out items, and nothing is held out; add `held_out`"
         if training.openclip is not None and evaluation.bits_per_byte:
             yield "evaluation.bits_per_byte: a CLIP has none; use `retrieval` or `zero_shot`"
         if training.causal_lm is not None and (evaluation.retrieval or evaluation.zero_shot):

@@ -72,6 +72,13 @@ def _training_command(command: str) -> str:
 
 
 def _evaluation_command(command: str) -> str:
+    lacks = [f"{{{name}}}" for name in ("checkpoint", "out") if name not in placeholders(command)]
+    if lacks:
+        message = (
+            f"{' and '.join(lacks)} is not in it: {{checkpoint}} is the folder of the model to measure, {{out}} where "
+            "`metrics.json` is written; name both"
+        )
+        raise ValueError(message)
     return _unknown_names(command, EVALUATION_NAMES)
 
 

@@ -37,9 +37,7 @@ class DagsterUI:
         self.page.goto(f"{self.url}{path}")
 
     def open_graph(self, location: str, group: str) -> None:
-        """The lineage of a group of assets, on a page that was opened before."""
-        # From top to bottom the assets are large enough to show what they hold.
-        self.page.evaluate("localStorage.setItem('asset-graph-direction', '\"vertical\"')")
+        """The lineage of a group of assets."""
         self.open(f"/locations/{location}/asset-groups/{group}/lineage")
 
     def open_group(self, location: str, group: str) -> None:
@@ -133,8 +131,9 @@ def browsing(url: str, *, width: int = 1400, height: int = 1000) -> Iterator[Dag
         browser = playwright.chromium.launch(executable_path=_chromium(playwright), args=list(_ARGUMENTS))
         try:
             context = browser.new_context(viewport={"width": width, "height": height}, timezone_id="UTC")
-            # Without it a first visit is greeted by a dialog.
-            context.add_init_script("localStorage.setItem('communityNux', '\"1\"')")
+            # A first visit is greeted by a dialog. From top to bottom assets are large enough to show what they hold.
+            for setting, value in (("communityNux", "1"), ("asset-graph-direction", "vertical")):
+                context.add_init_script(f"localStorage.setItem('{setting}', '\"{value}\"')")
             page = context.new_page()
             page.set_default_timeout(_MILLISECONDS)
             yield DagsterUI(page, url)

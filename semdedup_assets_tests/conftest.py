@@ -22,11 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files whose tests wait for a daemon or a browser, or take minutes: begun last, they alone would run at the end.
 LONGEST = (
+    "test_ray.py",
     "test_daemon.py",
-    "test_recompute.py",
-    "test_faults.py",
     "test_browser.py",
+    "test_processes.py",
+    "test_recompute.py",
+    "test_lost_runs.py",
+    "test_launchers.py",
     "test_demo.py",
+    "test_faults.py",
     "test_automation.py",
 )
 

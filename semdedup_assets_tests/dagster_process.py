@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 T = TypeVar("T")
 
+_SHORT_INTERVALS = Path(__file__).with_name("short_intervals")
 _LOOKS = 3
 _MOST_TIMES = 4
 
@@ -42,7 +43,7 @@ class RunningDagster:
 
 
 def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
-    """A Dagster project with some pipelines, and the instance's configuration that this repository ships.
+    """A Dagster project with some pipelines, its code location and its instance configured as this repository's.
 
     Args:
         folder: of the project.
@@ -52,13 +53,11 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
     (package / "defs").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "defs" / "__init__.py").write_text("")
-    (package / "definitions.py").write_text(
-        "from pathlib import Path\n\nimport dagster as dg\n\n\n@dg.definitions\ndef defs() -> dg.Definitions:\n"
-        "    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
-    )
+    shutil.copy(ROOT / "semdedup_assets" / "definitions.py", package)
     (folder / "pyproject.toml").write_text(
         "[project]\nname = 'their-project'\nversion = '0'\n"
         "[tool.dg]\ndirectory_type = 'project'\n[tool.dg.project]\nroot_module = 'their_project'\n"
+        "code_location_name = 'their_project.definitions'\n"
     )
     (folder / "workspace.yaml").write_text(
         "load_from:\n  - python_module: {module_name: their_project.definitions, working_directory: .}\n"
@@ -73,9 +72,10 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
 
 @contextmanager
 def running_dagster(folder: Path) -> Iterator[RunningDagster]:
-    """`dagster dev` on a project, until the block ends."""
+    """`dagster dev` on a project, until the block ends; its daemon looks more often than a user's."""
     port, log = free_port(), folder / "dagster.log"
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(_SHORT_INTERVALS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment.pop("OMP_WAIT_POLICY", None)  # What `make test` gives is not what a user has.
     command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-p", str(port), "-h", "127.0.0.1"]
     with log.open("wb") as stream:
@@ -149,7 +149,7 @@ def wait_for(found: Callable[[], T | None], *, what: str, log: Path, idle: float
         now = _activity(log)
         if now != seen:
             seen, since = now, time.monotonic()
-        time.sleep(0.5)
+        time.sleep(1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
     message = f"nothing happened for {idle:.0f} s, or too much, while waiting for {what}; the end of {log}:\n{tail}"
     raise TimeoutError(message)

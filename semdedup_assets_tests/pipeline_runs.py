@@ -127,8 +127,10 @@ class PipelineRuns:
         """The same of what was made, without what was only made known once more."""
         found: Partitions = {}
         for asset in map(str, self.builder.assets):
-            records = self.materialisations(asset, record_id)
-            if made := {each.partition_key for each in records if "reused" not in event_of(each).metadata}:
+            events = [event_of(record) for record in self.materialisations(asset, record_id)]
+            # What Dagster itself says of a range holds for all of it alike, and has no times.
+            new = [each for each in events if "seconds" in each.metadata and "reused" not in each.metadata]
+            if made := {each.partition for each in new}:
                 found[asset] = sorted(made, key=str)
         return found
 

@@ -6,13 +6,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from semdedup_assets.assets.automation import find_wanted
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.checks import check_specs
 from semdedup_assets.checks.up_to_date import NAME as UP_TO_DATE
@@ -33,10 +34,11 @@ ON_A_CLUSTER = ("engine", "address", "workers", "shared_paths", "patience_second
 
 @dataclass(frozen=True)
 class Seen:
-    """A pipeline, a fresh one, the Dagster they run in, and a browser that looks at it."""
+    """A pipeline, one of which nothing is made, one of which something is, the Dagster they run in, and a browser."""
 
     runs: PipelineRuns
     fresh: PipelineRuns
+    grown: PipelineRuns
     dagster: RunningDagster
     ui: DagsterUI
 
@@ -68,9 +70,19 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def fresh_settings(folder: Path) -> dict[str, Any]:
-    """Another pipeline, of vectors, of which nothing is made."""
+    """Another pipeline, of vectors."""
     clustering = {"k": [3], "buckets": 1, "iterations": 10}
     return vectors_settings(folder / "fresh", dataset="fresh", clustering=clustering, manifests=["parquet"])
+
+
+def grown_settings(folder: Path) -> dict[str, Any]:
+    """The same on another folder, with a k and an epsilon more."""
+    return {
+        **fresh_settings(folder),
+        **vectors_settings(folder / "grown", dataset="grown"),
+        "clustering": {"k": [3, 5], "buckets": 1, "iterations": 10},
+        "epsilons": ["0.05", "0.1"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +93,20 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("browser")
     (folder / "source").mkdir()
     shutil.copy(min((ROOT / "examples/emoji/shards").glob("*.tar")), folder / "source")
-    write_shard(folder / "fresh", "0", near_duplicates(0))
-    write_project(folder, settings(folder), fresh_settings(folder))
+    for dataset in ("fresh", "grown"):
+        write_shard(folder / dataset, "0", near_duplicates(0))
+    pipelines = settings(folder), fresh_settings(folder), grown_settings(folder)
+    write_project(folder, *pipelines)
     with running_dagster(folder) as dagster:
-        runs = PipelineRuns(dagster.instance, settings(folder))
+        runs, fresh, grown = (PipelineRuns(dagster.instance, each) for each in pipelines)
         runs.changed(clustering={"k": [6]}, epsilons=["0.05"]).refresh()
-        replace(runs, settings=fresh_settings(folder)).observe()
+        grown.changed(clustering={"k": [3]}, epsilons=["0.05"]).refresh()
+        for each in (fresh, grown):
+            write_shard(each.folder, "1", near_duplicates(1))
+            each.observe()
         # Only now: Playwright's event loop would be in the way of Dagster's.
         with browsing_or_fail(dagster.url) as ui:
-            yield Seen(runs, replace(runs, settings=fresh_settings(folder)), dagster, ui)
+            yield Seen(runs, fresh, grown, dagster, ui)
 
 
 @contextmanager
@@ -178,25 +195,50 @@ def test_a_target_launched_from_the_dialog_shows_what_is_kept(seen: Seen) -> Non
     assert {"seconds", "peak_memory_mib"} <= event.metadata.keys()
 
 
-def test_materialize_all_of_a_fresh_pipeline_makes_everything(seen: Seen) -> None:
-    seen.ui.open_graph(LOCATION, "fresh__precomputed")
-    seen.wait_for_texts("embeddings", "centroids", "assignments")
-    preview = seen.ui.materialise_group()
-    # So it says of those that have none, and said it of the centroids.
-    builder = seen.fresh.builder
-    group = [asset for asset in builder.assets if builder.group_of(asset) == builder.group]
-    without = [asset for asset in group if not asset.stage.dimensions]
-    assert preview.count("No partitions available") == len(without)
+def test_materialize_all_makes_everything_at_first_and_later_what_is_new(seen: Seen) -> None:
+    before = seen.grown.last_record
+    for runs in (seen.fresh, seen.grown):
+        builder = runs.builder
+        seen.ui.open_graph(LOCATION, builder.group)
+        seen.wait_for_texts("embeddings", "centroids", "assignments")
+        preview = seen.ui.materialise_group()
+        # So it says of those that have none, and said it of the centroids.
+        group = [asset for asset in builder.assets if builder.group_of(asset) == builder.group]
+        assert preview.count("No partitions available") == sum(not asset.stage.dimensions for asset in group)
+
+    seen.ui.page.goto("about:blank")  # A graph that is open asks and draws all the time.
 
     def ended() -> bool:
         return all(each.status.value != "REQUESTED" for each in seen.dagster.instance.get_backfills())
 
-    wait_for(ended, what="the backfill", log=seen.dagster.log)
-    (backfill,) = seen.dagster.instance.get_backfills(limit=1)  # The latest.
-    assert backfill.status.value == "COMPLETED_SUCCESS", backfill.error
-    made = seen.fresh.materialised_since(0)
-    assert {str(asset) for asset in seen.fresh.builder.automatic} <= made.keys()
-    assert (made["centroids"], made["assignments"], made["manifests"]) == (["3"], ["3|s000000"], ["0.05|3"])
+    wait_for(ended, what="the backfills", log=seen.dagster.log)
+    for backfill in seen.dagster.instance.get_backfills():
+        assert backfill.status.value == "COMPLETED_SUCCESS", backfill.error
+    shards = ["s000000", "s000001"]
+    assert seen.fresh.made_since(0) == {
+        "items": shards,
+        "embeddings": shards,
+        "training_sample": [None],
+        "centroids": ["3"],
+        "assignments": ["3|s000000", "3|s000001"],
+        "duplicate_scores": ["b0000|3"],
+        "keep_masks": ["0.05|3"],
+        "figures": ["3"],
+        "manifests": ["0.05|3"],
+        "galleries": ["0.05|3"],
+    }
+    # Of what was there nothing is embedded or clustered again.
+    assert seen.grown.made_since(before) == {
+        "items": ["s000001"],
+        "embeddings": ["s000001"],
+        "centroids": ["5"],
+        "assignments": ["3|s000001", "5|s000000", "5|s000001"],
+        "duplicate_scores": ["b0000|3", "b0000|5"],
+        "figures": ["3", "5"],
+        **{name: ["0.05|3", "0.05|5", "0.1|3", "0.1|5"] for name in ("keep_masks", "manifests", "galleries")},
+    }
+    for runs in (seen.fresh, seen.grown):
+        assert find_wanted(runs.builder, runs.context).partitions == {}
 
 
 def embedded(seen: Seen) -> list[dict[str, Any]]:

@@ -93,18 +93,11 @@ def unfinished(runs: PipelineRuns) -> bool:
     return any(not run.is_finished for run in runs.instance.get_runs(limit=20))
 
 
-def scheduled_runs(runs: PipelineRuns) -> int:
-    return sum(run.job_name.endswith("__refresh") and run.is_success for run in runs.instance.get_runs())
-
-
-def test_the_schedule_makes_what_is_new_and_nothing_on_the_next_tick(tmp_path: Path) -> None:
+def test_the_schedule_makes_what_is_new_and_nothing_else_on_the_next_tick(tmp_path: Path) -> None:
     with refreshing(tmp_path, {"schedule": "* * * * *", "retry_seconds": 3}) as (runs, dagster):
         wait_until_made(runs, dagster, everything(), 0)
 
-        before, ticks = now(runs), scheduled_runs(runs)
-        wait_for(lambda: scheduled_runs(runs) > ticks, what="a second tick", log=dagster.log)
-        assert runs.made_since(before) == {}
-
+        before = now(runs)
         manifest = runs.data_version("manifests", "0.05|3")
         broken = tmp_path / "source" / "2.npy"
         np.save(broken, np.zeros(3))  # One dimension: no table of vectors.

@@ -277,7 +277,7 @@ def test_a_disk_that_takes_no_more_fails_the_run_excludes_nothing_and_loses_noth
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(OSError, match=rf"{os.strerror(errno.EFBIG)}: '{tmp_path}/store/"):
             runs.run(until=stage)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

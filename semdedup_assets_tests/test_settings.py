@@ -54,6 +54,27 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("base", "path", "value", "where", "message"),
     [
         (
+            IMAGES,
+            "store",
+            ".",
+            "",
+            "store: results lie in './photos', where `source.path`, 'photos', takes all files, so that",
+        ),
+        (
+            VECTORS,
+            "source.path",
+            "data/**/*.npy",
+            "",
+            "store: results lie in 'data/toy', where `source.path`, 'data/**/*.npy', takes all files",
+        ),
+        (
+            TEXTS,
+            "source.path",
+            "data",
+            "",
+            "use another store, or one below a folder whose name begins with `.` or `_`",
+        ),
+        (
             VECTORS,
             "epsilons",
             [2.1],
@@ -73,7 +94,7 @@ def changed(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
             "epsilons",
             [0.1, "0.10"],
             "epsilons",
-            "0.1: listed more than once; each is one partition, list it once",
+            "0.1: listed more than once; list it once",
         ),
         (VECTORS, "clustering.k", [100, "auto", "100"], "clustering.k", "100: listed more than once"),
         (VECTORS, "manifests", ["parquet", "parquet"], "manifests", "parquet: listed more than once"),

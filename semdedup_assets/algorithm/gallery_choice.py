@@ -24,7 +24,7 @@ class SelectedItems:
         kept: (n,) bool.
         kept_neighbour: (n,) uint64, id of the nearest kept item; any number where there is none.
         kept_similarity: (n,) float32, similarity to it; any number for kept items.
-        orphan: (n,) bool, whether an item is removed though its nearest kept item is not within epsilon.
+        orphan: (n,) bool, whether an item is removed though no kept item stands for it (`selection.orphans`).
     """
 
     ids: np.ndarray

@@ -263,14 +263,16 @@ def earlier_positions(ids: np.ndarray, duplicate_of: np.ndarray, similarity: np.
     return np.where(none, -1, found)
 
 
-def orphans(selection: Selection, epsilon: float) -> np.ndarray:
-    """Removed items that no kept item stands for: the nearest kept one is not within epsilon.
+def orphans(selection: Selection, epsilon: float, *, gone: np.ndarray | None = None) -> np.ndarray:
+    """Removed items that no kept item stands for: the nearest kept one is not within epsilon, or there is none.
 
-    Only the chain rule makes orphans: an item that was removed itself suppressed them.
+    Only the chain rule makes orphans: an item that was removed itself suppressed them. Where a kept item stands for
+    one, and the similarity to it is not known (NaN), it counts as none.
 
     Args:
-        selection: complete, from `select` or `select_clusters`.
+        selection: complete; of its neighbours only the sign matters here.
         epsilon: the one that it was made with.
+        gone: (n,) bool, rows that something outside removed, which are none; None: there are none.
 
     Returns:
         (n,) bool.
@@ -278,7 +280,8 @@ def orphans(selection: Selection, epsilon: float) -> np.ndarray:
     Raises:
         ValueError: epsilon is outside [0, 2].
     """
-    orphan: np.ndarray = ~selection.keep & keep_mask(selection.kept_similarity, epsilon)
+    removed = ~selection.keep if gone is None else ~selection.keep & ~gone
+    orphan: np.ndarray = removed & ((selection.kept_neighbour < 0) | keep_mask(selection.kept_similarity, epsilon))
     return orphan
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 
+import numpy as np
+
 from semdedup_assets.algorithm.gallery_choice import (
     ClusterLoss,
     GalleryRow,
@@ -26,7 +28,7 @@ from semdedup_assets.rendering.gallery import Group, Row, RowItem, Section
 from semdedup_assets.settings import Galleries
 from semdedup_assets.stages.cluster_batches import AssignedClusters
 from semdedup_assets.stages.duplicate_scores import scores_files
-from semdedup_assets.stages.keep_masks import mask_name, vectors_of
+from semdedup_assets.stages.keep_masks import REMOVED_BY, mask_name, vectors_of
 from semdedup_assets.storage.results import ResultRecord, StoredFile
 from semdedup_assets.storage.tables import read_table
 
@@ -75,14 +77,18 @@ class SelectedClusters:
         """The items of one range; scores and masks hold the same rows in the same order."""
         scores = read_table(self.scores[cluster_range], ["id", "cluster", "centroid_similarity", "similarity"])
         file = self.masks.file(mask_name(cluster_range))
-        masks = read_table(file, ["kept", "kept_neighbour", "kept_similarity"])
-        selection = Selection(masks["kept"], masks["kept_neighbour"], masks["kept_similarity"])
+        removing = [REMOVED_BY.name] if "removed_by_reference" in self.masks.details else []
+        masks = read_table(file, ["kept", "kept_neighbour", "kept_similarity", *removing])
+        gone = np.array([name is not None for name in masks.pop(REMOVED_BY.name)], bool) if removing else None
+        # Only after a repair is a similarity not known where there is a kept item.
+        without = np.isnan(masks["kept_similarity"]) & (self.assigned.context.selection.repair is None)
+        selection = Selection(masks["kept"], np.where(without, -1, 0), masks["kept_similarity"])
         return SelectedItems(
             ids=scores["id"],
             cluster=scores["cluster"],
             centroid_similarity=scores["centroid_similarity"],
             similarity=scores["similarity"],
-            orphan=orphans(selection, self.epsilon),
+            orphan=orphans(selection, self.epsilon, gone=gone),
             **masks,
         )
 

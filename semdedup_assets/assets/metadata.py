@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from semdedup_assets.execution.stage import Link, Picture, Rows, Shown
+from semdedup_assets.records import visible
 from semdedup_assets.storage.files import filesystem, is_local
 
 _LONGEST = 50
@@ -93,7 +94,7 @@ def _brief_table(rows: Sequence[Mapping[str, str]]) -> dg.MarkdownMetadataValue:
 
 
 def _cell(text: str) -> str:
-    return markdown_text(text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…")
+    return markdown_text(visible(text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"))
 
 
 def markdown_text(text: str) -> str:

@@ -8,9 +8,9 @@ from semdedup_assets.assets.builder import dagster_name
 from semdedup_assets.assets.metadata import markdown_text
 
 _EXPLAINED = (
-    "Mend the settings, or remove the file, and reload the code location (*Deployment*, *Reload*): the assets, jobs, sensors and schedules come back with all that was made. Until "
-    "then none of them is there, and nothing of it is refreshed. What else is loaded is not affected. `dg check defs` "
-    "prints the same, and fails."
+    "Mend the settings, or remove the file, and reload the code location (*Deployment*, *Reload*): the assets, jobs, sensors "
+    "and schedules come back with all that was made. Until then none of them is there, and nothing of it is refreshed. What "
+    "else is loaded is not affected. `dg check defs` prints the same, and fails."
 )
 
 
@@ -51,7 +51,8 @@ def not_loaded_definitions(broken: NotLoaded, name: str) -> dg.Definitions:
     @dg.asset(
         key=key,
         group_name=f"{dagster_name(name)}__not_loaded",
-        description=f"**Not loaded**, for its settings are wrong:\n\n{listed}\n\n{_EXPLAINED}",
+        # Lists of assets show the first words, without their Markdown.
+        description=f"Not loaded, because the settings in its file are wrong:\n\n{listed}\n\n{_EXPLAINED}",
         kinds={"yaml"},
         metadata=metadata,
     )

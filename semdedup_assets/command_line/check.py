@@ -1,32 +1,25 @@
 """`semdedup check`: what a pipeline would read, take and make, before anything is made."""
 
-import os
 import shutil
 import textwrap
-import uuid
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from semdedup_assets.command_line.lines import say, warn, whole_path
 from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.defs_yaml.problems import Problem
 from semdedup_assets.defs_yaml.source_check import checked_source
-from semdedup_assets.estimate.outlook import StageOutlook, outlook
+from semdedup_assets.estimate.outlook import StageOutlook, made_estimate, outlook
 from semdedup_assets.estimate.readable import readable_bytes
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.refresh import RefreshPlan
-from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets.storage.files import is_local, join, remove, write_bytes
+from semdedup_assets.storage.write_trial import write_problem
 
-_ESTIMATE = GRAPH["estimate"]
 _SHOWN = ("time", "disk", "memory", "training sample")
 _REASONS = 3
 _NAME = 12
@@ -45,7 +38,9 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
     """
     say(f"{written.name} in {written.document.path}")
     plan = RefreshPlan(PipelineStages(written.pipeline, GRAPH), excluded=True)
-    problems = [*checked_source(written.pipeline), *_store_problems(plan.first.layout.folder)]
+    problems = checked_source(written.pipeline)
+    if problem := write_problem(plan.first.layout.folder):
+        problems.append(Problem(("store",), problem))
     if wrong := [each for each in problems if not each.warning]:
         raise SettingsError(written.reported(wrong))
     context = _observed(plan, written, problems)
@@ -53,7 +48,8 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
         warn(line)
     _row("store", whole_path(context.layout.folder))
     if estimated:
-        _estimate(context)
+        with written.naming_settings():
+            _show_estimate(context)
     found = outlook(plan, context)
     stale = [each for each in found if each.stale != 0]
     _row("to make", ", ".join(map(_counted, stale)) or "nothing: everything is up to date")
@@ -61,32 +57,12 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
         _row("", f"{len(found) - len(stale)} of {len(found)} stages are up to date")
 
 
-def _estimate(context: StageContext) -> None:
-    """Say what a refresh takes, by a trial run where the store does not know it yet."""
+def _show_estimate(context: StageContext) -> None:
     with progress.reporting_to(warn):
-        for _ in run_partitions(context, _ESTIMATE, context.index.stale("estimate")):
-            pass
-    record = context.index.require("estimate", Partition())
-    for name, value in _ESTIMATE.shown(context, Partition(), record).items():
+        record = made_estimate(context)
+    for name, value in GRAPH["estimate"].shown(context, Partition(), record).items():
         if name in _SHOWN:
             _row(name, str(value))
-
-
-def _store_problems(folder: str) -> Iterator[Problem]:
-    """Why results cannot be written, as a trial in the store shows, or in what there is above it; it leaves nothing."""
-    try:
-        if is_local(folder):
-            there = next(each for each in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(each))
-            with TemporaryDirectory(prefix=".semdedup-", dir=there):
-                pass
-        else:
-            trial = join(folder, f".semdedup-{uuid.uuid4().hex}")
-            write_bytes(trial, b"")
-            remove(trial)
-    except Exception as error:
-        # Each store's library has its own exceptions for missing rights.
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        yield Problem(("store",), f"{folder} cannot be written: {reason}")
 
 
 def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Problem]) -> StageContext:
@@ -98,13 +74,15 @@ def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Proble
         problems: that may stand in no one's way; without files they do.
 
     Raises:
-        SettingsError: the source has no file.
+        SettingsError: the source has no file, or cannot be read from here.
     """
     context = plan.first
     try:
         listing = context.pipeline.source.listing()
-    except FileNotFoundError as error:
-        missing = problems or [Problem(("source", "path"), str(error))]
+    except Exception as error:
+        # Each store's library has its own exceptions; that the source cannot be read was seen before.
+        seen = [each for each in problems if each.path[:1] == ("source",)]
+        missing = seen or [Problem(("source", "path"), f"{type(error).__name__}: {error}")]
         raise SettingsError(written.reported(missing)) from error
     index = index_of(context, listing)
     reasons = Counter(listing.passed_over)

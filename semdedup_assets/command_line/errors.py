@@ -3,8 +3,10 @@
 import errno
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import format_exception
 
 import typer
@@ -28,6 +30,7 @@ _REMEDIES = {
     errno.EROFS: _NO_RIGHT,
 }
 _LONGEST = 1000
+_PACKAGE = Path(__file__).parent.parent
 
 
 Task = tuple[str, Callable[[], None]]
@@ -100,13 +103,26 @@ def wants_traceback(*, traceback: bool) -> bool:
 
 @contextmanager
 def without_logs_of_libraries() -> Iterator[None]:
-    """Keep what libraries log from the terminal: of what goes wrong there is a line of our own."""
+    """Keep what libraries log, and warn of, from the terminal: of what goes wrong there is a line of our own.
+
+    So there is of an image that cannot be decoded; of one that can, Pillow's warnings name no file.
+    """
     before = logging.root.manager.disable
     logging.disable()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.showwarning = _show_ours
+            yield
     finally:
         logging.disable(before)
+
+
+def _show_ours(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+    """Show a warning of our own as a line, without where in the code it was given."""
+    del category
+    if Path(filename).is_relative_to(_PACKAGE):
+        warn(f"  warning: {message}")
 
 
 def _is_of_settings(error: Exception) -> bool:
@@ -126,10 +142,11 @@ def _worded(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
     text = " ".join(lines)[:_LONGEST]
     if isinstance(error, OSError) and error.strerror:
-        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        in_own_words = error.strerror != os.strerror(error.errno or 0)
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES and not in_own_words else ""
         # Some say the path in their own words.
         named = error.filename and str(error.filename) not in error.strerror
-        if error.filename or remedy:
+        if error.filename or remedy or in_own_words:
             return f"{f'{error.filename}: ' if named else ''}{error.strerror}{remedy}"
     elif type(error).__module__.startswith("semdedup_assets."):
         return "\n".join(lines)

@@ -12,7 +12,8 @@ from typing import TextIO
 import typer
 
 from semdedup_assets.execution import progress
-from semdedup_assets.storage.files import is_local
+from semdedup_assets.records import visible
+from semdedup_assets.storage.files import filesystem, is_local
 
 
 class LineFormat(str, Enum):
@@ -29,6 +30,7 @@ def say(line: str) -> None:
     Raises:
         OSError: standard output cannot be written.
     """
+    line = _for(sys.stdout, line)
     if progress.has_terminal() and sys.stdout.isatty():
         progress.write_above_bars(line)
         return
@@ -38,12 +40,18 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
     """Write a line to standard error, above the bars where there are any."""
+    line = _for(sys.stderr, line)
     if progress.has_terminal():
         progress.write_above_bars(line)
         return
     # Where nobody can be told, what is done matters more.
     with contextlib.suppress(OSError, ReaderGoneError), _writing(sys.stderr):
         typer.echo(line, err=True)
+
+
+def _for(stream: TextIO, text: str) -> str:
+    """A text as it is written: the names of users' files, which lines are about, move no terminal's cursor."""
+    return "\n".join(map(visible, text.split("\n"))) if stream.isatty() else text
 
 
 class ReaderGoneError(Exception):
@@ -89,7 +97,7 @@ def _writing(stream: TextIO) -> Iterator[None]:
 
 def whole_path(path: str) -> str:
     """A path that holds wherever it is read: a command may run in the project's folder, not where it was typed."""
-    return str(Path(path).absolute()) if is_local(path) else path
+    return str(Path(filesystem(path)[1]).absolute()) if is_local(path) else path
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> Iterator[str]:

@@ -9,10 +9,15 @@ from typing import Any
 from semdedup_assets.command_line.lines import LineFormat, Output, table
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
-from semdedup_assets.stages.removed_rows import removed_rows
+from semdedup_assets.records import visible
+from semdedup_assets.stages.keep_masks import REMOVED_BY
+from semdedup_assets.stages.manifest_tables import removed_rows
+from semdedup_assets.stages.mask_adjustments import removing_references
 
 COLUMNS = ("key", "file", "file_row", "kept_key", "kept_file", "kept_file_row", "similarity", "is_orphan")
-"""Of the lines, named as in the manifest format `removed`; a table has no room for the file of what is kept."""
+"""Of the lines, named as in the manifest format `removed`; a table has no room for the file of what is kept.
+
+Where references remove, `removed_by` follows."""
 
 _NARROW = tuple(name for name in COLUMNS if not name.startswith("kept_file"))
 _AT_ONCE = 1000
@@ -33,11 +38,12 @@ def write_removed(context: StageContext, partition: Partition, form: LineFormat,
         ReaderGoneError: whoever reads has enough.
         OSError: standard output cannot be written.
     """
-    columns = _NARROW if form == LineFormat.table else COLUMNS
+    removing = (REMOVED_BY.name,) if removing_references(context.pipeline) else ()
+    columns = (*(_NARROW if form == LineFormat.table else COLUMNS), *removing)
     rows, out = islice(_rows(context, partition, columns), limit), Output()
     match form:
         case LineFormat.table:
-            _write_tables(rows, out)
+            _write_tables(rows, columns, out)
         case LineFormat.csv:
             writer = csv.writer(out, lineterminator="\n")
             writer.writerow(columns)
@@ -55,9 +61,9 @@ def _rows(context: StageContext, partition: Partition, columns: Sequence[str]) -
             yield [round(value, 7) if isinstance(value, float) else value for value in row]
 
 
-def _write_tables(rows: Iterator[Sequence[Any]], out: Output) -> None:
+def _write_tables(rows: Iterator[Sequence[Any]], columns: Sequence[str], out: Output) -> None:
     """Write rows below one another, a thousand at a time as wide as they need."""
-    head = list[Sequence[str]]([_NARROW])
+    head = [columns]
     while part := list(islice(rows, _AT_ONCE)):
         for line in table([*head, *(list(map(_cell, row)) for row in part)], right={2, 4}):
             out.write(f"{line}\n")
@@ -67,5 +73,5 @@ def _write_tables(rows: Iterator[Sequence[Any]], out: Output) -> None:
 def _cell(value: Any) -> str:
     """A value in a column: the end of a long one, where paths differ."""
     text = {None: "", True: "yes", False: ""}.get(value) if value is None or isinstance(value, bool) else str(value)
-    plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text or "")
+    plain = visible(text or "")
     return plain if len(plain) <= _WIDEST else f"…{plain[1 - _WIDEST :]}"

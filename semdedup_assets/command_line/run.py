@@ -1,6 +1,5 @@
 """`semdedup run`: make what is missing or stale, and show how far it is."""
 
-import errno
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from semdedup_assets.command_line.errors import UsageError
 from semdedup_assets.command_line.lines import say, table, warn, whole_path
 from semdedup_assets.defs_yaml.pipelines import WrittenPipeline
 from semdedup_assets.defs_yaml.problems import near_names
-from semdedup_assets.estimate.outlook import StageOutlook, outlook, seconds_left
+from semdedup_assets.estimate.outlook import StageOutlook, made_estimate, outlook, seconds_left
 from semdedup_assets.estimate.readable import readable_seconds
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
@@ -17,14 +16,11 @@ from semdedup_assets.execution.evaluated_checks import Evaluated
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import PipelineStages, StageAsset
 from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, refresh
-from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.storage.files import join
 from semdedup_assets.storage.results import ResultRecord
 
-_ESTIMATE = GRAPH["estimate"]
-_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _LEFT_EVERY = 0.5
 # Bytes of a source. Of a smaller one `semdedup check` estimates what it takes, for those who want to know.
 _WORTH_A_TRIAL = 256 << 20
@@ -55,20 +51,16 @@ def run(written: WrittenPipeline, plan: RefreshPlan) -> None:
 
     Raises:
         FailedChecksError: a blocking check fails.
+        SettingsError: a model cannot be loaded, or a device not be used; names the setting's file and line.
         Exception: what a stage raised; what was finished before stays.
     """
     started, folder = time.monotonic(), whole_path(plan.first.layout.folder)
     say(f"{written.name}: store {folder}")
     listener = _Shown(plan)
     try:
-        with progress.reporting_to(listener.log):
+        with written.naming_settings(), progress.reporting_to(listener.log):
             for _ in refresh(plan, listener):
                 pass
-    except OSError as error:
-        if error.errno not in _OF_A_DISK or error.filename is not None:
-            raise
-        # A write to a full disk does not say where: it is the store's.
-        raise OSError(error.errno, error.strerror, folder) from error
     finally:
         listener.close()
     made = f"{listener.partitions} partitions made" if listener.partitions else "everything was up to date"
@@ -107,11 +99,9 @@ class _Shown(RefreshListener):
         """Estimate what the stages take, where most of it lies ahead and a trial run is short beside it."""
         index = context.index
         size = sum(file.size for shard in context.shards for file in shard.files)
-        ahead = size >= _WORTH_A_TRIAL and not index.records("embeddings")
-        if ahead and not index.is_current("estimate", Partition()):
+        if size >= _WORTH_A_TRIAL and not index.records("embeddings"):
             try:
-                for _ in run_partitions(context, _ESTIMATE, [Partition()]):
-                    pass
+                made_estimate(context)
             except (ValueError, OSError) as error:
                 # The stages say the same of what they cannot read, and more.
                 self.log(f"nothing could be estimated: {error}")

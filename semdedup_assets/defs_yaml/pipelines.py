@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,24 +11,27 @@ from typing import Any
 
 from semdedup_assets.defs_yaml.documents import (
     FILES,
+    PIPELINE,
     Document,
     SettingsError,
     defs_file_in,
+    headed,
     read_documents,
     reported,
     reported_lines,
+    type_problem,
 )
-from semdedup_assets.defs_yaml.problems import Problem, near_names, setting_problems
+from semdedup_assets.defs_yaml.problems import Problem, near_names, setting_problem, setting_problems
 from semdedup_assets.defs_yaml.templates import Templates
 from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.source_index import files_of
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.stage_graph import GRAPH
 
-COMPONENT = "SemDedupPipeline"
 NEEDED = "dataset, source and encoder"
 """What `attributes` hold at least."""
 
+_OUTERMOST = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 _DG_TABLE = re.compile(r"^\s*\[tool\.dg[\].]", re.MULTILINE)
 
 
@@ -47,6 +51,21 @@ class WrittenPipeline:
     def name(self) -> str:
         """`<dataset>/<model>`."""
         return f"{self.pipeline.dataset}/{self.pipeline.model_name}"
+
+    @contextmanager
+    def naming_settings(self) -> Iterator[None]:
+        """Name file and line of a setting where it proves to be wrong only as something is made, such as a model's weights.
+
+        Raises:
+            SettingsError: what a model, or a device, said of its setting.
+        """
+        try:
+            yield
+        except ValueError as error:
+            problem = setting_problem(str(error), self.pipeline)
+            if problem is None:
+                raise
+            raise SettingsError(*reported_lines([(problem, self.document.located(problem.path))])) from error
 
     def reported(self, problems: list[Problem]) -> str:
         """Problems with its settings, each with file and line."""
@@ -110,22 +129,37 @@ def read_pipelines(file: Path) -> WrittenPipelines:
         SettingsError: it holds none, or two that would be made in one place.
         OSError: it cannot be read.
     """
-    documents = read_documents(file)
-    types = [str(each.content.get("type")) if isinstance(each.content, dict) else "no mapping" for each in documents]
-    chosen = [each for each, name in zip(documents, types, strict=True) if name.rpartition(".")[2] == COMPONENT]
-    if not chosen:
-        found = f"it holds {', '.join(types)}" if types else "it is empty"
-        message = f"{file}: no pipeline; {found}, and `type: semdedup_assets.{COMPONENT}` is wanted"
-        raise SettingsError(message)
+    documents = [each for each in read_documents(file) if each.content is not None]
     valid, problems = list[WrittenPipeline](), list[str]()
-    for document in chosen:
+    for document in documents:
         try:
-            valid.append(_pipeline(document))
+            if _type_of(document) == PIPELINE:
+                valid.append(_pipeline(document))
         except SettingsError as error:
             problems.append(str(error))
+    if not valid and not problems:
+        found = f"it holds {', '.join(map(_type_of, documents))}" if documents else "it is empty"
+        message = f"{file}: no pipeline; {found}, and `type: {PIPELINE}` is wanted"
+        raise SettingsError(message)
     if collisions := list(_collisions(valid)):
         raise SettingsError("\n".join([*problems, *collisions]))
     return WrittenPipelines(valid, problems)
+
+
+def _type_of(document: Document) -> str:
+    """Which component a document is.
+
+    Raises:
+        SettingsError: it is none, or one of ours misspelt.
+    """
+    if not isinstance(document.content, dict):
+        message = f"{document.path}:{document.line(())}: not a mapping with `type` and `attributes`"
+        raise SettingsError(message)
+    kind = document.content.get("type")
+    if problem := type_problem(kind):
+        message = f"{document.path}:{document.line(('type',))} type: {problem}"
+        raise SettingsError(message)
+    return str(kind)
 
 
 def _collisions(found: Sequence[WrittenPipeline]) -> Iterator[str]:
@@ -149,17 +183,26 @@ def collision(pipeline: Pipeline, other: Pipeline) -> str | None:
 
 
 def _pipeline(document: Document) -> WrittenPipeline:
-    attributes = document.content.get("attributes")
+    attributes, wrong = document.content.get("attributes"), [*_unknown_keys(document), *document.pitfalls]
     if not isinstance(attributes, dict):
-        message = f"{document.path}:{document.line(('attributes',))}: no attributes; give at least {NEEDED}"
-        raise SettingsError(message)
+        wrong.append(f"{document.path}:{document.line(('attributes',))}: no attributes; give at least {NEEDED}")
+        raise SettingsError("\n".join(wrong))
     root = project_root(document.path)
     pipeline, problems = filled_pipeline(
         attributes, {"context": SimpleNamespace(**({"project_root": str(root)} if root else {}))}
     )
-    if pipeline is None or problems:
-        raise SettingsError(reported((each, document.located(each.path)) for each in problems))
+    wrong += reported_lines((each, document.located(each.path)) for each in problems)
+    if pipeline is None or wrong:
+        raise SettingsError(headed(wrong))
     return WrittenPipeline(pipeline, document)
+
+
+def _unknown_keys(document: Document) -> Iterator[str]:
+    """The outermost keys of a component that Dagster does not know."""
+    for name in document.content:
+        if name not in _OUTERMOST:
+            near = near_names(str(name), _OUTERMOST)
+            yield f"{document.path}:{document.line((name,))} {name}: no such key; {near}"
 
 
 def filled_pipeline(attributes: dict[str, Any], scope: Mapping[str, Any]) -> tuple[Pipeline | None, list[Problem]]:

@@ -7,19 +7,22 @@ from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from semdedup_assets.defs_yaml.schema import SettingPath, fields_at
+from semdedup_assets.defs_yaml.schema import SettingPath, fields_at, kinds_at
 from semdedup_assets.encoders import Encoder
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources import Source
-from semdedup_assets.sources.paths import secret_problem
-from semdedup_assets.sources.reading import some
+from semdedup_assets.sources.reading import location_problem, some
 
 # A message of our own validators may begin with the setting that it is about: `selection.keep.column: …`.
 _NAMED = re.compile(r"([a-z_]+(?:\.(?:[a-z_]+|\d+))*)(:?) ")
 _QUOTED = re.compile("'([^']*)'")
 _LISTED = 30  # names, where none is near
+_FEW = 8  # choices, which are all named
+_MAPPING_ERRORS = ("dict_type", "model_type", "model_attributes_type", "dataclass_type")
+_OF_NAMES = "a name has letters, digits, `.`, `_` and `-`, the first of them a letter or a digit"
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
 _ENCODER: TypeAdapter[Encoder] = TypeAdapter(Encoder)
 
@@ -57,6 +60,29 @@ def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
     return _one_a_setting((*_invalid(attributes, Pipeline), *_not_there(attributes)))
 
 
+def setting_problem(message: str, pipeline: Pipeline) -> Problem | None:
+    """The problem of the encoder's, the source's or the device's setting that a message is about, None where it is about none.
+
+    Args:
+        message: such as `model: … cannot be loaded`: begins with the setting's name, and holds its value if it has one.
+        pipeline: whose settings they are.
+    """
+    encoder, source = pipeline.encoder, pipeline.source
+    sections: list[tuple[BaseModel, tuple[str, ...]]] = [
+        (encoder, ("encoder", encoder.kind)),
+        (source, ("source", source.kind)),
+        (pipeline.compute, ("compute",)),
+    ]
+    for section, location in sections:
+        problem = _named(" ".join(message.split()), location[:1], location)
+        if problem.path == location[:1]:
+            continue
+        value = getattr(section, str(problem.path[1]))
+        if value is None or str(value) in message:
+            return problem
+    return None
+
+
 def schema_problems(attributes: Mapping[str, Any], model: type[BaseModel]) -> list[Problem]:
     """What the schema of some settings rejects.
 
@@ -91,8 +117,8 @@ def _invalid(attributes: Mapping[str, Any], model: type[BaseModel]) -> Iterator[
 def _not_there(attributes: Mapping[str, Any]) -> Iterator[Problem]:
     """What the settings name and this machine has not, also where other settings are still wrong."""
     store = attributes.get("store")
-    if isinstance(store, str) and (secret := secret_problem(store, setting="store")):
-        yield Problem(("store",), secret)
+    if isinstance(store, str) and (problem := location_problem(store, setting="store")):
+        yield Problem(("store",), problem)
     references = attributes.get("references")
     sections: list[tuple[SettingPath, Any, TypeAdapter[Any]]] = [
         (("source",), attributes.get("source"), _SOURCE),
@@ -122,32 +148,69 @@ def _problems_of(detail: ErrorDetails, attributes: Mapping[str, Any], model: typ
     elif kind == "missing":
         description = fields_at(model, location[:-1])[str(location[-1])].description
         yield Problem(path, f"missing. {description}" if description else "missing")
-    elif kind == "union_tag_not_found":
+    elif kind in ("union_tag_not_found", "union_tag_invalid"):
         name = detail["ctx"]["discriminator"].strip("'")
-        given = list(detail["input"]) if isinstance(detail["input"], Mapping) else []
-        near = get_close_matches(name, map(str, given), n=1)
-        yield Problem((*path, name), f"missing{f'; is {near[0]} meant?' if near else ''}")
-    elif kind == "too_short" and detail["input"]:
-        # Of what is in it, each is reported.
+        yield Problem((*path, name), _unknown_kind(name, detail, kinds_at(model, location)))
+    elif (kind == "too_short" and detail["input"]) or kind == "invalid_key":
+        # Of what is in it, each is reported; keys that are no texts are by who reads the file.
         return
     elif kind == "extra_forbidden":
-        yield Problem(path, _unknown(str(location[-1]), list(fields_at(model, location[:-1]))))
+        yield Problem(path, f"no such setting; {near_names(str(location[-1]), list(fields_at(model, location[:-1])))}")
     else:
-        found = detail["input"]
-        shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
-        yield Problem(path, detail["msg"] + shown + _near_choices(detail))
+        # A name that the settings chose, such as that of a selection, has no field.
+        yield Problem(path, _worded(detail, fields_at(model, location[:-1]).get(str(location[-1]))))
 
 
-def _near_choices(detail: ErrorDetails) -> str:
-    """The choices that are near to a value that is none of several, in words; empty where none is."""
-    context = detail.get("ctx", {})
-    choices = _QUOTED.findall(str(context.get("expected") or context.get("expected_tags") or ""))
-    near = get_close_matches(str(context.get("tag") or detail["input"]), choices, n=3, cutoff=0.6)
-    return f"; near names: {', '.join(near)}" if near else ""
+def _unknown_kind(name: str, detail: ErrorDetails, kinds: Sequence[str]) -> str:
+    """What is wrong with the `kind` of a section."""
+    given = detail["input"] if isinstance(detail["input"], Mapping) else {}
+    if name in given:
+        return _no_choice(given[name], kinds)
+    near = get_close_matches(name, map(str, given), n=1)
+    return f"missing; is {near[0]} meant?" if near else f"missing; one of {', '.join(kinds)}"
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    return f"no such setting; {near_names(name, known)}"
+def _no_choice(found: Any, choices: Sequence[str]) -> str:
+    """What is said of a value that is none of several."""
+    few = f"is none of {', '.join(choices)}" if len(choices) <= _FEW else "is not one of the names that there are"
+    near = [] if isinstance(found, bool) else get_close_matches(str(found).lower(), choices, n=3, cutoff=0.6)
+    shown = (
+        f"; near names: {', '.join(near)}"
+        if near
+        else ("" if len(choices) <= _FEW else f": {some(choices, most=_LISTED)}")
+    )
+    return f"{found!r} {few}{shown}{_quotes(found)}"
+
+
+def _quotes(found: Any) -> str:
+    """What is said of a word that YAML takes for something else."""
+    return (
+        "; YAML takes yes, no, on and off for true and false, unless they are in quotes"
+        if isinstance(found, bool)
+        else ""
+    )
+
+
+def _worded(detail: ErrorDetails, field: FieldInfo | None) -> str:
+    """What Pydantic rejects, in the words of YAML, with the value that was given."""
+    kind, found = detail["type"], detail["input"]
+    if found is None:
+        return f"empty; give a value{'' if field is not None and field.is_required() else ', or remove the key'}"
+    if kind == "literal_error":
+        return _no_choice(found, _QUOTED.findall(str(detail.get("ctx", {}).get("expected"))))
+    if kind == "too_short":
+        return "empty; give at least one, or remove the key"
+    if kind == "tuple_type":
+        of = "a mapping is not a list; write" if isinstance(found, Mapping) else f"{found!r} is not a list; write"
+        return f"{of} `[{'…' if isinstance(found, Mapping | bool) else found}]`{_quotes(found)}"
+    if kind in _MAPPING_ERRORS:
+        return f"{found!r} is not a mapping; write its settings as `name: value`, each on a line below it or within `{{…}}`"
+    if kind == "string_type" and isinstance(found, int | float):
+        return f"{found!r} is not a text{_quotes(found) or '; put it into quotes'}"
+    if kind == "string_pattern_mismatch":
+        return f"{found!r} is not possible here{f'. {field.description}' if field else f'; {_OF_NAMES}'}"
+    shown = "" if isinstance(found, (Mapping, BaseModel)) or repr(found) in detail["msg"] else f", not {found!r}"
+    return f"{detail['msg']}{shown}"
 
 
 def near_names(name: str, known: Sequence[str]) -> str:

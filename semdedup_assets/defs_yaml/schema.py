@@ -47,6 +47,15 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
         location: as Pydantic's errors have it: keys, positions, and between them the kinds, the names of the classes,
             or the forms, of unions.
     """
+    return {name: field for of in _models_at(model, location) for name, field in of.model_fields.items()}
+
+
+def kinds_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The kinds of section that there can be at a location, which is as that of `fields_at`."""
+    return [kind for of in _models_at(model, location) if (kind := kind_of(of)) is not None]
+
+
+def _models_at(model: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
     models, by_name = [model], False
     for part in location:
         if by_name or isinstance(part, int):
@@ -58,7 +67,7 @@ def fields_at(model: type[BaseModel], location: Sequence[str | int]) -> dict[str
         # What is neither a setting nor a model names a form, such as `list`: its values are of the same models.
         models = [found for field in fields for found in models_in(field.annotation)] if fields else chosen or models
         by_name = any(_is_mapping(field.annotation) for field in fields)
-    return {name: field for of in models for name, field in of.model_fields.items()}
+    return models
 
 
 def _is_mapping(annotation: Any) -> bool:

@@ -9,6 +9,8 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import TypeVar
 
+import numpy as np
+
 from semdedup_assets.defs_yaml.problems import Problem, near_names
 from semdedup_assets.defs_yaml.schema import SettingPath
 from semdedup_assets.encoders import OpenClip, Precomputed, Timm, TorchScript
@@ -191,12 +193,15 @@ def _unknown_fields(source: Source, file: FileStat, names: list[str]) -> Iterato
     for path, name in _named_fields(source, file).items():
         if name in names:
             continue
-        where = "" if has_schema else f" among the first {_MORE_ROWS:,} records"
+        # Of a folder each record is a file, of which a few are looked at.
+        first = f"{_ITEMS} images" if isinstance(source, Folder) else f"{_MORE_ROWS:,} records"
+        where = "" if has_schema else f" among the first {first}"
         near = f"; {near_names(name, names)}" if names else ", which have no fields"
         # A column that is rare may come later, unless it is another's name misspelt; so may all where nothing is known.
         may_come = path[0] == "columns" or not names
         is_rare = may_come and not has_schema and not get_close_matches(name, names, n=1)
-        yield _Finding(path, f"{file.path} has no {name!r}{where}{near}", warning=is_rare)
+        of = source.path if isinstance(source, Folder) else file.path
+        yield _Finding(path, f"{of} has no {name!r}{where}{near}", warning=is_rare)
 
 
 def _items(source: Source, files: Sequence[FileStat]) -> Iterator[Item]:
@@ -246,6 +251,9 @@ def _vector_problems(encoder: object, batch: VectorBatch) -> Iterator[_Finding]:
         )
         yield _Finding(("dimension",), message, of_encoder=True)
     first = batch.vectors[:_ITEMS]
+    if len(first) > 0 and not np.any(first):
+        yield _Finding(("path",), f"the first {len(first)} vectors are zero, which have no direction", warning=True)
+        return
     invalid = {} if encoder.normalise else check_unit_rows(first).invalid
     if len(invalid) == len(first) > 0:
         message = f"none of the first {len(first)} vectors is of unit norm ({invalid[0]}); set it to true"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name, weight_problems
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower
 from semdedup_assets.encoders.own_code import (
@@ -54,6 +54,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["openclip"] = "openclip"
     model: str = Field(
         "ViT-B-16",
+        min_length=1,
         description="OpenCLIP's name of the model; or a local folder (`path`, `local-dir:path` or "
         "`package:<import name>/<path>`) with open_clip_config.json and weights; or `hf-hub:<id>`.",
     )
@@ -158,7 +159,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
         if self.problems():
             return []
         if self.folder is not None:
-            return [*_damaged_configuration(self.folder / _CONFIG), *missing_weights(self.folder)]
+            return [*_damaged_configuration(self.folder / _CONFIG), *weight_problems(self.folder)]
         try:
             _check_names(self.model, None if local_path(self.pretrained or "") else self.pretrained)
         except ValueError as error:
@@ -240,6 +241,8 @@ def _unknown_model(name: str) -> str | None:
     spec = None if name.startswith(_HUB) else find_spec("open_clip")
     if spec is None or spec.origin is None:
         return None
+    if name.startswith((".", "/", "~")):
+        return f"{Path(name).expanduser().absolute()}: no such folder; name one with {_CONFIG} and weights, or a model of OpenCLIP's"
     known = sorted(file.stem for file in (Path(spec.origin).parent / "model_configs").glob("*.json"))
     config = name.replace("/", "-")
     if config in known or not known:
@@ -282,9 +285,10 @@ def _create(name: str, pretrained: str) -> tuple[Any, "Callable[[Image.Image], t
             )
     except (*_LOADING_ERRORS, SafetensorError) as error:
         remedy = "without access to their hub, set `pretrained` to a local checkpoint file that fits the model"
+        remedy = f"name a folder with weights that fit its {_CONFIG}" if name.startswith(_LOCAL_DIR) else remedy
         why = why_not_loaded(error, remedy, instead=EMBED_YOURSELF)
         part = "the model" if needs_own_code(error) else "the weights"
-        message = f"model {name}, pretrained {pretrained or '(its own)'}: {part} {why}"
+        message = f"{'pretrained' if pretrained else 'model'}: {name}, {pretrained or 'its own weights'}: {part} {why}"
         raise ValueError(message) from error
     return model, preprocess
 

@@ -56,13 +56,16 @@ def why_not_loaded(error: Exception, remedy: str, *, instead: str) -> str:
     """Why a library cannot load a model, and what to do, as the end of a sentence.
 
     Args:
-        error: what the library raised; its first line is quoted.
+        error: what the library raised; of its lines the first is quoted, and what a colon leads to.
         remedy: in general.
         instead: of the remedy, where the model needs code of its own.
     """
     if needs_own_code(error):
         return f"{OWN_CODE}; {instead}"
-    cause = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    cause = " ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1]) or type(error).__name__
+    # Of a key that is missing, the message is the key alone.
+    cause = f"{type(error).__name__}: {cause}" if isinstance(error, KeyError) else cause
     # PyTorch's own remedy would run what they hold.
     cause = _PICKLED if isinstance(error, pickle.UnpicklingError) or "weights_only" in cause else cause
     return f"cannot be loaded ({cause}); {remedy}"

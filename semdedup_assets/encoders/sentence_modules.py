@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from semdedup_assets.encoders.checkpoints import local_path, tokenizer_problems, weight_problems
+
 Pooling = Literal["last_token", "mean", "cls"]
 ReadJson = Callable[[str], Any]
 """A file's name inside the model's folder to its content, None where there is no such file."""
@@ -71,6 +73,9 @@ def read_sentence_modules(read: ReadJson) -> SentenceModules | None:
 
 
 def _sentence_modules(modules: list[dict[str, Any]], read: ReadJson) -> SentenceModules:
+    if not isinstance(modules, list) or not modules:
+        message = "no list of modules"
+        raise TypeError(message)
     unsupported: list[str] = []
     pooling, subfolder, transformer = dict[str, Any](), "", dict[str, Any]()
     for position, module in enumerate(modules):
@@ -121,6 +126,24 @@ def _beyond_a_transformer(config: dict[str, Any]) -> list[str]:
     if "message" in config.get("modality_config", {}):
         found.append("chat messages")
     return found + [f"{key} {config[key]}" for key in _TRANSFORMER_SETTINGS if config.get(key)]
+
+
+def model_files(name: str) -> tuple[ReadJson, list[str]]:
+    """How the files of a text model are read on this machine, where no hub is asked, and what is wrong with them.
+
+    Args:
+        name: a local folder, or a hub's id, whose files may be in the cache.
+
+    Returns:
+        What reads them; sentences that begin with the setting's name, none for a hub's id.
+
+    Raises:
+        ValueError: the folder is not there.
+    """
+    folder = local_path(name)
+    if folder is None:
+        return read_in_cache(name), []
+    return read_in_folder(folder), [*weight_problems(folder), *tokenizer_problems(folder)]
 
 
 def read_in_folder(folder: Path) -> ReadJson:

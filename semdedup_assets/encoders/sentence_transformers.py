@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, missing_weights, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.own_code import EMBED_YOURSELF, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
-from semdedup_assets.encoders.sentence_modules import read_in_cache, read_in_folder
+from semdedup_assets.encoders.sentence_modules import model_files, read_sentence_modules
 from semdedup_assets.encoders.text import TRANSFORMERS_ERRORS, quiet_transformers, token_limit
 from semdedup_assets.encoders.text_windows import (
     DEFAULT_MAX_TOKENS,
@@ -47,6 +47,7 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["sentence_transformers"] = "sentence_transformers"
     model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) of sentence-transformers or "
         "model2vec.",
     )
@@ -102,13 +103,13 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ValueError: one of the files is damaged.
         """
-        if self.problems():
-            return []
-        folder = local_path(self.model)
-        config = (read_in_folder(folder) if folder else read_in_cache(self.model))("config_sentence_transformers.json")
-        found = missing_weights(folder) if folder else []
+        is_local = local_path(self.model) is not None
+        read, found = model_files(self.model)
+        if is_local:
+            read_sentence_modules(read)
+        config = read("config_sentence_transformers.json")
         prompts = (config or {}).get("prompts") or {}
-        if self.prompt_name is not None and self.prompt_name not in prompts and (folder or config):
+        if self.prompt_name is not None and self.prompt_name not in prompts and (is_local or config):
             known = ", ".join(prompts) or "none"
             found.append(f"prompt_name: {self.model} has no prompt {self.prompt_name!r}; it has: {known}")
         return found

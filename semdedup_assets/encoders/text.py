@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
 from semdedup_assets.encoders.batching import Window, embedded_window, prefetch, split_window
-from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, missing_weights, short_name
+from semdedup_assets.encoders.checkpoints import content_hash, local_model, local_path, short_name
 from semdedup_assets.encoders.own_code import EMBED_YOURSELF, refusing_own_code, why_not_loaded
 from semdedup_assets.encoders.precision import PRECISION_DESCRIPTION, Precision, autocast, resolve_dtype
 from semdedup_assets.encoders.sentence_modules import (
     HubOutOfReachError,
     Pooling,
     SentenceModules,
-    read_in_cache,
+    model_files,
     read_in_folder,
     read_on_hub,
     read_sentence_modules,
@@ -52,6 +52,7 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["transformers"] = "transformers"
     model: str = Field(
         "facebook/opt-125m",
+        min_length=1,
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) with config.json, weights "
         "and tokenizer.",
     )
@@ -117,10 +118,14 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
             modules = read_sentence_modules(read_in_folder(folder))
             self._check_modules(modules)
         except ValueError as error:
-            return [str(error)]
+            return [str(error) if str(error).startswith("model: ") else f"model: {error}"]
         config = read_in_folder(folder / (modules.subfolder if modules else ""))("config.json")
         if config is None:
             return [f"model: {folder.absolute()} holds no config.json; name a folder with a whole model"]
+        if not isinstance(config, dict) or "model_type" not in config:
+            return [
+                f"model: {folder.absolute()} has a config.json without `model_type`; name a folder with a whole model"
+            ]
         static = config.get("model_type") == "model2vec"
         return [f"model: {folder.absolute()} is a static model of model2vec; {_OTHER_KIND}"] if static else []
 
@@ -149,13 +154,9 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ValueError: one of the files is damaged.
         """
-        if self.problems():
-            return []
-        folder = local_path(self.model)
-        read = read_in_folder(folder) if folder else read_in_cache(self.model)
+        read, found = model_files(self.model)
         modules = read_sentence_modules(read)
         config = read(f"{modules.subfolder}/config.json" if modules and modules.subfolder else "config.json") or {}
-        found = missing_weights(folder) if folder else []
         if self.pooling is None and modules is None and _reads_both_ways(config):
             found.append(
                 f"pooling: {self.model} is an encoder ({config.get('model_type')}) that does not say how it pools, and "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, missing_weights, short_name
+from semdedup_assets.encoders.checkpoints import PACKAGE_PREFIX, content_hash, local_path, short_name, weight_problems
 from semdedup_assets.encoders.decoding import MAX_PIXELS, MAX_PIXELS_DESCRIPTION
 from semdedup_assets.encoders.image_tower import ImageTower, output_dimension
 from semdedup_assets.encoders.own_code import EMBED_YOURSELF, why_not_loaded
@@ -35,6 +35,7 @@ class Timm(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["timm"] = "timm"
     model: str = Field(
         "vit_small_patch14_dinov2.lvd142m",
+        min_length=1,
         description="timm's name of model and weights; or a local folder (`path`, `local-dir:path` or `package:<import "
         "name>/<path>`) with config.json and weights; or `hf-hub:<id>`.",
     )
@@ -123,7 +124,7 @@ class Timm(BaseModel, frozen=True, extra="forbid"):
         if self.problems():
             return []
         if self.folder is not None:
-            return missing_weights(self.folder) if self.checkpoint is None else []
+            return weight_problems(self.folder) if self.checkpoint is None else []
         try:
             if not self.model.startswith(_HUB):
                 _check_name(self.model)

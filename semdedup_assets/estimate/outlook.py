@@ -7,7 +7,8 @@ from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.pipeline_stages import StageAsset
 from semdedup_assets.execution.refresh import RefreshPlan
-from semdedup_assets.storage.results import MissingResultError
+from semdedup_assets.execution.runner import run_partitions
+from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,18 @@ class StageOutlook:
     partitions: int | None
     stale: int | None
     seconds: float | None
+
+
+def made_estimate(context: StageContext) -> ResultRecord:
+    """The estimate of what all stages take, made by a trial run of some seconds where the store has none that is up to date.
+
+    Raises:
+        ValueError: the source does not hold what the settings say, or nothing in it can be embedded.
+        Exception: what the trial run raised otherwise.
+    """
+    for _ in run_partitions(context, context.graph["estimate"], context.index.stale("estimate")):
+        pass
+    return context.index.require("estimate", Partition())
 
 
 def outlook(plan: RefreshPlan, context: StageContext) -> list[StageOutlook]:

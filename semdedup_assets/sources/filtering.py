@@ -1,6 +1,8 @@
-"""Some rows of a source's own tables and arrays, as files of the same form: every column, type and piece of metadata."""
+"""Some rows of a source's own files, as files of the same form: every column, type, line and name."""
 
+import io
 import re
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +12,8 @@ from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 
+from semdedup_assets.sources.jsonl import file_form
+from semdedup_assets.sources.packing import packed, packing_of
 from semdedup_assets.sources.paths import is_http, unquoted
 from semdedup_assets.sources.reading import TruncatedFile, fixed_roots, opened, printable
 from semdedup_assets.sources.tables import ParquetTable, damaged_columns, leaf_paths, parquet_table, row_batches
@@ -22,11 +26,12 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 64 << 20
 _CHUNK_BYTES = 16 << 20
+_BLOCK_BYTES = 1 << 20
 # What a column of a batch takes beside its values: few rows of very many batches are not free.
 _COLUMN_BYTES = 1 << 10
 
-SeenRows = Callable[["pa.RecordBatch"], None]
-"""Looks at the chosen rows of a table, batch by batch, before they are written; raises where they are not as expected."""
+SeenRows = Callable[["pa.RecordBatch"], Iterable["pa.RecordBatch"]]
+"""Looks at the chosen rows of a table, batch by batch, and gives what is written; raises where they are not as expected."""
 
 SeenVectors = Callable[[np.ndarray], None]
 """Looks at the chosen rows of an array, (m, d), before they are written; raises where they are not as expected."""
@@ -110,12 +115,12 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
         path: of the file.
         keep: (rows,) bool, which of the first rows.
         to: binary stream that takes the file.
-        seen: looks at them.
+        seen: looks at them, and gives what is written of them.
 
     Raises:
         OtherRowsError: the file has fewer rows.
         TruncatedFile: a column is damaged at or before the last of these rows; names file, row and columns.
-        ValueError: Arrow has no way to choose rows of a type; names the file.
+        ValueError: Arrow has no way to choose rows of a type, or to put an image into it; names the file.
         OSError: it cannot be opened; names it.
     """
     with ExitStack() as stack:
@@ -128,9 +133,8 @@ def write_table_rows(path: str, keep: np.ndarray, to: Any, *, seen: SeenRows | N
         waiting = _Waiting(writer, most_rows=_group_rows(table))
         with _named_faults(table):
             for chosen in _chosen_rows(table, keep):
-                if seen is not None:
-                    seen(chosen)
-                waiting.add(chosen)
+                for batch in (chosen,) if seen is None else seen(chosen):
+                    waiting.add(batch)
             waiting.write()
 
 
@@ -145,7 +149,7 @@ def _named_faults(table: ParquetTable) -> Iterator[None]:
         columns = ", ".join(map(repr, damaged_columns(table)))
         message = f"{error} (damaged columns: {columns})" if columns else str(error)
         raise TruncatedFile(message) from error
-    except pa.ArrowNotImplementedError as error:
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
         message = (
             f"{table.path}: {error}; leave out `filtered` among the manifests, or store the column as another type"
         )
@@ -239,6 +243,71 @@ def _table_writer(table: ParquetTable, to: Any) -> "pq.ParquetWriter":
         # Arrow writes none of the others either where it does not store its schema.
         writer.add_key_value_metadata(metadata.metadata)
     return writer
+
+
+def write_lines(path: str, lines: Iterable[bytes], to: Any) -> None:
+    """Write some lines of a file of JSON lines as a file of the same compression and encoding, with its byte order mark.
+
+    Args:
+        path: of the file.
+        lines: as `JsonLines.whole_lines` gives them.
+        to: binary stream that takes the file.
+
+    Raises:
+        TruncatedFile: the file holds something else; names it.
+        OSError: it cannot be opened; names it.
+    """
+    form = file_form(path)
+    mark = form.mark  # which is no line: a file without any has none
+    with packed(to, form.packing) as stream:
+        for block in _blocks(lines):
+            stream.write(mark + (block if form.encoding == "utf-8" else block.decode().encode(form.encoding)))
+            mark = b""
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer pieces."""
+    waiting, size = list[bytes](), 0
+    for line in lines:
+        waiting.append(line)
+        size += len(line)
+        if size >= _BLOCK_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
+
+
+def write_samples(path: str, samples: Iterable[tuple[str, dict[str, bytes]]], to: Any) -> int:
+    """Write some samples of a tar as a tar of the same compression, under the names that its members have.
+
+    Where samples of one key come to lie next to each other, which readers would take for one, the later one's key gets
+    its number.
+
+    Args:
+        path: of the tar.
+        samples: as `WebDataset.sample_files` gives them.
+        to: binary stream that takes the tar.
+
+    Returns:
+        How many keys were changed.
+
+    Raises:
+        OSError: it cannot be opened; names it.
+    """
+    with opened(path) as stream:
+        packing = packing_of(stream.peek(6))  # type: ignore[attr-defined]
+    last, renamed = None, 0
+    with packed(to, packing) as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for number, (key, files) in enumerate(samples):
+            new = f"{key}-{number}" if key == last else key
+            renamed += new != key
+            for name, content in files.items():
+                member = tarfile.TarInfo(f"{new}{name.removeprefix(key)}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            last = new
+    return renamed
 
 
 _MAGIC = np.lib.format.MAGIC_PREFIX

@@ -20,6 +20,7 @@ from semdedup_assets.sources.columns import (
     too_large,
 )
 from semdedup_assets.sources.foreign import HEAD, foreign
+from semdedup_assets.sources.packing import Packing, packing_of
 from semdedup_assets.sources.reading import (
     MAX_ITEM_MIB,
     InvalidValue,
@@ -37,16 +38,15 @@ from semdedup_assets.storage.files import FileStat, Listing
 _SUFFIXES = tuple(f".{name}{packed}" for name in ("jsonl", "json", "ndjson") for packed in ("", ".gz", ".zst"))
 _CHUNK = 1 << 16
 _GZIP = 16 + zlib.MAX_WBITS  # how zlib is asked for gzip's header and checksum
-_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UNPACKED = 1 << 20
 # Zstandard unpacks all of what it is given at once, up to 32 KiB from each byte: 8 MiB from a piece.
 _ZSTD_PIECE = 1 << 8
-# The longest marks first, for UTF-32's begins with UTF-16's.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+# How files begin that are not in UTF-8. The longest marks first, for UTF-32's begins with UTF-16's.
+_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
     (b"{\0", "utf-16-le"),
     (b"\0{", "utf-16-be"),
 )
@@ -168,17 +168,41 @@ class JsonLines(BaseModel, frozen=True, extra="forbid"):
         """
         return (b"" if isinstance(line, _TooLong) else line for line in self._lines(path))
 
+    def whole_lines(self, path: str) -> Iterator[bytes]:
+        """Every line of a file as it stands there, in UTF-8, with its end; only the mark at the file's head is removed.
+
+        A line of more than `max_item_mib` is empty here. Raises as `lines` does.
+        """
+        for number, line in enumerate(self._split_lines(path, end=b"\n")):
+            content = b"" if isinstance(line, _TooLong) else line
+            yield content if number else content.removeprefix(codecs.BOM_UTF8)
+
+    def texts_in(self, line: bytes) -> list[str]:
+        """The text of a line, as `lines` or `whole_lines` gives it; none of one that has none."""
+        try:
+            found = lookup(json_object(line.removeprefix(codecs.BOM_UTF8), name="line"), self.text)
+        except InvalidValue:
+            return []
+        return [found] if isinstance(found, str) else []
+
     @property
     def _item_fields(self) -> ItemFields:
         return ItemFields(self.key, self.columns, automatic=("url",), text=self.text)
 
     def _lines(self, path: str, meter: ReadMeter | None = None) -> "Iterator[bytes | _TooLong]":
+        for line in self._split_lines(path, meter):
+            # Every part of a joined file may begin with a mark.
+            yield line.removeprefix(codecs.BOM_UTF8) if isinstance(line, bytes) else line
+
+    def _split_lines(
+        self, path: str, meter: ReadMeter | None = None, *, end: bytes = b""
+    ) -> "Iterator[bytes | _TooLong]":
+        """The lines of a file in UTF-8, with their marks; each that a newline ends has `end` in its place."""
         count = 0
         with opened(path, meter=meter) as stream:
             try:
-                for line in _split(_in_utf8(_named(_content(stream, path))), most=self.max_item_mib << 20):
-                    # Every part of a joined file may begin with a mark.
-                    yield line.removeprefix(codecs.BOM_UTF8) if isinstance(line, bytes) else line
+                for line in _split(_in_utf8(_named(_content(stream, path))), most=self.max_item_mib << 20, end=end):
+                    yield line
                     count += 1
             except EOFError as error:
                 message = f"{path}: cut off or damaged in line {count} (counted from 0): {error}"
@@ -249,12 +273,13 @@ class _OtherContentError(ValueError):
     """A file holds something else than JSON lines."""
 
 
-def _split(chunks: Iterator[bytes], *, most: int) -> Iterator[bytes | _TooLong]:
+def _split(chunks: Iterator[bytes], *, most: int, end: bytes = b"") -> Iterator[bytes | _TooLong]:
     """Lines, without their newlines, of a stream of any chunks.
 
     Args:
         chunks: of the stream.
         most: bytes of a line that are held; what is longer is passed over.
+        end: is appended to each line that a newline ends.
 
     Raises:
         EOFError: the last line has no newline, and is no whole JSON.
@@ -269,8 +294,8 @@ def _split(chunks: Iterator[bytes], *, most: int) -> Iterator[bytes | _TooLong]:
         else:
             parts.clear()
         if others:
-            yield b"".join(parts) if size <= most else _TooLong(size)
-            yield from (line if len(line) <= most else _TooLong(len(line)) for line in others[:-1])
+            yield b"".join(parts) + end if size <= most else _TooLong(size)
+            yield from (line + end if len(line) <= most else _TooLong(len(line)) for line in others[:-1])
             parts, size = [others[-1]], len(others[-1])
     if size > most:
         yield _TooLong(size)
@@ -341,10 +366,57 @@ def _in_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
         EOFError: it is cut off within a character, or damaged.
     """
     head = next(chunks, b"")
-    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
-    if encoding is None:
+    encoding = _encoding(head)
+    if encoding == "utf-8":
         return chain([head], chunks)
     return _recoded(chain([head], chunks), codecs.getincrementaldecoder(encoding)())
+
+
+def _encoding(head: bytes) -> str:
+    return next((name for beginning, name in _ENCODINGS if head.startswith(beginning)), "utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class FileForm:
+    """How a file of JSON lines is written, apart from its lines.
+
+    Attributes:
+        packing: what it is compressed with.
+        mark: the byte order mark at its head; empty where there is none.
+        encoding: of its text.
+    """
+
+    packing: Packing | None
+    mark: bytes
+    encoding: str
+
+
+def file_form(path: str) -> FileForm:
+    """How a file of JSON lines is written; an empty one of no bytes is plain.
+
+    Raises:
+        TruncatedFile: it holds something else; names it.
+        OSError: it cannot be opened; names it.
+    """
+    with opened(path) as stream:
+        packing = packing_of(stream.peek(6))  # type: ignore[attr-defined]
+        try:
+            head = next(_named(_content(stream, path)), b"")
+        except _OtherContentError as error:
+            message = f"{path}: no JSON lines: {error}"
+            raise TruncatedFile(message) from error
+    encoding = _encoding(head)
+    mark = "\ufeff".encode(encoding)
+    return FileForm(packing, mark if head.startswith(mark) else b"", encoding)
+
+
+def count_lines(stream: IO[bytes]) -> int:
+    """Lines of a file of JSON lines, packed or not; the last one may have no newline.
+
+    Args:
+        stream: of the file.
+    """
+    return sum(1 for _ in _split(_in_utf8(_named(_content(stream, ""))), most=0))
 
 
 def _recoded(chunks: Iterator[bytes], decoder: codecs.IncrementalDecoder) -> Iterator[bytes]:
@@ -423,9 +495,10 @@ def _content(stream: IO[bytes], path: str) -> Iterator[bytes]:
     name = path.lower()
     # The content decides, and the suffix where it does not: a file that does not begin as it should is damaged.
     plain = bool(foreign(head[:HEAD])) or head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
-    if head.startswith(_GZIP_MAGIC) or (name.endswith(".gz") and not plain):
+    packing = packing_of(head)
+    if packing == "gzip" or (name.endswith(".gz") and not plain):
         return _unpacked(chunks, _Gzip, zlib.error)
-    if head.startswith(_ZSTD_MAGIC) or (name.endswith(".zst") and not plain):
+    if packing == "zstandard" or (name.endswith(".zst") and not plain):
         import zstandard
 
         return _unpacked(chunks, _Zstandard, zstandard.ZstdError)

@@ -1,6 +1,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from semdedup_assets.records import ColumnType, Content, Invalid, Item, Record
@@ -35,6 +36,7 @@ from semdedup_assets.sources.tables import (
     field_type,
     parquet_table,
     table_rows,
+    with_values,
 )
 from semdedup_assets.storage.files import FileStat, Listing
 
@@ -185,19 +187,36 @@ class Parquet(BaseModel, frozen=True, extra="forbid"):
             for row, found in enumerate(table_rows(table, carried, most_mib=self.max_item_mib)):
                 yield fields.item(found, fallback=f"{file_name(path)}:{row}")
 
-    def records_in(self, batch: "pa.RecordBatch", path: str) -> list[Record | Invalid]:
-        """What `read` gives of some rows, which were read with all their columns; without keys.
+    def records_in(self, batch: "pa.RecordBatch", path: str) -> Iterator[Record | Invalid]:
+        """What `read` gives of some rows, which were read with all their columns; without keys, one image at a time.
 
         Args:
             batch: some rows of a file.
             path: of the file.
         """
         rows = batch_values(batch, self._payload_fields(batch.schema, path), most_mib=self.max_item_mib)
-        return [self._record(row, "", path) for row in rows]
+        return (self._record(row, "", path) for row in rows)
 
-    def images_beside(self, batch: "pa.RecordBatch", path: str) -> int:
-        """How many of some rows, which `read` gives images of, only name a file beside their table; arguments as before."""
-        return 0 if self.image is None else int(batch_column(batch, self._payload_field(batch.schema, path)).null_count)
+    def images_beside(self, batch: "pa.RecordBatch", path: str) -> np.ndarray:
+        """(n,) bool: which of some rows, of which `read` gives images, only name a file beside their table; arguments as before."""
+        if self.image is None:
+            return np.zeros(len(batch), dtype=bool)
+        found: np.ndarray = (
+            batch_column(batch, self._payload_field(batch.schema, path)).is_null().to_numpy(zero_copy_only=False)
+        )
+        return found
+
+    def with_images(self, batch: "pa.RecordBatch", images: Sequence[bytes | None], path: str) -> "pa.RecordBatch":
+        """Some rows with images in place of nulls; arguments as before.
+
+        Args:
+            batch: the rows.
+            images: of each row; None: what it holds stays.
+            path: of the file.
+        """
+        name, *below = self._payload_field(batch.schema, path)
+        column = with_values(batch.column(name), below, images)
+        return batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
 
     @property
     def _item_fields(self) -> ItemFields:

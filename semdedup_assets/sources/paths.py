@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from semdedup_assets.storage.files import is_folder
+from semdedup_assets.storage.files import filesystem, is_folder, protocol_of
 from semdedup_assets.storage.walk import literal
 
 _MAGIC = re.compile(r"[*?[]")
@@ -44,6 +44,25 @@ def escaped(path: str) -> str:
     """A glob that matches one path."""
     protocol, separator, name = path.rpartition("://")
     return f"{protocol}{separator}{glob.escape(name)}"
+
+
+def takes_all_below(path: str, folder: str) -> bool:
+    """Whether a source's path takes whatever lies in a folder: below a folder all is taken, but for hidden names.
+
+    Args:
+        path: in the settings; one with wildcards takes all only below `**`.
+        folder: local path or URL; no store is asked.
+    """
+    root = path.partition("/**")[0]
+    if is_glob(root) or "{" in root or protocol_of(root) != protocol_of(folder):
+        return False
+    found, above = (_comparable(each) for each in (folder, root))
+    hidden = any(part.startswith((".", "_")) for part in found[len(above) :].split("/"))
+    return f"{found}/".startswith(f"{above}/") and not hidden
+
+
+def _comparable(path: str) -> str:
+    return (filesystem(path)[1] if protocol_of(path) in ("file", "local") else path).rstrip("/")
 
 
 def with_literal_folders(path: str) -> str:

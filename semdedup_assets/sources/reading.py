@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import stat
 import threading
 from collections import Counter
@@ -36,6 +37,9 @@ from semdedup_assets.storage.files import (
     protocol_of,
 )
 from semdedup_assets.storage.walk import SPECIAL, literal
+
+_NEARLY_A_URL = re.compile(r"(s3a?|gcs?|gs|abfss?|az|https?|hf)(?::/|//)(?!/)")
+_SHELL_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
@@ -240,17 +244,10 @@ def path_problem(path: str) -> str | None:
 
     A path without files is no problem: a machine that only loads the code location has no data.
     """
-    if problem := secret_problem(path):
+    if problem := location_problem(path, setting="path"):
         return problem
     if is_chained(path):
         return f"{path}: fsspec's chained file systems are not read; give the store's own URL, and unpack archives"
-    protocol = protocol_of(path)
-    known = {*available_protocols(), *registry}
-    if protocol not in known:
-        near = ", ".join(get_close_matches(protocol, known, n=3)) or "s3, gs, abfs, https"
-        return f"{path}: no file system is called {protocol!r}; near names: {near}"
-    if (problem := _host_problem(path)) is not None:
-        return f"{path}: {problem}"
     try:
         expanded_braces(path)
     except ValueError as error:
@@ -258,17 +255,46 @@ def path_problem(path: str) -> str | None:
     return None
 
 
-def _host_problem(path: str) -> str | None:
+def location_problem(path: str, *, setting: str) -> str | None:
+    """What is wrong with a path or URL, wherever it is looked at; None where nothing is.
+
+    Args:
+        path: of a source, or of the store.
+        setting: which holds it, for the remedy.
+    """
+    if problem := secret_problem(path, setting=setting):
+        return problem
+    protocol = protocol_of(path)
+    known = {*available_protocols(), *registry}
+    if protocol not in known:
+        near = ", ".join(get_close_matches(protocol.lower(), known, n=3)) or "s3, gs, abfs, https"
+        return f"{path}: no file system is called {protocol!r}; near names: {near}"
+    problem = _host_problem(path, setting) or _mistyped(path)
+    return f"{path}: {problem}" if problem else None
+
+
+def _host_problem(path: str, setting: str) -> str | None:
     """Why a URL names no server or bucket; None where it does, or the path is no URL of one."""
     if not is_http(path):
         _, separator, rest = path.partition("://")
         is_empty = separator and not rest.strip("/") and protocol_of(path) not in ("file", "local", "memory")
-        return "names no bucket; set `path` to a URL such as s3://bucket/folder" if is_empty else None
+        return f"names no bucket; set `{setting}` to a URL such as s3://bucket/folder" if is_empty else None
     try:
         host = urlsplit(path).hostname
     except ValueError as error:
-        return f"is no URL ({error}); set `path` to one such as https://host/folder/"
-    return None if host else "names no host; set `path` to a URL such as https://host/folder/"
+        return f"is no URL ({error}); set `{setting}` to one such as https://host/folder/"
+    return None if host else f"names no host; set `{setting}` to a URL such as https://host/folder/"
+
+
+def _mistyped(path: str) -> str | None:
+    """Why a path would name a folder on this machine that nobody means; None where it is there, or looks like a path."""
+    if os.path.lexists(path):
+        return None
+    if (url := _NEARLY_A_URL.match(path)) is not None:
+        return f"names a folder on this machine; is {url[1]}://{path[url.end() :]} meant?"
+    if (variable := _SHELL_VARIABLE.search(path)) is not None:
+        return f'{variable[0]} is not filled in here; write "{{{{ env.{variable[1]} }}}}" in its place'
+    return None
 
 
 def _no_file(path: str) -> str | None:
@@ -330,8 +356,14 @@ def opened(path: str, *, seekable: bool = False, meter: ReadMeter | None = None)
         raise
     except Exception as cause:
         raise _cannot_be_opened(path, cause) from cause
-    with stream:
-        yield stream
+    try:
+        with stream:
+            yield stream
+    except OSError as error:
+        # Reading a local file does not say of which.
+        if error.strerror and error.filename is None:
+            error.filename = path
+        raise
 
 
 def whole_content(path: str, max_mib: int, meter: ReadMeter | None = None) -> bytes:
@@ -403,9 +435,9 @@ def _cannot_be_opened(path: str, cause: Exception) -> OSError:
 
 
 class _Metered(io.RawIOBase):
-    """A stream whose bytes are counted as they are read."""
+    """A stream whose bytes are counted as they are read, or as a store sends them: it sends more than is asked for."""
 
-    def __init__(self, stream: io.RawIOBase, meter: ReadMeter) -> None:
+    def __init__(self, stream: "io.FileIO | _Remote", meter: ReadMeter) -> None:
         self._stream, self._meter = stream, meter
 
     def readable(self) -> bool:
@@ -418,9 +450,14 @@ class _Metered(io.RawIOBase):
         return self._stream.fileno()
 
     def readinto(self, buffer: Any) -> int:
+        before = self._sent()
         size = cast("int", self._stream.readinto(buffer))
-        self._meter.count(size)
+        after = self._sent()
+        self._meter.count(size if before is None or after is None else after - before)
         return size
+
+    def _sent(self) -> int | None:
+        return self._stream.sent if isinstance(self._stream, _Remote) else None
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._stream.seek(offset, whence)
@@ -444,8 +481,13 @@ class _Remote(io.RawIOBase):
     def opened(cls, path: str, *, seekable: bool, meter: ReadMeter | None) -> IO[bytes]:
         block = None if meter is None else _PART_BLOCK
         stream = opened_url(path, seekable=seekable) if is_http(path) else open_file(path, block_size=block)
-        raw: io.RawIOBase = cls(stream, path)
+        raw = cls(stream, path)
         return cast("IO[bytes]", io.BufferedReader(raw if meter is None else _Metered(raw, meter), _BUFFER))
+
+    @property
+    def sent(self) -> int | None:
+        """Bytes that the store has sent so far; None where that is not known."""
+        return getattr(getattr(self._stream, "cache", None), "total_requested_bytes", None)
 
     def readable(self) -> bool:
         return True
@@ -480,6 +522,8 @@ class _Remote(io.RawIOBase):
         except Exception as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise
-            error = OSError(f"{self._path}: cannot be read further ({type(cause).__name__}: {cause})")
+            # s3fs looks at the words of an error that has none, and so fails itself: that error says more.
+            first = cause.__context__ if isinstance(cause.__context__, TimeoutError) else cause
+            error = OSError(f"{self._path}: cannot be read further ({type(first).__name__}: {first})")
             error.errno = errno.EIO
             raise error from cause

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from semdedup_assets.sources.foreign import HEAD, foreign
+from semdedup_assets.sources.packing import packing_of
 
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 1 << 16
@@ -65,10 +66,10 @@ class Tar:
             stream: with `peek`, such as `opened` gives.
             few: whether little of a local tar is wanted: then it is worth a jump to pass over a small image.
         """
-        unpacked = _unpacked(stream)
-        self._is_packed = unpacked is not stream
+        content = unpacked(stream)
+        self._is_packed = content is not stream
         self.is_seekable = not self._is_packed and stream.seekable()
-        self._forward = _Forward(unpacked, seekable=self.is_seekable, nearest=_BLOCK if few else _PIECE)
+        self._forward = _Forward(content, seekable=self.is_seekable, nearest=_BLOCK if few else _PIECE)
         self._tarfile: tarfile.TarFile | None = None
 
     def __iter__(self) -> Iterator[TarMember]:
@@ -104,7 +105,10 @@ class Tar:
         """
         if member.sparse is not None and self._tarfile is not None:
             stream = self._tarfile.extractfile(member.sparse)
-            content = stream.read() if stream is not None else b""
+            try:
+                content = stream.read() if stream is not None else b""
+            except tarfile.ReadError as error:
+                raise DamagedTarError(str(error)) from error
         else:
             self._forward.seek(member.offset)
             content = self._forward.read(member.size)
@@ -197,21 +201,26 @@ def _check_format(head: bytes) -> None:
         raise DamagedTarError(message)
 
 
-def _unpacked(stream: Any) -> Any:
-    """A stream without its compression, by its first bytes, whatever its name; at most a few megabytes in memory."""
-    magic = stream.peek(6)[:6]
-    if magic.startswith(b"\x1f\x8b"):
-        return _Pieces(gzip.GzipFile(fileobj=stream))
-    if magic.startswith(b"BZh"):
-        return _Pieces(bz2.BZ2File(stream))
-    if magic.startswith(b"\xfd7zXZ"):
-        return _Pieces(lzma.LZMAFile(stream))
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
-        import zstandard
+def unpacked(stream: Any) -> Any:
+    """A stream without its compression, at most a few megabytes in memory; the stream itself where there is none.
 
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        return _Pieces(reader.stream_reader(stream, read_size=_PIECE, read_across_frames=True))
-    return stream
+    Args:
+        stream: with `peek`, such as `opened` gives.
+    """
+    match packing_of(stream.peek(6)):
+        case None:
+            return stream
+        case "gzip":
+            return _Pieces(gzip.GzipFile(fileobj=stream))
+        case "bzip2":
+            return _Pieces(bz2.BZ2File(stream))
+        case "xz":
+            return _Pieces(lzma.LZMAFile(stream))
+        case "zstandard":
+            import zstandard
+
+            reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+            return _Pieces(reader.stream_reader(stream, read_size=_PIECE, read_across_frames=True))
 
 
 class _Pieces(io.RawIOBase):

@@ -1,3 +1,6 @@
+import errno
+import lzma
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,6 +54,10 @@ _HEADER_BYTES = 1 << 20
 _RAW = (".memmap", ".mmap", ".dat", ".bin", ".raw", ".f16", ".f32", ".fvecs")
 _CLIP_RETRIEVAL, _CLIP_METADATA = ("img_emb", "text_emb"), "metadata"
 _ROWS, _BATCH_BYTES, _CHUNK = 8192, 64 << 20, 1 << 16
+# What Python's zipfile raises on bytes that contradict each other, and on what it cannot unpack.
+_UNZIPPING = (
+    BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, struct.error, OverflowError, UnicodeDecodeError,
+)  # fmt: skip
 
 _Rows = Iterator[dict[str, Any]]
 """Fields by name, row by row."""
@@ -417,7 +424,7 @@ class VectorArray:
             while missing and (part := self.stream.read(min(missing, _CHUNK))):
                 parts.append(part)
                 missing -= len(part)
-        except (BadZipFile, zlib.error, EOFError) as error:
+        except _UNZIPPING as error:
             damage = f"cut off or damaged: {error}"
         content = b"".join(parts)
         whole = len(content) // self.row_bytes
@@ -454,19 +461,31 @@ def opened_array(path: str, most_mib: int) -> Iterator[VectorArray]:
         ValueError: not one two-dimensional array of floats, row after row; names the file and what it is.
     """
     # The list of an archive's files stands at its end.
-    with opened(path, seekable=not path.lower().endswith(".npy")) as stream:
-        try:
-            if path.lower().endswith(".npy"):
-                yield _array(path, stream, _size(stream, path), most_mib)
-                return
-            with ZipFile(stream) as archive:
-                name = only_array(archive, path)
-                with archive.open(name) as member:
-                    yield _array(path, member, archive.getinfo(name).file_size, most_mib)
-        except BadZipFile as error:
-            what = _foreign_start(stream, own=b"PK")
-            message = f"{path}: {'not an .npz archive: ' + what if what else f'cut off or damaged: {error}'}"
-            raise TruncatedFile(message) from error
+    with opened(path, seekable=not path.lower().endswith(".npy")) as stream, ExitStack() as stack:
+        if path.lower().endswith(".npy"):
+            yield _array(path, stream, _size(stream, path), most_mib)
+        else:
+            yield _array_in_archive(path, stream, most_mib, stack)
+
+
+def _array_in_archive(path: str, stream: IO[bytes], most_mib: int, stack: ExitStack) -> VectorArray:
+    """The one array of vectors in an archive, which stays open as long as a stack does.
+
+    Raises:
+        TruncatedFile, ValueError: as from `opened_array`.
+    """
+    try:
+        archive = stack.enter_context(ZipFile(stream))
+        name = only_array(archive, path)
+        member = stack.enter_context(archive.open(name))
+        return _array(path, member, archive.getinfo(name).file_size, most_mib)
+    except (*_UNZIPPING, OSError) as error:
+        # A damaged list leads to before the file's start; other errors of the system are the disk's or the store's.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        what = _foreign_start(stream, own=b"PK")
+        message = f"{path}: {'not an .npz archive: ' + what if what else f'cut off or damaged: {error}'}"
+        raise TruncatedFile(message) from error
 
 
 def _size(stream: IO[bytes], path: str) -> int:

@@ -165,8 +165,16 @@ class WebDataset(BaseModel, frozen=True, extra="forbid"):
             TruncatedFile: the tar is cut off or damaged, after the samples before; names it.
             OSError: the tar cannot be opened or read; names it.
         """
-        for sample in _samples(path, None, self.max_item_mib, Counter()):
-            yield sample.key, sample.members if sample.is_within(self.max_item_mib) else {}
+        return ((sample.key, sample.contents(self.max_item_mib)) for sample in self._whole_samples(path))
+
+    def sample_files(self, path: str) -> Iterator[Sample]:
+        """What `samples` gives of a tar, with the files of each sample by their own names in it."""
+        for sample in self._whole_samples(path):
+            contents = sample.contents(self.max_item_mib)
+            yield sample.key, {sample.names[suffix]: content for suffix, content in contents.items()}
+
+    def _whole_samples(self, path: str) -> "Iterator[_Sample]":
+        return _samples(path, None, self.max_item_mib, Counter())
 
     @property
     def _item_fields(self) -> ItemFields:
@@ -179,6 +187,7 @@ class _Sample:
 
     Attributes:
         members: content by suffix, empty where it was not asked for.
+        names: of the files in the tar, by suffix.
         problems: by suffix, why a file has no content.
         files: how many there are; beyond the bound they are only counted.
         size: bytes of all of them.
@@ -187,6 +196,7 @@ class _Sample:
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     files: int = 0
     size: int = 0
@@ -209,6 +219,10 @@ class _Sample:
     def is_within(self, max_mib: int) -> bool:
         """Whether it has no more files and bytes than a sample may have."""
         return self.files <= _MOST_FILES and self.size <= max_mib << 20
+
+    def contents(self, max_mib: int) -> dict[str, bytes]:
+        """The content of its files by suffix; nothing where it exceeds a bound."""
+        return self.members if self.is_within(max_mib) else {}
 
     def record(self, max_mib: int) -> Record | Invalid:
         """Its image, or why it has none that can be used."""
@@ -338,6 +352,7 @@ class _Contents:
             if sample.files == _MOST_FILES + 1:
                 sample.members = dict.fromkeys(sample.members, b"")
             return
+        sample.names[suffix] = member.name
         try:
             found = self._found(member)
             sample.size += found.size

@@ -12,7 +12,7 @@ from semdedup_assets.encoders.unit_norm import check_unit_rows, normalise_rows
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.shard_reader import require_unchanged
 from semdedup_assets.records import Record, content_hash, item_ids
-from semdedup_assets.sources import Parquet, Vectors
+from semdedup_assets.sources import JsonLines, Parquet, Vectors, WebDataset
 from semdedup_assets.sources.filtering import (
     OtherRowsError,
     SeenRows,
@@ -20,6 +20,8 @@ from semdedup_assets.sources.filtering import (
     relative_name,
     require_distinct,
     write_array_rows,
+    write_lines,
+    write_samples,
     write_table_rows,
 )
 from semdedup_assets.sources.reading import TruncatedFile, printable
@@ -27,7 +29,12 @@ from semdedup_assets.sources.vectors import is_array
 from semdedup_assets.stages.embeddings import VECTORS
 from semdedup_assets.stages.kept_rows import ChosenShard
 from semdedup_assets.stages.manifest_rows import FILTERED, CountingFolder
-from semdedup_assets.stages.source_copies import changed_source, embedded_contents, other_record
+from semdedup_assets.stages.source_copies import (
+    changed_source,
+    embedded_contents,
+    kept_records_of_files,
+    other_record,
+)
 from semdedup_assets.storage.files import FileStat, file_stat
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets.storage.vectors import read_vectors
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 
 # What is stored is rounded to float16, whose steps are 5e-4 near 1.
 _ROUNDING = 1e-3
+_IMAGE_BYTES = 16 << 20
 
 
 def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFolder) -> dict[str, int]:
@@ -45,12 +53,13 @@ def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFol
     A file of which nothing is kept has no rows. Tables that belong to arrays are cut to the same rows.
 
     Args:
-        context: of the pipeline, whose source holds tables or vectors.
+        context: of the pipeline, whose source is none of single images.
         kept: which rows.
         result: takes the files.
 
     Returns:
-        How many of the rows name an image that lies beside their table, and is not copied.
+        How many of the rows have their image in the table, which lies beside it in the source; how many samples of
+        tars have another key.
 
     Raises:
         SourceChangedError: a file, or what a row holds, is not what was embedded; names file and row.
@@ -60,6 +69,10 @@ def write_filtered(context: StageContext, kept: ChosenShard, result: CountingFol
     source = context.pipeline.source
     if isinstance(source, Parquet):
         return _write_tables(source, kept, result)
+    if isinstance(source, WebDataset):
+        return _write_tars(source, kept, result)
+    if isinstance(source, JsonLines):
+        _write_lines(source, kept, result)
     if isinstance(source, Vectors):
         _write_vectors(context, source, kept, result)
     return {}
@@ -72,9 +85,9 @@ def require_distinct_names(context: StageContext) -> None:
         ValueError: two files of the source would have one name; names both.
     """
     source, files = context.pipeline.source, [file.path for shard in context.shards for file in shard.files]
-    if isinstance(source, Parquet):
+    if not isinstance(source, Vectors):
         require_distinct((path, relative_name(path, source.path)) for path in files)
-    elif isinstance(source, Vectors):
+    else:
         tables = source.metadata_of(files)
         arrays = [(path, _vector_name(source, path, tables.get(path))) for path in files]
         beside = [(table.path, _metadata_name(source, path, table)) for path, table in tables.items()]
@@ -95,7 +108,23 @@ def _write_tables(source: Parquet, kept: ChosenShard, result: CountingFolder) ->
     for path, first, keep in kept.of_files():
         with _unchanged(files[path], keep), result.open(f"{FILTERED}/{relative_name(path, source.path)}") as stream:
             write_table_rows(path, keep, stream, seen=payloads.of_file(path, first, keep))
-    return {"images_beside_tables": payloads.beside}
+    return {"images_put_into_tables": payloads.beside}
+
+
+def _write_lines(source: JsonLines, kept: ChosenShard, result: CountingFolder) -> None:
+    for file, keep, lines in kept_records_of_files(kept, source.whole_lines, source.texts_in):
+        with _unchanged(file, keep), result.open(f"{FILTERED}/{relative_name(file.path, source.path)}") as stream:
+            write_lines(file.path, lines, stream)
+
+
+def _write_tars(source: WebDataset, kept: ChosenShard, result: CountingFolder) -> dict[str, int]:
+    renamed = 0
+    # Which of a sample's images is embedded is the source's to know: it is among them.
+    records = kept_records_of_files(kept, source.sample_files, lambda sample: sample[1].values())
+    for file, keep, samples in records:
+        with _unchanged(file, keep), result.open(f"{FILTERED}/{relative_name(file.path, source.path)}") as stream:
+            renamed += write_samples(file.path, samples, stream)
+    return {"filtered_renamed_samples": renamed}
 
 
 def _write_vectors(context: StageContext, source: Vectors, kept: ChosenShard, result: CountingFolder) -> None:
@@ -181,7 +210,7 @@ class _Payloads:
     Attributes:
         source: that reads the tables.
         hashes: (records,) uint64 of the shard.
-        beside: images that lie beside their tables.
+        beside: images that lie beside their tables, and become part of them: no path leads from a manifest to the source.
     """
 
     source: Parquet
@@ -189,7 +218,7 @@ class _Payloads:
     beside: int = 0
 
     def of_file(self, path: str, first: int, keep: np.ndarray) -> SeenRows:
-        """Looks at the kept rows of a file, batch by batch.
+        """Looks at the kept rows of a file, batch by batch; of images beside the table about 16 MiB are held at once.
 
         Args:
             path: of the file.
@@ -198,12 +227,21 @@ class _Payloads:
         """
         rows = iter(np.flatnonzero(keep).tolist())
 
-        def look(batch: "pa.RecordBatch") -> None:
+        def look(batch: "pa.RecordBatch") -> Iterator["pa.RecordBatch"]:
+            beside = self.source.images_beside(batch, path)
+            start, images, size = 0, list[bytes | None](), 0
             for record, row in zip(self.source.records_in(batch, path), rows, strict=False):
                 payload = record.payload if isinstance(record, Record) else None
                 if not isinstance(payload, bytes | str) or content_hash(payload) != int(self.hashes[first + row]):
                     raise other_record(path, row)
-            self.beside += self.source.images_beside(batch, path)
+                images.append(payload if isinstance(payload, bytes) and beside[start + len(images)] else None)
+                size += len(images[-1] or b"")
+                if size >= _IMAGE_BYTES:
+                    yield self.source.with_images(batch.slice(start, len(images)), images, path)
+                    start, images, size = start + len(images), [], 0
+            rest = batch.slice(start)
+            yield self.source.with_images(rest, images, path) if beside[start:].any() else rest
+            self.beside += int(beside.sum())
 
         return look
 
@@ -240,7 +278,12 @@ class _Vectors:
 
 def _in_tables(source: Vectors, path: str, look: SeenVectors) -> SeenRows:
     """Looks at the vectors that rows of a table hold."""
-    return lambda batch: look(source.vectors_in(batch, path))
+
+    def look_at(batch: "pa.RecordBatch") -> Iterator["pa.RecordBatch"]:
+        look(source.vectors_in(batch, path))
+        yield batch
+
+    return look_at
 
 
 def _far(vectors: np.ndarray, stored: np.ndarray) -> np.ndarray:

@@ -58,6 +58,7 @@ class ItemGroups:
         self._budget, self._alone = budget, len(self._shards) == len(records)
         self._table = scratch_array((total, 1), _ROW, budget=budget)[:, 0]
         self._kept = scratch_array((total, 1), np.dtype(bool), budget=budget - self._table.nbytes)[:, 0]
+        self._removed_by: np.ndarray | None = None
         for start in range(0, total, _BLOCK):
             self._table[start : start + _BLOCK] = (_SKIPPED, np.nan, 0)
             self._kept[start : start + _BLOCK] = False
@@ -120,6 +121,24 @@ class ItemGroups:
             rows = self._table[start : start + _BLOCK]
             foreign = ~self._is_own(rows["group"]) & (rows["group"] < _SKIPPED)
             rows["size"][foreign] = counts.of(rows["group"][foreign])
+
+    def add_references(self, ids: np.ndarray, removed_by: np.ndarray) -> None:
+        """Note which reference removes some items; 2 bytes more for each record, once any does.
+
+        Args:
+            ids: (n,) uint64.
+            removed_by: (n,) int16, -1 where none does.
+        """
+        gone = np.flatnonzero(self._is_own(ids) & (removed_by >= 0))
+        if self._removed_by is None and len(gone):
+            self._removed_by = scratch_array(
+                (len(self._table), 1), np.dtype(np.int16), budget=self._budget - self._table.nbytes
+            )[:, 0]
+            for start in range(0, len(self._table), _BLOCK):
+                self._removed_by[start : start + _BLOCK] = -1
+        if self._removed_by is not None:
+            positions = self._positions(ids[gone])
+            self._removed_by[positions[positions >= 0]] = removed_by[gone][positions >= 0]
 
     def _count_own(self, ids: np.ndarray, group: np.ndarray) -> None:
         members = np.flatnonzero(self._is_own(group))
@@ -196,6 +215,13 @@ class ItemGroups:
         size[own] = self._table["size"][self._positions(group[own])]
         size[group == NO_GROUP] = 0
         return group, rows["similarity"], size
+
+    def removed_by(self, ids: np.ndarray) -> np.ndarray:
+        """(n,) int16: which reference removes each of (n,) uint64 records of shards of the span; -1 where none does."""
+        if self._removed_by is None:
+            return np.full(len(ids), -1, np.int16)
+        found: np.ndarray = self._removed_by[self._positions(ids)]
+        return found
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

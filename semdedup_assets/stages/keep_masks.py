@@ -181,9 +181,7 @@ def mask_range(
         chosen = _within_clusters(of_range) if kept is None else _repaired(of_range, kept)
     selection, neighbour = chosen.selection, chosen.neighbour
     # A removed row has none where a reference removed it, or its whole cluster.
-    without = np.ma.getmaskarray(neighbour)
-    lost = ~selection.keep & without & ~chosen.gone
-    unknown = without | np.isnan(selection.kept_similarity)
+    unknown = np.ma.getmaskarray(neighbour) | np.isnan(selection.kept_similarity)
     with context.writing_part("keep_masks", task.partition) as part:
         with part.open(mask_name(task.cluster_range)) as stream:
             write_table(
@@ -203,7 +201,7 @@ def mask_range(
             "epsilon": task.epsilon,
             "items": len(selection.keep),
             "kept": int(selection.keep.sum()),
-            "orphans": int(orphans(selection, task.epsilon).sum() + lost.sum()),
+            "orphans": int(orphans(selection, task.epsilon, gone=chosen.gone).sum()),
             "clusters": len(clusters),
             "clusters_without_kept": len(clusters) - len(with_kept),
             **chosen.counts,

@@ -17,9 +17,10 @@ from semdedup_assets.records import is_unicode, item_ids, positions_by_shard
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.sources.shard_index import Shard
 from semdedup_assets.stages.item_groups import EVERY_SHARD, NO_GROUP, ItemGroups, KeptKeys
-from semdedup_assets.stages.keep_masks import mask_files
+from semdedup_assets.stages.keep_masks import REMOVED_BY, mask_files
+from semdedup_assets.stages.mask_adjustments import removing_references
 from semdedup_assets.storage.overlap import calls_at_once, overlapped
-from semdedup_assets.storage.results import MissingResultError, ResultRecord, StoredFile
+from semdedup_assets.storage.results import MissingResultError, ResultRecord
 from semdedup_assets.storage.tables import read_arrow
 
 if TYPE_CHECKING:
@@ -266,16 +267,18 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
     unlisted = {shard.index: np.zeros(2, np.int64) for shard in shards if items[shard.name].excluded}
     budget = context.compute.budget // 2
     groups = ItemGroups(records, budget=budget, span=range(chunk.start, chunk.stop))
-    for ids, kept, group, similarity in _mask_parts(context, masks):
-        unknown = groups.add(ids, group=group, similarity=similarity, kept=kept, whole=chunk.closed)
-        missing = ids[unknown]
+    for part in _mask_parts(context, masks):
+        unknown = groups.add(part.ids, group=part.group, similarity=part.similarity, kept=part.kept, whole=chunk.closed)
+        if part.removed_by is not None:
+            groups.add_references(part.ids, part.removed_by)
+        missing = part.ids[unknown]
         for index, positions in positions_by_shard(missing):
             if index not in unlisted:
                 message = f"{masks.location}: made of other items than there are now; {context.remedy('items')} and what follows"
                 raise MissingResultError(message)
-            unlisted[index] += [len(positions), kept[unknown[positions]].sum()]
+            unlisted[index] += [len(positions), part.kept[unknown[positions]].sum()]
     if not chunk.closed:
-        groups.count_members((ids, group) for ids, _, group, _ in _mask_parts(context, masks))
+        groups.count_members((part.ids, part.group) for part in _mask_parts(context, masks))
     counts = {index: (int(found), int(staying)) for index, (found, staying) in unlisted.items()}
     files = ItemFiles({shard.index: items[shard.name] for shard in context.shards})
     epsilon = None if "epsilon" not in masks.details else float(masks.details["epsilon"])
@@ -283,31 +286,45 @@ def kept_shards(context: StageContext, masks: ResultRecord, chunk: ShardChunk) -
     return KeptChunk(shards, items, embeddings, groups, keys, files, epsilon, counts)
 
 
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+@dataclass(frozen=True, slots=True)
+class _MaskPart:
+    """What masks say of some items, as `ItemGroups` takes it."""
+
+    ids: np.ndarray
+    kept: np.ndarray
+    group: np.ndarray
+    similarity: np.ndarray
+    removed_by: np.ndarray | None
 
 
-def _mask_parts(context: StageContext, masks: ResultRecord) -> Iterator[_Part]:
-    """Id, whether it is kept, id of the group and similarity to its kept item, of each item; a file of a range at a time."""
+def _mask_parts(context: StageContext, masks: ResultRecord) -> Iterator[_MaskPart]:
+    """What masks say of each item, a file of a range at a time."""
     import pyarrow as pa
 
+    # Those of a baseline know of no reference.
+    removing = removing_references(context.pipeline) if "removed_by_reference" in masks.details else ()
+    columns = ["id", "kept", "kept_neighbour", "kept_similarity", *([REMOVED_BY.name] if removing else ())]
     files = mask_files(masks)
     if len(files) == 1:
         # A baseline's masks are one file, of many row groups.
-        yield from map(_mask_part, _mask_tables(files[0]))
+        yield from (_mask_part(table, removing) for table in read_arrow(files[0], columns))
         return
-    for tables in overlapped(lambda file: list(_mask_tables(file)), files, most=calls_at_once(masks.location)):
-        yield _mask_part(pa.concat_tables(tables))
+    for tables in overlapped(lambda file: list(read_arrow(file, columns)), files, most=calls_at_once(masks.location)):
+        yield _mask_part(pa.concat_tables(tables), removing)
 
 
-def _mask_tables(file: StoredFile) -> "Iterator[pa.Table]":
-    return read_arrow(file, ["id", "kept", "kept_neighbour", "kept_similarity"])
+def _mask_part(table: "pa.Table", removing: Sequence[str]) -> _MaskPart:
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def _mask_part(table: "pa.Table") -> _Part:
-    ids, is_kept, neighbour, similarity = (table.column(index) for index in range(4))
-    ids, is_kept = ids.to_numpy(), is_kept.to_numpy()
-    group = np.where(is_kept, ids, neighbour.fill_null(int(NO_GROUP)).to_numpy())
-    return ids, is_kept, group, similarity.fill_null(float("nan")).to_numpy()
+    ids, is_kept = (table.column(name).to_numpy() for name in ("id", "kept"))
+    group = np.where(is_kept, ids, table.column("kept_neighbour").fill_null(int(NO_GROUP)).to_numpy())
+    similarity = table.column("kept_similarity").fill_null(float("nan")).to_numpy()
+    removed_by = None
+    if removing:
+        found = pc.index_in(table.column(REMOVED_BY.name), value_set=pa.array(removing, pa.string()))
+        removed_by = found.fill_null(-1).to_numpy().astype(np.int16)
+    return _MaskPart(ids, is_kept, group, similarity, removed_by)
 
 
 def require_one_state(context: StageContext, shard: Shard, records: list[ResultRecord], *, copied: bool) -> None:

@@ -2,33 +2,26 @@
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.records import Invalid, Record, is_unicode
 from semdedup_assets.sources import Folder, JsonLines, WebDataset
-from semdedup_assets.sources.columns import json_object, lookup
-from semdedup_assets.sources.reading import InvalidValue, printable
+from semdedup_assets.sources.packing import packed
 from semdedup_assets.stages.filtered_files import write_filtered
-from semdedup_assets.stages.item_groups import NO_GROUP
 from semdedup_assets.stages.kept_rows import KeptShard, ShardRows, kept_and_removed_rows, kept_rows
 from semdedup_assets.stages.manifest_names import MOST_CAPTION, SampleKeys, caption_cell, escaped, sample_suffixes
 from semdedup_assets.stages.manifest_rows import CountingFolder, has_header
+from semdedup_assets.stages.manifest_tables import kept_table, removed_table
 from semdedup_assets.stages.source_copies import kept_records
 from semdedup_assets.storage.results import ResultWriter
-from semdedup_assets.storage.tables import TableWriter, arrow_type
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from semdedup_assets.storage.tables import TableWriter
 
 _TAR_BUFFER = 1 << 20
 # How half a surrogate pair begins, as an escape or in bytes: Python's JSON reads it, and others refuse the whole file.
@@ -48,90 +41,11 @@ ItemFormat = Callable[[StageContext, KeptShard, ResultWriter], AbstractContextMa
 """Opens the files of a format that is made of a shard's items."""
 
 
-def _kept_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
-    """Kept items of a shard: where each lies, its key, its group and the carried columns.
-
-    A file name that is not UTF-8 is escaped as in its items' keys: a string column cannot hold it.
-    """
-    import pyarrow as pa
-
-    carried = [pa.field(name, arrow_type(kind)) for name, kind in context.pipeline.source.column_types.items()]
-    schema = pa.schema([*_located(), *_grouped(context), *carried])
-    names = pa.array([printable(path) for path in kept.paths], pa.string())
-    group, _, size = kept.groups.of(rows.table.column("id").to_numpy())
-    found = {
-        "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
-        "row": pa.array(rows.rows),
-        "file": names.take(pa.array(rows.files)),
-        "file_row": pa.array(rows.file_rows),
-        **_group_columns(context, group, size, kept=True),
-    }
-    arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
-    return pa.table(arrays, schema=schema)
-
-
-def removed_table(context: StageContext, kept: KeptShard, rows: ShardRows) -> "pa.Table":
-    """Removed items of a shard: where each lies, its key, and the kept item that stands for it."""
-    import pyarrow as pa
-
-    of_kept = {"kept_key": pa.string(), "kept_file": pa.string(), "kept_file_row": pa.int64()}
-    found_by = {"similarity": pa.float32(), "is_orphan": pa.bool_()}
-    schema = pa.schema([*_located(), *_grouped(context), *pa.schema({**of_kept, **found_by})])
-    names = pa.array([printable(path) for path in kept.paths], pa.string())
-    group, similarity, size = kept.groups.of(rows.table.column("id").to_numpy())
-    unknown = np.isnan(similarity)
-    kept_file, kept_file_row = kept.files.of(group)
-    # Without an epsilon nothing is within it, and nothing beyond.
-    far = similarity.astype(np.float64) <= 1.0 - (kept.epsilon or 0.0)
-    found = {
-        "shard": pa.array([kept.shard.name] * len(rows.rows), pa.string()),
-        "row": pa.array(rows.rows),
-        "file": names.take(pa.array(rows.files)),
-        "file_row": pa.array(rows.file_rows),
-        **_group_columns(context, group, size, kept=False),
-        "kept_key": kept.keys.of(group),
-        "kept_file": kept_file,
-        "kept_file_row": kept_file_row,
-        "similarity": pa.array(similarity, mask=unknown),
-        "is_orphan": pa.array(far, mask=unknown | (kept.epsilon is None)),
-    }
-    arrays = [found[name] if name in found else rows.table.column(name) for name in schema.names]
-    return pa.table(arrays, schema=schema)
-
-
-def _located() -> "pa.Schema":
-    """The same for all shards, also for one of which nothing is kept, or nothing removed."""
-    import pyarrow as pa
-
-    located = {"id": pa.uint64(), "shard": pa.string(), "row": pa.int64(), "file": pa.string(), "file_row": pa.int64()}
-    return pa.schema({**located, "key": pa.string()})
-
-
-def _grouped(context: StageContext) -> "pa.Schema":
-    import pyarrow as pa
-
-    weight = {} if context.pipeline.manifest_weight is None else {"weight": pa.float64()}
-    return pa.schema({"group": pa.uint64(), "group_size": pa.uint32(), **weight})
-
-
-def _group_columns(context: StageContext, group: np.ndarray, size: np.ndarray, *, kept: bool) -> dict[str, "pa.Array"]:
-    """Group, its size and what an item weighs; null where it belongs to none."""
-    import pyarrow as pa
-
-    missing = group == NO_GROUP
-    if context.pipeline.manifest_weight == "inverse_group_size":
-        weight = 1.0 / np.maximum(size, 1)
-    else:
-        weight = size.astype(np.float64) if kept else np.zeros(len(size))
-    columns = {"group": group, "group_size": size, "weight": weight}
-    return {name: pa.array(values, mask=missing) for name, values in columns.items()}
-
-
 @contextmanager
 def _parquet(context: StageContext, kept: KeptShard, result: ResultWriter) -> Iterator[TakeRows]:
     """`parquet/<shard>.parquet`: the kept items."""
     with result.open(f"parquet/{kept.shard.name}.parquet") as stream, TableWriter(stream) as writer:
-        yield lambda stay, _: writer.write_arrow(_kept_table(context, kept, stay))
+        yield lambda stay, _: writer.write_arrow(kept_table(context, kept, stay))
 
 
 @contextmanager
@@ -213,23 +127,11 @@ def _jsonl(context: StageContext, kept: KeptShard, result: ResultWriter) -> Coun
     source, repaired = context.pipeline.source, 0
     if not isinstance(source, JsonLines):
         return {}
-    name = source.text
-
-    def text(line: bytes) -> list[str]:
-        try:
-            found = lookup(json_object(line, name="line"), name)
-        except InvalidValue:
-            return []
-        return [found] if isinstance(found, str) else []
-
-    with (
-        result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream,
-        gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=6, mtime=0, filename="") as packed,
-    ):
-        for line in kept_records(kept, source.lines, text):
+    with result.open(f"jsonl/{kept.shard.name}.jsonl.gz") as stream, packed(stream, "gzip") as lines:
+        for line in kept_records(kept, source.lines, source.texts_in):
             written = _line(line)
             repaired += "\ufffd".encode() in written and "\ufffd".encode() not in line
-            packed.write(written + b"\n")
+            lines.write(written + b"\n")
     return {"repaired_lines": repaired}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from semdedup_assets.storage.files import is_local, open_file
 from semdedup_assets.storage.results import FolderWriter
@@ -42,11 +42,23 @@ def kind_of(name: str) -> str:
     return CSV if name.startswith(CSV) else name.partition("/")[0]
 
 
-def count_rows(name: str, stream: IO[bytes]) -> int:
-    """Rows of one of a manifest's files."""
+def count_rows(name: str, stream: IO[bytes], *, source: str = "") -> int:
+    """Rows of one of a manifest's files.
+
+    Args:
+        name: of the file.
+        stream: of its content, with `peek`.
+        source: the kind of the source, whose form filtered files have.
+    """
     kind = kind_of(name)
-    count = _ARRAY_ROWS.get(name.lower()[-4:], _parquet_rows) if kind == FILTERED else _COUNTS[kind]
+    count = _filtered_count(name, source) if kind == FILTERED else _COUNTS[kind]
     return count(stream) - has_header(name)
+
+
+def _filtered_count(name: str, source: str) -> "Callable[[IO[bytes]], int]":
+    if source == "vectors":
+        return _ARRAY_ROWS.get(name.lower()[-4:], _parquet_rows)
+    return {"jsonl": _source_lines, "webdataset": _tar_samples}.get(source, _parquet_rows)
 
 
 def has_header(name: str) -> bool:
@@ -66,12 +78,14 @@ class CountingFolder(FolderWriter):
         stood_for: items that the kept ones stand for, by their groups' sizes.
         grouped: items that belong to a kept one.
         beside: names of the tables that belong to arrays, and so hold the same items once more.
+        source: the kind of the source, whose form filtered files have.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     stood_for: int = 0
     grouped: int = 0
     beside: set[str] = field(default_factory=set)
+    source: str = ""
 
     @contextmanager
     def open(self, name: str, *, ranges: Callable[[], str] = str) -> Iterator[Any]:
@@ -95,7 +109,7 @@ class CountingFolder(FolderWriter):
 
     def _count(self, name: str, stream: IO[bytes]) -> None:
         kind = METADATA if name in self.beside else kind_of(name)
-        self.rows[kind] += count_rows(name, stream)
+        self.rows[kind] += count_rows(name, stream, source=self.source)
         if kind in ("parquet", "removed"):
             stream.seek(0)
             grouped, size = _groups(stream)
@@ -170,15 +184,24 @@ def _cells_of_any_size() -> Iterator[None]:
 
 
 def _tar_samples(stream: IO[bytes]) -> int:
-    """Samples of a tar on a local disk: their files are passed over."""
-    samples, key = 0, None
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
+    """Samples of a tar: their files are passed over where it is not packed."""
+    from semdedup_assets.sources.tar_members import unpacked
+
+    content, samples, key = unpacked(stream), 0, None
+    mode: Literal["r:", "r|"] = "r:" if content is stream else "r|"
+    with tarfile.open(fileobj=content, mode=mode) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # the list would grow with the archive
             found = _key(member.name)
             samples += found != key
             key = found
     return samples
+
+
+def _source_lines(stream: IO[bytes]) -> int:
+    from semdedup_assets.sources.jsonl import count_lines
+
+    return count_lines(stream)
 
 
 def _key(name: str) -> str | None:

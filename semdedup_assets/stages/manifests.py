@@ -11,16 +11,17 @@ from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.context import PartOfResult, StageContext, used_for
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import Progress
-from semdedup_assets.execution.stage import Column, Stage, Worker
+from semdedup_assets.execution.stage import Stage, Worker
 from semdedup_assets.kept_sets import Selection
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.reading import printable
 from semdedup_assets.stages.filtered_files import require_distinct_names
 from semdedup_assets.stages.item_groups import EVERY_SHARD
-from semdedup_assets.stages.items import item_columns
 from semdedup_assets.stages.kept_rows import KeptShard, ShardChunk, kept_shards, shard_chunks
 from semdedup_assets.stages.manifest_formats import COPIES, Counts, write_csv, write_shard
 from semdedup_assets.stages.manifest_rows import CSV, CountingFolder, csv_part
+from semdedup_assets.stages.manifest_tables import kept_columns
+from semdedup_assets.stages.mask_adjustments import removing_references
 from semdedup_assets.storage.files import read_many, remove_all, write_bytes
 from semdedup_assets.storage.layout import current_manifest
 from semdedup_assets.storage.manifests import MANIFEST
@@ -132,7 +133,7 @@ def _write_chunk(
         found = kept_shards(context, masks, chunk)
 
     def write(kept: KeptShard) -> dict[str, Any]:
-        return {**_written(writer, lambda own: write_shard(context, kept, own)), **_counts(kept)}
+        return {**_written(context, writer, lambda own: write_shard(context, kept, own)), **_counts(kept)}
 
     counts = list[dict[str, Any]]()
     with usage.phase("write"), Progress(title, total=len(found.shards), unit="shards") as progress:
@@ -142,18 +143,19 @@ def _write_chunk(
     if "csv" in context.pipeline.manifests:
         name = CSV if chunk.whole else csv_part(chunk.start)
         with usage.phase("write csv"):
-            counts.append(_written(writer, lambda own: write_csv(found, own, name)))
+            counts.append(_written(context, writer, lambda own: write_csv(found, own, name)))
     return counts
 
 
-def _written(writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
+def _written(context: StageContext, writer: FolderWriter, write: Callable[[CountingFolder], Counts]) -> dict[str, Any]:
     """Write some files of a task, and count what they hold.
 
     Args:
+        context: of the pipeline.
         writer: the task's; it knows the files once they are complete.
         write: writes them.
     """
-    with attempting(CountingFolder(writer.location, writer.attempt)) as own:
+    with attempting(CountingFolder(writer.location, writer.attempt, source=context.pipeline.source.kind)) as own:
         changed = write(own)
         writer.files |= own.files
     return {"rows_written": own.rows, "group_counts": own.group_counts, "changed": changed}
@@ -341,18 +343,17 @@ def _optional_inputs(pipeline: Pipeline, _: Selection) -> tuple[str, ...]:
 def _settings(context: StageContext) -> dict[str, Any]:
     pipeline = context.pipeline
     weight = {} if _GROUPED.isdisjoint(pipeline.manifests) else {"weight": pipeline.manifest_weight}
-    return {"formats": sorted(pipeline.manifests), **weight}
-
-
-def manifest_columns(pipeline: Pipeline) -> tuple[Column, ...]:
-    """What the Parquet files of a manifest tell of each kept item."""
-    weight = (Column("weight", "float64", "What the item counts in training, by the setting `manifest_weight`."),)
-    return (
-        *item_columns(pipeline),
-        Column("group", "uint64", "The kept item that stands for this one: here its own id."),
-        Column("group_size", "uint32", "How many items it stands for, itself counted."),
-        *(() if pipeline.manifest_weight is None else weight),
+    # Only where there is such a column: the manifests of others stay as they are.
+    removing = removing_references(pipeline) if "removed" in pipeline.manifests else ()
+    copied = (
+        "filtered" in pipeline.manifests and pipeline.source.kind == "parquet" and pipeline.source.content == "image"
     )
+    return {
+        "formats": sorted(pipeline.manifests),
+        **weight,
+        **({"removed_by": removing} if removing else {}),
+        **({"images": "in tables"} if copied else {}),
+    }
 
 
 def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker]) -> Stage:
@@ -378,7 +379,7 @@ def manifest_stage(stage: ManifestStage, worker: Callable[[StageContext], Worker
         tasks=lambda context, partition: _tasks(context, stage, partition),
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"parquet"}),
-        columns=manifest_columns,
+        columns=kept_columns,
         checks=manifest_checks(stage),
         selected=True,
         settle=_settle,

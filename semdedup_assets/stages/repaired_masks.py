@@ -110,7 +110,7 @@ def repaired_selection(
         budget: bytes the tiles may take.
 
     Returns:
-        The selection, whose `kept_neighbour` is not used; and (n,) uint64, the id of the kept item.
+        The selection, whose `kept_neighbour` only says whether there is one; and (n,) uint64, the id of the kept item.
     """
     import torch
 
@@ -130,4 +130,5 @@ def repaired_selection(
         neighbour[rows.start + wanted] = scores["id"][rows.start + there[found.position]]
         similarity[rows.start + wanted] = found.similarity
     similarity[keep] = np.nan
-    return Selection(keep, np.full(len(keep), -1), similarity), neighbour
+    # Each removed item has one; which, its id says.
+    return Selection(keep, np.where(keep, -1, 0), similarity), neighbour

@@ -11,6 +11,7 @@ from semdedup_assets.records import content_hash
 from semdedup_assets.sources.reading import TruncatedFile, printable
 from semdedup_assets.stages.embeddings import content_hashes
 from semdedup_assets.stages.kept_rows import ChosenShard
+from semdedup_assets.storage.files import FileStat
 
 T = TypeVar("T")
 
@@ -28,17 +29,40 @@ def kept_records(
     Raises:
         SourceChangedError: a file, or what a record holds, is not what was embedded; names file and record.
     """
+    for _, _, records in kept_records_of_files(kept, read, contents):
+        yield from records
+
+
+def kept_records_of_files(
+    kept: ChosenShard, read: Callable[[str], Iterator[T]], contents: Callable[[T], Iterable[bytes | str]]
+) -> Iterator[tuple[FileStat, np.ndarray, Iterator[T]]]:
+    """What `kept_records` gives, file by file, also of those of which none is chosen; raises as it does.
+
+    Yields:
+        A file, (records,) bool which of its records are chosen, and these, to be used up before the next.
+    """
     hashes = embedded_contents(kept)
     files = {file.path: file for file in kept.shard.files}
     for path, first, keep in kept.of_files():
-        if keep.any():
-            for row, record in _rows_of_file(path, read, keep):
-                expected = int(hashes[first + row])
-                if all(content_hash(content) != expected for content in contents(record)):
-                    raise other_record(path, row)
-                yield record
-            # Afterwards: a file that was changed before or while it was read shows it now.
-            require_unchanged(files[path])
+        yield files[path], keep, _embedded_records(files[path], read, contents, keep, hashes[first:])
+
+
+def _embedded_records(
+    file: FileStat,
+    read: Callable[[str], Iterator[T]],
+    contents: Callable[[T], Iterable[bytes | str]],
+    keep: np.ndarray,
+    hashes: np.ndarray,
+) -> Iterator[T]:
+    if not keep.any():
+        return
+    for row, record in _rows_of_file(file.path, read, keep):
+        expected = int(hashes[row])
+        if all(content_hash(content) != expected for content in contents(record)):
+            raise other_record(file.path, row)
+        yield record
+    # Afterwards: a file that was changed before or while it was read shows it now.
+    require_unchanged(file)
 
 
 def embedded_contents(kept: ChosenShard) -> np.ndarray:

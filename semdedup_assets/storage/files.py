@@ -30,6 +30,13 @@ TEMPORARY = ".tmp"
 AT_ONCE = 64
 """Requests that wait for an object store at the same time."""
 
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What a write raises without the name of the file.
+_OF_A_DISK = {*_FULL_DISK, errno.EROFS, errno.EIO}
+
+# What a store's library raises where nothing is under a name.
+_NOTHING_THERE = (FileNotFoundError, NotADirectoryError)
+
 # A file up to this size is one request, held in memory until it is complete; a larger one is sent in parts of it.
 _UPLOAD_BYTES = 128 << 20
 _S3 = ("s3", "s3a")
@@ -157,8 +164,9 @@ def file_stat(path: str) -> FileStat | None:
         return next((_local_stat(*found) for found in walked.found.items()), None)
     fs.invalidate_cache()
     try:
-        info = fs.info(name)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        with named_faults(path, "read"):
+            info = fs.info(name)
+    except _NOTHING_THERE as error:
         # fsspec calls a web server's every failure a missing file.
         if error.__cause__ is not None and getattr(error.__cause__, "status", None) not in (404, 410):
             message = f"{path}: its server does not answer as it should ({error.__cause__})"
@@ -172,7 +180,8 @@ def is_folder(path: str) -> bool:
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return os.path.isdir(name)  # noqa: PTH112  # fsspec takes a name that is not UTF-8 for none
-    return bool(fs.isdir(name))
+    with named_faults(path, "read"):
+        return bool(fs.isdir(name))
 
 
 def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
@@ -195,7 +204,8 @@ def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     if _is_web(fs):
         found, root = linked(fs, name, root=root), page_url(root)
     else:
-        found = fs.glob(name, detail=True)
+        with named_faults(pattern, "listed"):
+            found = fs.glob(name, detail=True)
     return _visible_files(fs, found, wanted, _hidden_from(root, segments))
 
 
@@ -208,7 +218,8 @@ def list_below(folder: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     if _is_web(fs):
         found, name = linked_below(fs, name), page_url(name)
     else:
-        found = fs.find(name, detail=True)
+        with named_faults(folder, "listed"):
+            found = fs.find(name, detail=True)
     return _visible_files(fs, found, suffixes, _hidden_from(name.rstrip("/"), ["**"]))
 
 
@@ -300,17 +311,46 @@ def read_bytes(path: str) -> bytes:
     if isinstance(fs, LocalFileSystem):
         with open_file(path) as stream:
             return stream.read()
-    try:
-        # Without a range s3fs would ask for the size first.
-        content: bytes = fs.cat_file(name, start=0)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        # An empty object has no range that could be read.
-        if fs.info(name)["size"] == 0:
-            return b""
-        raise
+    with named_faults(path, "read"):
+        try:
+            # Without a range s3fs would ask for the size first.
+            content: bytes = fs.cat_file(name, start=0)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # An empty object has no range that could be read.
+            if fs.info(name)["size"] == 0:
+                return b""
+            raise
     return content
+
+
+@contextmanager
+def named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...] = _NOTHING_THERE) -> Iterator[None]:
+    """Say of what a store's library speaks, which repeats the words of its server alone, such as `Access Denied`.
+
+    Args:
+        path: local path, whose errors stay as they are, or URL.
+        done: what is done there, as a participle.
+        passed_on: errors that stay as they are.
+
+    Raises:
+        PermissionError, TimeoutError, OSError: the store does not do it; has a number (`errno`), and names the URL and
+            the remedy.
+    """
+    try:
+        yield
+    except Exception as cause:
+        if isinstance(cause, passed_on) or is_local(path):
+            raise
+        numbers = {PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
+        number = next((numbers[kind] for kind in numbers if isinstance(cause, kind)), errno.EIO)
+        words = f"{type(cause).__name__}: {getattr(cause, 'strerror', None) or cause}"
+        remedy = "see that the store is there, that it answers, and that the credentials of this machine allow that"
+        # Of these two numbers Python makes a PermissionError and a TimeoutError.
+        raise OSError(
+            getattr(cause, "errno", None) or number, f"{path}: cannot be {done} ({words}); {remedy}"
+        ) from cause
 
 
 @contextmanager
@@ -321,13 +361,15 @@ def create(path: str) -> Iterator[IO[bytes]]:
 
     Raises:
         PermissionError: the store cannot be written; names the path and the remedy.
+        OSError: its disk is full or fails; names the path.
     """
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         with _local_create(Path(name)) as stream:
             yield stream
         return
-    stream = fs.open(name, "wb", block_size=_UPLOAD_BYTES)
+    with named_faults(path, "written", passed_on=()):
+        stream = fs.open(name, "wb", block_size=_UPLOAD_BYTES)
     try:
         yield stream
     except BaseException:
@@ -336,7 +378,8 @@ def create(path: str) -> Iterator[IO[bytes]]:
         if isinstance(stream, AbstractBufferedFile):
             stream.closed = True
         raise
-    stream.close()
+    with named_faults(path, "written", passed_on=()):
+        stream.close()
     fs.invalidate_cache()
 
 
@@ -346,6 +389,8 @@ def _local_create(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("wb")
     except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise
         message = (
             f"{path}: cannot be written ({error.strerror}); make its folder writable or set `store` to one that is"
         )
@@ -355,8 +400,11 @@ def _local_create(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-    except BaseException:
+    except BaseException as error:
         path.unlink(missing_ok=True)
+        # Where it has no words of the system, it has its own, which a name would replace.
+        if isinstance(error, OSError) and error.errno in _OF_A_DISK and error.strerror and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -426,8 +474,9 @@ def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile
     fs, name = filesystem(folder)
     fs.invalidate_cache()
     try:
-        found = list(fs.find(name, detail=True).values()) if recursive else fs.ls(name, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
+        with named_faults(folder, "listed"):
+            found = list(fs.find(name, detail=True).values()) if recursive else fs.ls(name, detail=True)
+    except _NOTHING_THERE:
         return {}
     prefix = f"{name.rstrip('/')}/"
     return {
@@ -491,9 +540,10 @@ def read_many(paths: Sequence[str]) -> list[bytes | None]:
         return [_content_or_nothing(path) for path in paths]
     found = fs.cat([filesystem(path)[1] for path in paths], on_error="return")
     contents = [found.get(filesystem(path)[1]) for path in paths]
-    for content in contents:
+    for path, content in zip(paths, contents, strict=True):
         if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-            raise content
+            with named_faults(path, "read"):
+                raise content
     return [content if isinstance(content, bytes) else None for content in contents]
 
 

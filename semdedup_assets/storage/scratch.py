@@ -49,7 +49,7 @@ def _no_room(error: OSError, size: int) -> OSError:
         f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free); set TMPDIR to a larger disk, or raise "
         "`compute.memory_mib` above it"
     )
-    return OSError(error.errno, message)
+    return OSError(error.errno, message, folder)
 
 
 class ScratchBytes:

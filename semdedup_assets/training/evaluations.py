@@ -1,6 +1,6 @@
 """Measure the models of a kept set and of what it is held against, and say which differences are clear."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -181,31 +181,43 @@ def summarised(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
     Args:
         rows: of one kept set and its baselines.
     """
-    values: dict[tuple[str, str, str, str], list[float]] = {}
+    values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     higher: dict[tuple[str, str], bool] = {}
     for row in rows:
-        values.setdefault((row.budget, row.score.metric, row.score.set, row.role), []).append(row.score.value)
-        higher[row.score.metric, row.score.set] = row.score.higher_is_better
-    found = []
-    for (budget, metric, name, role), own in values.items():
-        if role != "semdedup":
-            continue
-        for other in (each for each in ROLES if each != "semdedup" and (budget, metric, name, each) in values):
-            first, second = SeedSpread.of(own), SeedSpread.of(values[budget, metric, name, other])
-            compared = compare_spreads(first, second, higher_is_better=higher[metric, name])
-            found.append(
-                {
-                    "budget": budget,
-                    "set": name,
-                    "metric": metric,
-                    "SemDeDup": str(first),
-                    "against": ROLES[other],
-                    "its value": str(second),
-                    "difference": f"{compared.difference:+.3g}",
-                    "verdict": compared.verdict,
-                }
-            )
-    return found
+        by_role = values.setdefault((row.budget, row.score.set, row.score.metric), {})
+        by_role.setdefault(row.role, []).append(row.score.value)
+        higher[row.score.set, row.score.metric] = row.score.higher_is_better
+    return [
+        {"budget": budget, "set": name, "metric": metric, **compared}
+        for (budget, name, metric), by_role in values.items()
+        for compared in against_baselines(by_role, higher_is_better=higher[name, metric])
+    ]
+
+
+def against_baselines(values: Mapping[str, Sequence[float]], *, higher_is_better: bool) -> list[dict[str, Any]]:
+    """A metric of the kept set beside that of each baseline, with what can be said of the difference.
+
+    Args:
+        values: of the metric, one a seed, by role.
+        higher_is_better: of the metric.
+
+    Returns:
+        A row for each baseline that has values; none where the kept set has none.
+    """
+    own, rows = SeedSpread.of(values.get("semdedup", ())), []
+    for role in (each for each in ROLES if each != "semdedup" and own.seeds and values.get(each)):
+        other = SeedSpread.of(values[role])
+        compared = compare_spreads(own, other, higher_is_better=higher_is_better)
+        rows.append(
+            {
+                "SemDeDup": str(own),
+                "against": ROLES[role],
+                "its value": str(other),
+                "difference": f"{compared.difference:+.3g}",
+                "verdict": compared.verdict,
+            }
+        )
+    return rows
 
 
 def _write(

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.context import StageContext
@@ -20,7 +21,7 @@ from semdedup_assets.storage.results import ResultRecord, StoredFile, copy_verif
 from semdedup_assets.training.evaluation_data import EvaluationSets
 from semdedup_assets.training.held_out_sets import set_files, texts_version
 from semdedup_assets.training.metrics.measured import Measured
-from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError
+from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError, first_problem
 from semdedup_assets.training.training_runs import CHECKPOINT, named_files, required_training, run_name
 from semdedup_assets.training_settings import filled, placeholders
 
@@ -153,6 +154,7 @@ class ModelScores:
         self._training = required_training(context)
         self._settings = context.pipeline.evaluation
         self._sets = EvaluationSets(self._settings)
+        self._named: dict[str, bool] | None = None
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -186,7 +188,21 @@ class ModelScores:
                     if known[index] is None:
                         known[index] = self._measured(model, metric, folder, loaded)
                         write_bytes(places[index], _written(known[index] or []))
-        return [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
+        found = [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
+        self._require_alike(model, next((scores for metric, scores in found if metric.kind == "command"), []))
+        return found
+
+    def _require_alike(self, model: StoredModel, scores: Sequence[Score]) -> None:
+        """Raise where a command gives other numbers for one model than for another: seeds would be missing, unseen."""
+        named = {score.metric: score.higher_is_better for score in scores}
+        self._named = named if self._named is None else self._named
+        if named != self._named:
+            differ = ", ".join(sorted(name for name, _ in named.items() ^ self._named.items()))
+            message = (
+                f"{model.title}: evaluation.command gives other metrics, or directions, than for the models before ({differ}); "
+                "let it write the same for each"
+            )
+            raise EvaluationFailedError(message)
 
     def _place(self, model: StoredModel, metric: Metric) -> str:
         name = fingerprint([model.version, metric.kind, metric.name, metric.identity])
@@ -296,36 +312,46 @@ def _by_command(command: str, model: StoredModel, folder: Path, held_out: Mappin
         except TrainingFailedError as error:
             raise EvaluationFailedError(str(error)) from error
         path = Path(scratch, METRICS_FILE)
-        if not path.exists():
+        if not path.is_file():
             message = f"evaluation.command: it ended without an error and wrote no {{out}}/{METRICS_FILE}; {process.last_words()}"
             raise EvaluationFailedError(message)
-        return command_scores(path.read_text())
+        return command_scores(path.read_bytes())
 
 
-def command_scores(text: str) -> list[Score]:
+class _Number(BaseModel, extra="forbid", strict=True):
+    """A number of a command's, and the direction of its metric."""
+
+    value: float
+    higher_is_better: bool = True
+
+
+def _as_number(value: object) -> object:
+    return value if isinstance(value, dict) else {"value": value}
+
+
+_NUMBERS = TypeAdapter(dict[Annotated[str, Field(min_length=1)], Annotated[_Number, BeforeValidator(_as_number)]])
+
+
+def command_scores(content: bytes) -> list[Score]:
     """What a command measured.
 
     Args:
-        text: of its `metrics.json`.
+        content: of its `metrics.json`.
 
     Raises:
-        EvaluationFailedError: it is not an object of numbers by name.
+        EvaluationFailedError: it is not an object of numbers by name; names the first that is none.
     """
     try:
-        document = json.loads(text)
-        found = []
-        for name, value in document.items():
-            number, higher = (
-                (value["value"], value.get("higher_is_better", True)) if isinstance(value, dict) else (value, True)
-            )
-            found.append(Score(str(name), "", float(number), bool(higher), 0, 0))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # Of what JSON lacks, NaN and infinities are read, to be refused by the metric's name.
+        found = _NUMBERS.validate_python(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        wrong = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         message = (
-            f"evaluation.command: {METRICS_FILE} is not what is expected ({type(error).__name__}: {error}): an object of numbers "
+            f"evaluation.command: {METRICS_FILE} is not what is expected ({wrong}): an object of numbers "
             'by name, or of `{"value": 1.2, "higher_is_better": false}`'
         )
         raise EvaluationFailedError(message) from error
-    return found
+    return [Score(name, "", each.value, each.higher_is_better, 0, 0) for name, each in found.items()]
 
 
 def _scores(measured: Measured, name: str, *, higher_is_better: bool = True) -> list[Score]:

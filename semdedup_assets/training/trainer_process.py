@@ -22,6 +22,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Any
 
+from pydantic import BaseModel, ValidationError
+
 from semdedup_assets.execution import progress
 from semdedup_assets.execution.processes import has_ended, this_process
 
@@ -29,13 +31,17 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 _POLL_SECONDS, _REPORT_SECONDS, _GRACE_SECONDS = 0.2, 15.0, 30.0
 _TAIL_LINES = 15
 _LAST_WORDS = 4000
+# A longer line is no report; it is passed over.
+_LONGEST_LINE = 4 << 20
+# What a shell says of a program that a signal ended: 128, and the signal's number.
+_SHELL = 128
 # A scaler of losses may find one or two that are not finite on its way.
 _MOST_NOT_FINITE = 3
 _NUMBER = r"['\"]?(nan|[-+]?inf(?:inity)?|[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 _PRINTED = {
     "loss": re.compile(rf"(?<![\w-])['\"]?loss['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
     "learning_rate": re.compile(rf"(?<![\w-])['\"]?(?:lr|learning[_ ]rate)['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
-    "step": re.compile(r"(?<![\w-])['\"]?(?:step|iteration|iter)['\"]?\s*[:=]?\s*['\"]?(\d+)", re.IGNORECASE),
+    "step": re.compile(r"(?<![\w-])['\"]?(?:step|iteration|iter)['\"]?\s*[:=]?\s*['\"]?(\d{1,18})", re.IGNORECASE),
 }
 
 
@@ -49,6 +55,28 @@ class DivergedError(TrainingFailedError):
 
 class KilledError(TrainingFailedError):
     """A signal ended a trainer; what it had saved is there, and it can go on."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with what a program said: where, what was found, and why that is refused.
+
+    Args:
+        error: of its validation.
+    """
+    wrong = error.errors()[0]
+    place = ".".join(map(str, wrong["loc"])) or "all of it"
+    return f"{place} is {str(wrong['input'])[:80]!r}: {wrong['msg']}"
+
+
+class _Said(BaseModel, extra="allow"):
+    """What a message may say of a step, or of the whole; whatever else it has is kept."""
+
+    loss: float | None = None
+    learning_rate: float | None = None
+    step: int | None = None
+    steps: int | None = None
+    items: int | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +96,30 @@ class Reported:
         curve: by step; what a later attempt says of a step counts.
         totals: what it said of the whole: `steps`, `items`, `tokens`, and whatever else is no step of the curve.
         numbered: whether it said at which steps; else the curve counts what it reported.
+        not_finite: losses in a row that were not finite.
+        refused: what was wrong with the first message that is not what one should be; such are passed over.
     """
 
     curve: dict[int, CurvePoint] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
     numbered: bool = True
     not_finite: int = 0
+    refused: str = ""
 
     def take(self, message: Mapping[str, Any]) -> None:
         """Take what it says of a step, or of the whole."""
-        if message.get("loss") is None:
-            self.totals.update(message)
+        try:
+            said = _Said.model_validate(message)
+        except ValidationError as error:
+            self.refused = self.refused or first_problem(error)
             return
-        loss, rate = float(message["loss"]), message.get("learning_rate")
-        self.numbered = self.numbered and bool(message.get("step"))
-        step = int(message.get("step") or max(self.curve, default=0) + 1)
-        self.curve[step] = CurvePoint(step, loss, None if rate is None else float(rate))
-        self.not_finite = 0 if math.isfinite(loss) else self.not_finite + 1
+        if said.loss is None:
+            self.totals.update(said.model_dump(exclude_unset=True))
+            return
+        self.numbered = self.numbered and bool(said.step)
+        step = said.step or max(self.curve, default=0) + 1
+        self.curve[step] = CurvePoint(step, said.loss, said.learning_rate)
+        self.not_finite = 0 if math.isfinite(said.loss) else self.not_finite + 1
 
     @property
     def last(self) -> CurvePoint | None:
@@ -225,7 +260,7 @@ class TrainerProcess:
     ) -> None:
         """Take what it reports until it ends; of a program that reports nothing, what it prints."""
         started = said = time.monotonic()
-        by_pipes = False
+        by_pipes = complained = False
         running = True
         while running:
             try:
@@ -241,6 +276,9 @@ class TrainerProcess:
             shown = list(_printed_messages(printed.lines()))
             for heard in found if by_pipes else [*found, *shown]:
                 reported.take(heard)
+            if reported.refused and not complained:
+                complained = True
+                progress.log(f"{self.title}: what it reports is passed over where it is no number: {reported.refused}")
             if reported.not_finite >= _MOST_NOT_FINITE:
                 raise self._diverged(reported)
             if self.stop.is_set():
@@ -256,9 +294,10 @@ class TrainerProcess:
             raise self._diverged(reported)
         if code == 0:
             return
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "; out of memory?" if -code == signal.SIGKILL else ""
+        ended_by = -code if code < 0 else code - _SHELL
+        if code < 0 or ended_by in (signal.SIGKILL, signal.SIGTERM):
+            name = signal.Signals(ended_by).name if ended_by in set(signal.Signals) else f"signal {ended_by}"
+            hint = "; out of memory?" if ended_by == signal.SIGKILL else ""
             message = (
                 f"{self.title}: the trainer was ended by {name}{hint}; run again, and it goes on where it saved last"
             )
@@ -290,17 +329,19 @@ class _Tail:
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path, self._at = path, start
 
-    def lines(self) -> list[str]:
-        """Those that were completed since the last call."""
+    def lines(self) -> Iterator[str]:
+        """Those that were completed since the last call; a bar, which returns to its line's start, completes lines too."""
         with self._path.open("rb") as stream:
             stream.seek(self._at)
-            content = stream.read()
-        end = content.rfind(b"\n") + 1
-        self._at += end
-        return content[:end].decode(errors="replace").splitlines()
+            while content := stream.read(_LONGEST_LINE):
+                end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
+                if not end and len(content) < _LONGEST_LINE:
+                    return
+                self._at = stream.seek(self._at + (end or len(content)))
+                yield from content[:end].decode(errors="replace").splitlines()
 
 
-def _parsed(lines: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _parsed(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     """The messages in some lines; what a killed process left of a line is none."""
     for line in lines:
         try:
@@ -356,9 +397,15 @@ def held_folder(folder: Path, title: str, stop: Event) -> Iterator[IO[str]]:
 
     Raises:
         TrainingFailedError: an earlier attempt still works in it.
+        OSError: nothing can be written there; names the setting.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / "lock").open("a+")
+    except OSError as error:
+        message = f"{title}: nothing can be written ({error.strerror}); name another folder in `training.work_folder`"
+        raise OSError(error.errno, message, str(folder)) from error
+    with opened as lock:
         # What a killed run left is ended, and needs a moment to go.
         deadline = time.monotonic() + _GRACE_SECONDS
         while not _take(lock):
@@ -399,15 +446,14 @@ def _end_orphans(lock: IO[str]) -> bool:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program with all its children, where it still runs.
+    """End a program where it still runs, and all its children: those that outlive it would go on writing to its folder.
 
     A launcher such as torchrun has workers in sessions of their own: it is asked first, so that it ends them.
     """
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

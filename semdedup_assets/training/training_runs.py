@@ -205,6 +205,9 @@ def trained(context: StageContext, stage: TrainingStage, runs: Sequence[Training
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    errors = [error for each in running if (error := each.exception()) is not None]
+    for error in errors[1:]:
+        progress.log(f"failed too: {error}")
     return [each.result() for each in running]
 
 
@@ -247,7 +250,7 @@ def work_folder(context: StageContext, stage: TrainingStage, partition: Partitio
     root = training.work_folder or ("" if is_local(layout.root) else ".semdedup-training")
     # Two stores may share a work folder.
     store = fingerprint(layout.root)[:8]
-    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.folder, "training")
+    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.training)
     location = context.location(stage.name, partition).removeprefix(layout.folder).strip("/")
     return (base / location).absolute()
 
@@ -304,10 +307,8 @@ class _Training:
                 f"{self._title}: the trainer ended without an error, and left no file in {out}; {process.last_words()}"
             )
             raise TrainingFailedError(message)
-        partial = done.with_suffix(".partial")
         result = {**self._result(reported, seconds), "kept": kept}
-        partial.write_text(json.dumps({"result": result, "curve": _curve(reported)}))
-        partial.replace(done)
+        _replace(done, {"result": result, "curve": _curve(reported)})
         progress.log(f"{self._title}: trained in {seconds:,.0f} s")
 
     def _run(self, process: TrainerProcess, lock: IO[str]) -> Reported:
@@ -329,7 +330,7 @@ class _Training:
         note = self._folder / "seconds.json"
         total = seconds + (json.loads(note.read_text()) if note.exists() else 0.0)
         if keep:
-            note.write_text(json.dumps(total))
+            _replace(note, total)
         return total
 
     def _manifest(self) -> tuple[str, int]:
@@ -391,6 +392,13 @@ class _Training:
             "device": self.device,
             **({"reported": totals} if totals else {}),
         }
+
+
+def _replace(path: Path, content: object) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 def _curve(reported: Reported) -> list[dict[str, Any]]:

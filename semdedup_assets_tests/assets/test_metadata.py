@@ -157,6 +157,10 @@ def test_brief_tables_are_markdown_in_which_nothing_comes_to_life(runs: Pipeline
     assert "![" not in row
     assert "](" not in row
     assert row.count("\\|") == row.count("|") - 5
+    # Of vectors the keys are shown, and a key may hold anything.
+    rows = [{"group": "1", "key": "one\r\n\N{RIGHT-TO-LEFT OVERRIDE}two\0\x1b[31m"}, {"group": "2", "key": "plain"}]
+    table = str(shown_metadata({"table": Rows(rows, brief=True)})["table"].value)
+    assert [line.isprintable() for line in table.split("\n")] == [True] * 4
     gallery = shown(runs, "galleries")
     assert Path(gallery["gallery"].value).is_file()
     tables = [str(value.value) for value in gallery.values() if isinstance(value, dg.MarkdownMetadataValue)]

@@ -58,7 +58,7 @@ def test_what_masks_need_is_made_without_being_asked_for(tmp_path: Path) -> None
     settings = {
         "dataset": "photos",
         "store": str(tmp_path / "store"),
-        "source": {"kind": "folder", "path": str(tmp_path)},
+        "source": {"kind": "folder", "path": str(tmp_path / "source")},
         "encoder": {"kind": "openclip", "model": str(encoder)},
         "epsilons": [0.05],
     }

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -180,6 +181,8 @@ def test_what_a_path_is_that_is_no_file_is_named(tmp_path: Path) -> None:
         ("http:///folder/", "names no host"),
         ("https://[1/a.tar", "is no URL"),
         ("s3://", "names no bucket"),
+        ("s3//bucket/a", "names a folder on this machine; is s3://bucket/a meant?"),
+        ("${NOWHERE}/a", '${NOWHERE} is not filled in here; write "{{ env.NOWHERE }}"'),
     ],
 )
 def test_a_path_that_no_file_system_can_have_is_a_problem_before_it_is_asked(path: str, problem: str) -> None:
@@ -189,3 +192,12 @@ def test_a_path_that_no_file_system_can_have_is_a_problem_before_it_is_asked(pat
         with pytest.raises(ValueError, match=r"^path: ") as raised:
             source.files()
         assert str(raised.value) == found
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "jsonl"])
+def test_a_file_that_fails_while_it_is_read_is_named(kind: str, tmp_path: Path) -> None:
+    # The memory of a process is a file of the system that can be opened, and not be read at its start.
+    (tmp_path / "failing").symlink_to("/proc/self/mem")
+    source = TypeAdapter(Source).validate_python({"kind": kind, "path": str(tmp_path)})
+    with pytest.raises(OSError, match=rf"{os.strerror(errno.EIO)}: '{tmp_path}/failing'"):
+        list(source.read(str(tmp_path / "failing")))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,24 @@ def test_an_archive_with_one_array_of_vectors_is_read(tmp_path: Path) -> None:
         ValueError, match=r"a\.npz: holds 2 two-dimensional arrays of floats where one is needed, among image"
     ):
         read_all(source)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_damaged_anywhere_is_named_and_no_fault_of_the_machine(
+    tmp_path: Path, save: Callable[..., None]
+) -> None:
+    path = tmp_path / "a.npz"
+    save(path, vectors=some_vectors(20, dtype="float32"))
+    whole, source, reasons = path.read_bytes(), Vectors(path=str(path)), list[str]()
+    for at in range(0, len(whole), 3):
+        for damaged in (whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :], whole[:at] + whole[at + 9 :]):
+            path.write_bytes(damaged)
+            try:
+                read_all(source)
+            except ValueError as error:
+                reasons.append(str(error))
+    assert len(reasons) > len(whole) // 8
+    assert all(reason.startswith(f"{path}: ") for reason in reasons)
 
 
 def test_damaged_rows_within_a_whole_archive_are_invalid_one_by_one(tmp_path: Path) -> None:

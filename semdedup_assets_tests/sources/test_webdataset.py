@@ -251,6 +251,10 @@ def test_a_member_with_holes_is_read_or_invalid_but_never_in_memory(tmp_path: Pa
     tracemalloc = pytest.importorskip("tracemalloc")
     source = WebDataset(path=str(sparse_tar(tmp_path / "a.tar", 100_000)))
     assert read_all(source)[0] == Record("1", b"\xff" * 512 + bytes(100_000 - 512))
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:700])
+    with pytest.raises(TruncatedFile, match=r"a\.tar: cut off or damaged"):
+        read_all(source)
     source = WebDataset(path=str(sparse_tar(tmp_path / "a.tar", 5_000_000_000)))
     tracemalloc.start()
     try:

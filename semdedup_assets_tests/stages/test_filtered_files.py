@@ -159,7 +159,7 @@ def test_tables_hold_the_kept_rows_with_every_column_under_their_own_names(table
     _, details = tables.manifest(KEPT)
     assert details["kept"] == sum(map(len, kept.values())) == details["rows_written"]["filtered"]
     assert details["kept"] + details["removed"] + details["skipped"] == 110 == details["records"]
-    assert details["changed"] == {"images_beside_tables": 0}
+    assert details["changed"] == {"images_put_into_tables": 0}
     assert counts_are_conserved(tables.context()).problems == []
 
 
@@ -345,13 +345,15 @@ def test_vectors_that_are_not_what_was_embedded_are_refused(tmp_path: Path) -> N
     refused(runs, rf"0\.npy: changed since it was embedded: record {rows[5]} \(counted from 0\) is not the one")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "folder", "webdataset"])
-def test_other_sources_are_refused_with_what_they_can_have(tmp_path: Path, kind: str) -> None:
-    encoder = STATIC_TEXTS if kind == "jsonl" else {"kind": "openclip", "model": "ViT-B-16", "pretrained": "openai"}
-    settings = vectors_settings(tmp_path, source={"kind": kind, "path": "x"}, encoder=encoder, manifests=["filtered"])
+def test_a_folder_of_images_is_refused_with_what_it_can_have(tmp_path: Path) -> None:
+    encoder = {"kind": "openclip", "model": "ViT-B-16", "pretrained": "openai"}
+    settings = vectors_settings(
+        tmp_path, source={"kind": "folder", "path": "x"}, encoder=encoder, manifests=["filtered"]
+    )
     with pytest.raises(
         ValueError,
-        match=f"'filtered' needs a source of kind parquet or vectors, not '{kind}'; of it there can be parquet, removed",
+        match="'filtered' needs a source of kind parquet or vectors or jsonl or webdataset, not 'folder'; of it there can "
+        "be parquet, removed, keep_lists, csv, webdataset",
     ):
         StageRuns(settings).pipeline  # noqa: B018
 

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -12,8 +12,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from semdedup_assets.storage.files import (
     create,
     exists,
+    file_stat,
     is_local,
     join,
+    list_below,
     list_folder,
     list_glob,
     move,
@@ -22,6 +24,9 @@ from semdedup_assets.storage.files import (
     remove,
     write_bytes,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def stop() -> None:
@@ -162,6 +167,38 @@ def test_a_read_only_store_is_reported(tmp_path: Path) -> None:
         pytest.skip("the superuser may write everywhere")
     with pytest.raises(PermissionError, match="cannot be written"):
         write_bytes(f"{tmp_path}/x", b"")
+
+
+@pytest.mark.parametrize(
+    "cause", [PermissionError("Access Denied"), FileNotFoundError("no such bucket"), KeyError("x")]
+)
+def test_what_a_store_s_library_raises_names_the_object_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise cause
+
+    path = "memory://refusing/folder/x"
+    write_bytes(path, b"record")
+    for name in ("open", "cat_file", "info", "ls", "find", "glob"):
+        monkeypatch.setattr(MemoryFileSystem, name, refused)
+    with pytest.raises(OSError, match=rf"{path}: cannot be written .*see that the store is there") as raised:
+        write_bytes(path, b"other")
+    assert isinstance(raised.value, PermissionError) == isinstance(cause, PermissionError)
+    assert raised.value.errno
+    if isinstance(cause, FileNotFoundError):
+        assert list_folder("memory://refusing/folder") == {}
+        return
+    asked: list[Callable[[], Any]] = [
+        lambda: read_bytes(path),
+        lambda: list_folder("memory://refusing"),
+        lambda: list_below("memory://refusing"),
+        lambda: list_glob("memory://refusing/*"),
+        lambda: file_stat("memory://refusing/x"),
+    ]
+    for each in asked:
+        with pytest.raises(OSError, match=r"memory://refusing.*: cannot be (read|listed) .*see that the store"):
+            each()
 
 
 def test_a_store_that_fails_for_a_moment_is_not_a_store_without_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_models_that_are_missing_are_named(runs: StageRuns) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*could not convert")],
+    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*distinct.value is 'many'")],
 )
 def test_a_command_that_measures_nothing_is_named(runs: StageRuns, mode: str, message: str) -> None:
     broken = runs.changed(evaluation={"command": metric_command(mode)})
@@ -152,7 +152,7 @@ def test_a_command_that_measures_nothing_is_named(runs: StageRuns, mode: str, me
 
 
 def test_a_command_that_fails_is_told_with_its_last_words(runs: StageRuns) -> None:
-    broken = runs.changed(evaluation={"command": "sh -c 'echo no such task; exit 4'"})
+    broken = runs.changed(evaluation={"command": "sh -c 'echo no such task {checkpoint} {out}; exit 4'"})
     with pytest.raises(EvaluationFailedError, match="exit code 4") as error:
         broken.make("evaluations")
     assert "no such task" in str(error.value)
@@ -167,17 +167,52 @@ def test_without_any_metric_nothing_is_measured(runs: StageRuns) -> None:
 def test_a_number_that_is_not_finite_is_refused(runs: StageRuns, number: str, tmp_path: Path) -> None:
     program = tmp_path / "metric.sh"
     program.write_text(f"echo '{{\"accuracy\": {number}}}' > $1/metrics.json")
-    broken = runs.changed(evaluation={"command": f"sh {program} {{out}}"})
+    broken = runs.changed(evaluation={"command": f"sh {program} {{out}} {{checkpoint}}"})
     with pytest.raises(EvaluationFailedError, match="accuracy is not a finite number"):
         broken.make("evaluations")
 
 
 def test_numbers_of_a_command_have_a_direction() -> None:
-    found = command_scores('{"accuracy": 0.5, "perplexity": {"value": 12, "higher_is_better": false}}')
+    found = command_scores(b'{"accuracy": 0.5, "perplexity": {"value": 12, "higher_is_better": false}}')
     assert [(score.metric, score.value, score.higher_is_better) for score in found] == [
         ("accuracy", 0.5, True),
         ("perplexity", 12.0, False),
     ]
+
+
+def test_a_command_gives_all_models_the_same_metrics(runs: StageRuns, tmp_path: Path) -> None:
+    program = tmp_path / "metric.sh"
+    program.write_text('echo "{\\"accuracy$2\\": 1}" > $1/metrics.json\n')
+    broken = runs.changed(evaluation={"command": f"sh {program} {{out}} {{seed}} {{checkpoint}}"})
+    with pytest.raises(EvaluationFailedError, match=r"other metrics, .*\(accuracy0, accuracy1\)"):
+        broken.make("evaluations")
+
+
+def test_an_evaluation_command_names_model_and_folder(runs: StageRuns) -> None:
+    with pytest.raises(ValueError, match=r"\{checkpoint\} is not in it"):
+        runs.changed(evaluation={"command": "lm_eval --output_path {out}"}).context()
+    with pytest.raises(ValueError, match=r"nothing is held out; add `held_out`"):
+        runs.changed(evaluation={"command": "lm_eval {checkpoint} {held_out} {out}"}).context()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"", "JSONDecodeError"),
+        (b"\xff\xfe\x00", "metrics.json is not what is expected"),
+        (b"[0.5]", "dictionary"),
+        (b'{"results": {"accuracy": 0.5}}', "results.value"),
+        (b'{"accuracy": "0.5"}', "accuracy.value is '0.5'"),
+        (b'{"accuracy": true}', "accuracy.value is 'True'"),
+        (b'{"loss": {"value": 1, "higher_is_better": "false"}}', "loss.higher_is_better is 'false'"),
+        (b'{"loss": {"value": 1, "lower_is_better": true}}', "loss.lower_is_better"),
+        (b'{"accuracy": 1' + b"0" * 400 + b"}", "accuracy.value"),
+        (b'{"a":' * 100_000, "RecursionError"),
+    ],
+)
+def test_metrics_of_another_form_are_refused(written: bytes, message: str) -> None:
+    with pytest.raises(EvaluationFailedError, match=message):
+        command_scores(written)
 
 
 def test_models_of_a_command_need_a_known_form_for_built_in_metrics(runs: StageRuns, tmp_path: Path) -> None:

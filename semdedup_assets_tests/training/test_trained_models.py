@@ -15,6 +15,7 @@ import pytest
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.storage.results import MissingResultError
+from semdedup_assets.training.evaluation_data import MissingEvaluationDataError
 from semdedup_assets.training.trained_models import TRAINED_MODELS
 from semdedup_assets.training.trainer_process import DivergedError, KilledError, TrainingFailedError
 from semdedup_assets.training.training_runs import work_folder
@@ -118,7 +119,7 @@ def test_whoever_asks_for_what_is_up_to_date_has_it_trained_again(runs: StageRun
 def test_what_changes_no_model_makes_none_stale(runs: StageRuns) -> None:
     runs.make("trained_models")
     assert not runs.changed(training=training(at_once=2, against=[])).stale("trained_models")
-    assert not runs.changed(evaluation={"command": "anything {checkpoint}"}).stale("trained_models")
+    assert not runs.changed(evaluation={"command": "anything {checkpoint} {out}"}).stale("trained_models")
     assert runs.changed(training=training(command=training_command(more="--steps 9"))).stale("trained_models") == [KEY]
 
 
@@ -198,6 +199,35 @@ def test_evaluation_data_that_is_not_there_is_named_before_anything_is_trained(r
     with pytest.raises(FileNotFoundError, match=r"evaluation\.bits_per_byte\.debian: .*nothing\.jsonl"):
         asked.make("trained_models")
     assert not (Path(asked.settings["store"]) / "training").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("", "it is empty"), ('{"content": "some words"}\n', "text"), ("no JSON\n" * 3, "JSON")],
+    ids=["empty", "another field", "no JSON"],
+)
+def test_evaluation_data_of_no_use_are_named_before_anything_is_trained(
+    runs: StageRuns, tmp_path: Path, lines: str, message: str
+) -> None:
+    (tmp_path / "set.jsonl").write_text(lines)
+    asked = runs.changed(evaluation={"bits_per_byte": {"debian": str(tmp_path / "set.jsonl")}})
+    with pytest.raises(MissingEvaluationDataError, match=rf"bits_per_byte\.debian: nothing .*{message}"):
+        asked.make("trained_models")
+
+
+def test_a_work_folder_that_cannot_be_written_is_named(runs: StageRuns, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    asked = runs.changed(training=training(work_folder=str(tmp_path / "file")))
+    with pytest.raises(OSError, match=r"name another folder in `training\.work_folder`: '.*/file/"):
+        asked.make("trained_models")
+
+
+def test_seeds_that_fail_differently_are_all_told(runs: StageRuns) -> None:
+    failing = runs.changed(training=training(command="sh -c 'echo the reason of {seed}; exit $((3 + {seed}))'"))
+    lines: list[str] = []
+    with reporting_to(lines.append), pytest.raises(TrainingFailedError, match="exit code 3"):
+        failing.make("trained_models")
+    assert any("seed1" in line and "exit code 4" in line for line in lines)
 
 
 def test_a_manifest_that_changed_makes_models_stale_and_is_required(runs: StageRuns) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,60 @@ def test_what_trainers_print_is_understood(tmp_path: Path, line: str, point: Cur
     assert list(reported.curve.values()) == [point]
 
 
+@pytest.mark.parametrize(
+    ("printed", "losses"),
+    [
+        (b"\r 1% loss: 3.0\r 2% loss: 2.0\r", [3.0, 2.0]),
+        (b"x" * (5 << 20) + b"\nloss: 1.5\n", [1.5]),
+        (b"\xff\xfe\x00 loss: 2.5\n", [2.5]),
+        (b"step 1" + b"0" * 5000 + b" loss: 2\n", [2.0]),
+    ],
+    ids=["a bar", "megabytes without a line", "no text", "a number without an end"],
+)
+def test_strange_output_ends_nothing(tmp_path: Path, printed: bytes, losses: list[float]) -> None:
+    (tmp_path / "printed").write_bytes(printed)
+    program = f"import shutil, sys; shutil.copyfileobj(open({str(tmp_path / 'printed')!r}, 'rb'), sys.stdout.buffer)"
+    reported = process(tmp_path / "run", program).run()
+    assert [point.loss for point in reported.curve.values()] == losses
+
+
+@pytest.mark.parametrize(
+    "wrong", ['{"loss": "high"}', '{"loss": [1]}', '{"loss": 1, "step": "3/7"}', '{"steps": "all"}']
+)
+def test_a_report_that_is_no_number_is_told_and_passed_over(tmp_path: Path, wrong: str) -> None:
+    program = f"""
+        from dagster_pipes import open_dagster_pipes
+        with open_dagster_pipes() as pipes:
+            for message in ({{"step": 1, "loss": 3.5}}, {wrong}, {{"step": 2, "loss": 2.5}}):
+                pipes.report_custom_message(message)
+    """
+    lines: list[str] = []
+    with reporting_to(lines.append):
+        reported = process(tmp_path, program).run()
+    assert [point.loss for point in reported.curve.values()] == [3.5, 2.5]
+    assert not reported.totals
+    assert any("passed over where it is no number" in line for line in lines)
+
+
+def test_children_end_with_their_trainer(tmp_path: Path) -> None:
+    """They would go on writing beside the next attempt."""
+    fifo = tmp_path / "held"
+    os.mkfifo(fifo)
+    program = f"""
+        import os, subprocess, sys
+        held = os.open({str(fifo)!r}, os.O_WRONLY)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[held])
+        sys.exit(3)
+    """
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(TrainingFailedError, match="exit code 3"):
+        process(tmp_path / "run", program).run()
+    # Nobody holds the other end any more.
+    assert select.select([reader], [], [], 60)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
 def test_an_error_of_the_program_is_told_with_its_last_words(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match=r"exit code 3; all it printed is in .*trainer\.log") as error:
         process(tmp_path, "import sys; print('no such column'); sys.exit(3)").run()
@@ -77,6 +132,12 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_killed_program_is_told_apart_from_a_failed_one(tmp_path: Path) -> None:
     with pytest.raises(KilledError, match="SIGKILL; out of memory"):
         process(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").run()
+
+
+def test_a_shell_whose_trainer_was_killed_is_one_that_was_killed(tmp_path: Path) -> None:
+    killed = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    with pytest.raises(KilledError, match="SIGKILL; out of memory"):
+        TrainerProcess("a model", ["sh", "-c", f"{shlex.join(killed)}; exit $?"], tmp_path).run()
 
 
 @pytest.mark.parametrize("after", ["raise SystemExit", "import time; time.sleep(600)"])

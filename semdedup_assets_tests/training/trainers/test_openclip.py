@@ -256,12 +256,21 @@ def test_a_loss_that_is_not_finite_ends_the_training(manifest: Manifest, clip: P
     assert not diverging.folder.exists()
 
 
+def test_a_vocabulary_smaller_than_the_tokenizer_s_is_named(manifest: Manifest, clip: Path, tmp_path: Path) -> None:
+    small = shutil.copytree(clip, tmp_path / "small")
+    config = json.loads((small / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = 20
+    (small / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"training\.openclip\.model: its tokenizer gives .* knows 20 "):
+        training(manifest, small, tmp_path / "out").run()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"settings": {"batch_size": 4096}},
-            r"captions? are fewer than a batch of 4,096; lower `training.openclip.batch_si",
+            r"kept items [0-9]+ have image and caption, fewer than a batch of 4,096; lower `training.openclip.batch_si",
         ),
         ({"steps": 7}, "take 6 steps, not 7"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
