@@ -72,7 +72,7 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
 
 @contextmanager
 def running_dagster(folder: Path) -> Iterator[RunningDagster]:
-    """`dagster dev` on a project, until the block ends; its daemon looks every other second."""
+    """`dagster dev` on a project, until the block ends; its daemon looks more often than a user's."""
     port, log = free_port(), folder / "dagster.log"
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(_SHORT_INTERVALS), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from semdedup_assets.command_line.errors import UsageError
+from semdedup_assets.command_line.replaced_folder import ReplacedFolder
 from semdedup_assets.defs_yaml.problems import near_names
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
@@ -77,7 +77,9 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
     raise UsageError(message)
 
 
-def export(context: StageContext, partition: Partition, to: Path, *, overwrite: bool) -> dict[str, Any]:
+def export(
+    context: StageContext, partition: Partition, to: Path, *, overwrite: bool, replaced: ReplacedFolder
+) -> dict[str, Any]:
     """Write the manifest of a kept set into a folder, with `manifest.json`.
 
     Args:
@@ -85,6 +87,7 @@ def export(context: StageContext, partition: Partition, to: Path, *, overwrite: 
         partition: a kept set, whose masks are there.
         to: what `export_folder` gave: missing, empty or an earlier export.
         overwrite: whether an earlier export that it holds is replaced, once the new one is complete.
+        replaced: replaces it.
 
     Returns:
         What `manifest.json` says, without the inputs.
@@ -98,20 +101,12 @@ def export(context: StageContext, partition: Partition, to: Path, *, overwrite: 
     to.parent.mkdir(parents=True, exist_ok=True)
     masks = context.index.require("keep_masks", partition)
     inputs = context.index.input_versions("manifests", partition)
-    # Beside it, so that a folder with the name is always whole.
-    with tempfile.TemporaryDirectory(prefix=".semdedup-", dir=to.parent) as beside:
-        written, earlier = Path(beside) / to.name, Path(beside) / ".earlier"
+    with replaced.beside(to) as beside:
+        written = beside / to.name
         details = write_manifest(context, partition, masks, str(written), inputs=inputs)
         _list_files(written)
         _require_free(to, overwrite=overwrite)
-        if to.exists():
-            to.replace(earlier)
-        try:
-            written.replace(to)
-        except OSError:
-            if earlier.exists():
-                earlier.replace(to)
-            raise
+        replaced.replace(to, written)
     return details
 
 

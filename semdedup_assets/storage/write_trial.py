@@ -24,7 +24,8 @@ def write_problem(folder: str) -> str | None:
     except Exception as error:
         # Each store's library has its own exceptions for missing rights.
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".removesuffix(": ")
-        return f"{folder} cannot be written: {reason}"
+        # What a store refuses names the object.
+        return reason if folder in reason else f"{folder} cannot be written: {reason}"
     return None
 
 
