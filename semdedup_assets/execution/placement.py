@@ -50,7 +50,7 @@ def placement_of(context: StageContext, stage: Stage) -> Placement:
         ClusterError: the cluster cannot be joined.
     """
     compute = context.compute
-    wanted = compute.workers.get(stage.name)
+    wanted = compute.workers.get(stage.name) or compute.workers.get(stage.workers_of)
     if compute.engine == "local" or (wanted is None and not stage.has_many_tasks):
         return Placement()
     connect(compute.address)
