@@ -15,7 +15,7 @@ from semdedup_assets.execution.stage import Picture, Rows
 from semdedup_assets.storage.results import ResultRecord
 
 _WIDEST, _COLOURS = 860, 32
-# A table of more rows is for a program.
+# A result's table of more rows is for a program.
 _MOST_ROWS = 20
 
 
@@ -35,11 +35,19 @@ class Report:
         """Add lines, and an empty one."""
         self.lines += [*lines, ""]
 
-    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a table; nothing where there are no rows."""
-        if rows:
-            lines = [[_cell(value) for value in row.values()] for row in rows[:_MOST_ROWS]]
-            self.add(*(f"| {' | '.join(line)} |" for line in [list(rows[0]), ["-"] * len(rows[0]), *lines]))
+    def table(self, rows: Sequence[Mapping[str, Any]], *, most: int | None = None) -> None:
+        """Add a table; nothing where there are no rows.
+
+        Args:
+            rows: of the table, each with the same columns.
+            most: rows that are shown, with a line that says how many there are; None: all.
+        """
+        if not rows:
+            return
+        lines = [[_cell(value) for value in row.values()] for row in rows[:most]]
+        self.add(*(f"| {' | '.join(line)} |" for line in [list(rows[0]), ["-"] * len(rows[0]), *lines]))
+        if len(lines) < len(rows):
+            self.add(f"*The first {len(lines)} of {len(rows):,} rows.*")
 
     def picture(self, png: bytes, name: str, title: str) -> None:
         """Add a picture, with as few colours and pixels as show it."""
@@ -62,7 +70,7 @@ class Report:
                     value.title,
                 )
             elif isinstance(value, Rows):
-                self.table(value.rows)
+                self.table(value.rows, most=_MOST_ROWS)
         return record
 
 

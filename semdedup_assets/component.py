@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,7 +28,7 @@ from semdedup_assets.comparison_settings import Comparison, ModelComparison, Nam
 from semdedup_assets.defs_yaml.pipelines import NEEDED, collision, filled_pipeline, filled_settings
 from semdedup_assets.defs_yaml.problems import Problem, schema_problems
 from semdedup_assets.defs_yaml.scaffold import ComparisonScaffolder, PipelineScaffolder, TrainingComparisonScaffolder
-from semdedup_assets.defs_yaml.schema import WrittenSchema
+from semdedup_assets.defs_yaml.schema import SettingPath, WrittenSchema
 from semdedup_assets.execution.kept_set_choice import UnknownKeptSetError
 from semdedup_assets.execution.openmp import let_threads_sleep
 from semdedup_assets.loading import (
@@ -159,7 +159,8 @@ class SemDedupPipeline(_ProjectComponent[Pipeline]):
     @classmethod
     def _settings(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Pipeline:
         pipeline, problems = filled_pipeline(_written(attributes, context, NEEDED), _scope(context))
-        if (wrong := _wrong(problems, context)) or pipeline is None:
+        refused = [] if pipeline is None else _refused_by_dagster(pipeline)
+        if (wrong := _wrong([*problems, *refused], context)) or pipeline is None:
             raise InvalidComponentError(wrong)
         return pipeline
 
@@ -305,6 +306,20 @@ def _require_loaded(wanted: NamedKeptSet, pipelines: Sequence[Pipeline], broken:
             more = f" and {len(each.problems) - 1} more" if len(each.problems) > 1 else ""
             message = f"the pipeline {wanted.dataset} is not loaded; mend it first: {each.problems[0]}{more}"
             raise UnknownKeptSetError(message, setting="dataset")
+
+
+def _refused_by_dagster(pipeline: Pipeline) -> Iterator[Problem]:
+    """The settings that Dagster alone can tell to be wrong: owners, and when a schedule runs."""
+    name, schedule = dagster_name(pipeline.dataset), pipeline.refresh.schedule or "@daily"
+    trials: dict[SettingPath, Callable[[], object]] = {
+        ("owners",): lambda: dg.AssetSpec(name, owners=list(pipeline.owners)),
+        ("refresh", "schedule"): lambda: dg.ScheduleDefinition(job_name=name, cron_schedule=schedule),
+    }
+    for path, trial in trials.items():
+        try:
+            trial()
+        except dg.DagsterInvalidDefinitionError as error:
+            yield Problem(path, " ".join(str(error).split()))
 
 
 def _wrong(problems: Sequence[Problem], context: dg.ComponentLoadContext) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where and how fast the work runs: nothing here changes a result."""
+"""Where and how fast the work runs: nothing here changes a result, but for the number format that a model chooses by itself."""
 
 import os
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +46,7 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
     device: str = Field(
         "auto",
         description="`auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`. Centroids are fitted on all GPUs of "
-        "the machine, unless one is named.",
+        "the machine, unless one is named. Changes no result, but for the model's number format where `precision` is `auto`.",
     )
     batch_size: int | None = Field(
         None, ge=1, description="Items in a batch of the model; empty: chosen for the device."

@@ -203,9 +203,9 @@ def _head_problems(tree: ValueAndSourcePositionTree, file: Path) -> Iterator[str
     for problem in schema_problems(tree.value, ComponentFileModel):
         position, _ = tree.source_position_tree.lookup_closest_and_path(list(problem.path), None)
         yield f"{position or file} {'.'.join(map(str, problem.path))}: {problem.message}"
-    if isinstance(kind := tree.value.get("type"), str) and (problem := type_problem(kind)):
+    if isinstance(kind := tree.value.get("type"), str) and (wrong := type_problem(kind)):
         position, _ = tree.source_position_tree.lookup_closest_and_path(["type"], None)
-        yield f"{position} type: {problem}"
+        yield f"{position} type: {wrong}"
 
 
 def _unreadable(file: Path, problems: Sequence[str]) -> ValueAndSourcePositionTree:

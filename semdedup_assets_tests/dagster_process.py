@@ -72,7 +72,7 @@ def write_project(folder: Path, *pipelines: dict[str, Any]) -> None:
 
 @contextmanager
 def running_dagster(folder: Path) -> Iterator[RunningDagster]:
-    """`dagster dev` on a project, until the block ends; its daemon looks every other second."""
+    """`dagster dev` on a project, until the block ends; its daemon looks more often than a user's."""
     port, log = free_port(), folder / "dagster.log"
     environment = {**os.environ, "DAGSTER_HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(_SHORT_INTERVALS), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -149,7 +149,7 @@ def wait_for(found: Callable[[], T | None], *, what: str, log: Path, idle: float
         now = _activity(log)
         if now != seen:
             seen, since = now, time.monotonic()
-        time.sleep(0.5)
+        time.sleep(1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
     message = f"nothing happened for {idle:.0f} s, or too much, while waiting for {what}; the end of {log}:\n{tail}"
     raise TimeoutError(message)

@@ -129,9 +129,8 @@ class PipelineRuns:
         for asset in map(str, self.builder.assets):
             events = [event_of(record) for record in self.materialisations(asset, record_id)]
             # What Dagster itself says of a range holds for all of it alike, and has no times.
-            if made := {
-                each.partition for each in events if {"seconds", "reused"} & each.metadata.keys() == {"seconds"}
-            }:
+            new = [each for each in events if "seconds" in each.metadata and "reused" not in each.metadata]
+            if made := {each.partition for each in new}:
                 found[asset] = sorted(made, key=str)
         return found
 

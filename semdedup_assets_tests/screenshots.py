@@ -78,18 +78,6 @@ def estimate(ui: DagsterUI) -> None:
     ui.metadata("stages").wait_for()
 
 
-def launchpad(ui: DagsterUI) -> None:
-    ui.open_asset([*DEMO, "embeddings"], "partitions")
-    ui.open_launchpad()
-    ui.dialog.get_by_text("memory_mib?").wait_for()
-    ui.page.mouse.move(0, 0)  # Under it a setting is described above the others.
-
-
-def refresh(ui: DagsterUI) -> None:
-    ui.open("/automation")
-    ui.page.get_by_text(f"{GROUP}__automation", exact=True).wait_for()
-
-
 _PICTURES: dict[str, tuple[Callable[[DagsterUI], None], int, int]] = {
     "asset_graph": (asset_graph, 1800, 1000),
     "partition": (partition, 1400, 1000),
@@ -100,8 +88,6 @@ _PICTURES: dict[str, tuple[Callable[[DagsterUI], None], int, int]] = {
     "gallery": (gallery, 900, 915),
     "checks": (checks, 1400, 610),
     "estimate": (estimate, 1600, 1370),
-    "launchpad": (launchpad, 1400, 1040),
-    "refresh": (refresh, 1400, 600),
 }
 """What is opened for each picture, and how wide and high its window is, in pixels."""
 

@@ -332,7 +332,7 @@ VECTORS = f"""\
 type: {COMPONENT}
 attributes:
   dataset: toy
-  store: "{{{{ context.project_root }}}}/store"
+  store: "{{{{ context.project_root }}}}/.store"
   source: {{kind: vectors, path: "{{{{ context.project_root }}}}"}}
   encoder: {{kind: precomputed}}
 """
@@ -517,7 +517,7 @@ def test_a_model_that_is_not_here_is_told_with_its_line(
     ("source", "encoder"),
     [
         ("{kind: folder, path: 's3://bucket/photos'}", "{kind: openclip, model: 'hf-hub:org/name'}"),
-        ("{kind: folder, path: '.'}", "{kind: openclip, model: ViT-B/16, pretrained: openai}"),
+        ("{kind: folder, path: 'their_project'}", "{kind: openclip, model: ViT-B/16, pretrained: openai}"),
         ("{kind: folder, path: 'their_*/**/*.png'}", "{kind: openclip, model: ViT-B-16, pretrained: openai}"),
         ("{kind: jsonl, path: 'their_project'}", "{kind: transformers, model: facebook/opt-125m}"),
     ],

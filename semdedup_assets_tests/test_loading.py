@@ -77,7 +77,19 @@ WRONG_SETTINGS = {
         "no such file or folder",
     ),
 }
+WRONG_SETTINGS |= {
+    "a key given twice": (f"{TOY}  epsilons: [0.05]\n  epsilons: [0.2]\n", 7, "epsilons: is in line 6 too"),
+    "a schedule that never comes": (
+        f"{TOY}  refresh: {{schedule: 0 99 * * *}}\n",
+        6,
+        "refresh.schedule: Found invalid",
+    ),
+    "an owner of no kind": (f"{TOY}  owners: [me]\n", 6, "owners: Invalid owner 'me'"),
+    "an octal number": (f"{TOY}  clustering: {{k: [010]}}\n", 6, "clustering.k.0: 010 means 8 in YAML"),
+}
 WRONG_YAML = {
+    "a bare template": (f"{TOY}  store: {{{{ env.HOME }}}}\n", 6, "put the template into quotes"),
+    "an alias within itself": (f"{TOY}  galleries: &a {{groups: *a}}\n", "", "an alias"),
     "no YAML": (f"{TOY}  epsilons: [5\n", 7, "no valid YAML (column 1): expected ',' or ']'"),
     "another type": (TOY.replace("Pipeline", "Pipelin"), 1, "near names: semdedup_assets.SemDedupPipeline"),
     "another module": (TOY.replace("semdedup_assets.", "nowhere."), 1, "Module `nowhere` not found"),

@@ -150,10 +150,17 @@ def checked_ids(ids: Any, n: int) -> np.ndarray:
     if ids is None:
         return np.arange(n, dtype=np.uint64)
     found: np.ndarray = np.asarray(ids)
-    if found.shape != (n,) or found.dtype.kind not in "iu" or len(np.unique(found)) != n or (n and found.min() < 0):
-        message = f"ids: expected {n} distinct non-negative integers, one per row"
-        raise ValueError(message)
-    return found.astype(np.uint64)
+    if found.shape != (n,) or found.dtype.kind not in "iu":
+        wrong = f"{found.dtype} of shape {found.shape}"
+    elif n and found.min() < 0:
+        wrong = f"{found.min()} among them"
+    else:
+        values, counts = np.unique(found, return_counts=True)
+        if len(values) == n:
+            return found.astype(np.uint64)
+        wrong = f"{values[counts > 1][0]} more than once"
+    message = f"ids: expected {n} distinct non-negative integers, one per row; got {wrong}"
+    raise ValueError(message)
 
 
 def checked_protection(protect: Any, n: int) -> np.ndarray:

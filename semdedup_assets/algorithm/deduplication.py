@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -445,7 +446,8 @@ def semdedup(  # noqa: PLR0913  # the vectors and the method's own settings
         50
     """
     check_integer(seed, name="seed", least=0)
-    tensor = checked_vectors(vectors)
+    # faiss takes no integer of NumPy's.
+    seed, tensor = index(seed), checked_vectors(vectors)
     clusters, identity = checked_k(k, len(tensor)), checked_ids(ids, len(tensor))
     order = check_keep(keep, items=len(tensor))
     words = keep_in_words(keep)

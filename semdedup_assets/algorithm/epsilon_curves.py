@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from semdedup_assets.algorithm.sampling import id_hash
 from semdedup_assets.algorithm.selection import keep_mask
-from semdedup_assets.algorithm.similarity import score_clusters
+from semdedup_assets.algorithm.similarity import greatest_similarity, score_clusters
 from semdedup_assets.algorithm.unit_rows import unit_rows
 
 EPSILON_GRID = np.concatenate([[0.0], np.geomspace(1e-6, 2.0, 1500)])
@@ -19,15 +18,18 @@ EPSILON_GRID = np.concatenate([[0.0], np.geomspace(1e-6, 2.0, 1500)])
 SIMILARITY_EDGES = np.linspace(-1.0, 1.0, 201)
 """Edges of the bins of a similarity histogram."""
 
-# Scores cannot answer everything; the rest is counted on about so many items (at least one whole cluster), and pairs.
+# Scores cannot answer everything; the rest is counted on clusters of about so many items (at least one), and so many
+# of their pairs.
 _SAMPLE_ITEMS, _SAMPLE_PAIRS = 1 << 18, 1 << 21
+# Of these clusters' items so many are compared that it takes this many pairs, or this share of all that scores take:
+# figures are to cost less than the scores that they explain.
+_COMPARED_PAIRS, _COMPARED_SHARE = 1 << 23, 1 / 4
 # An object store is read a range at a time: one of the largest data sets would otherwise be opened for few clusters.
 _FEWEST_RANGES = 4
 _SEED = 0
-# Small clusters are multiplied together, up to so many rows: more would mostly be pairs of different clusters.
-_ROWS_TOGETHER = 64
-# Of a product's tile: its columns, its similarities, and its rows, of which each has columns that come before it.
-_COLUMNS, _TILE, _ROWS = 1 << 12, 1 << 18, 1 << 7
+# Numbers of the rows, and of the products, that are worked on together; and clusters for which one product each would
+# cost more in overheads than in arithmetic.
+_TOGETHER, _SMALL = 1 << 20, 640
 
 
 class EpsilonCounts:
@@ -169,20 +171,22 @@ def _shuffled(indices: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class ClusterSample:
-    """What the vectors of some whole clusters add up to: whether an item has any duplicate, and similarities of pairs.
+    """What the vectors of some clusters add up to: whether an item has any duplicate, and similarities of pairs.
 
     Attributes:
         clusters: the chosen ones, by the index of their range.
-        without_duplicate: of their items, by epsilon: those without another item within it, earlier or later.
+        without_duplicate: of the items compared, by epsilon: those without another item within it, earlier or later.
         pairs_within: pairs of items within the chosen clusters.
+        one_in: of so many items of each cluster, one drawn at random is compared with all others of its cluster.
         pairs: (b,) int64, pairs by similarity: all of them, or one or two million, those within the parts of clusters
             that are divided at random.
-        items: items counted so far.
+        items: items compared so far.
     """
 
     clusters: dict[int, set[int]]
     without_duplicate: EpsilonCounts
     pairs_within: int
+    one_in: int = 1
     pairs: np.ndarray = field(default_factory=_no_similarities)
     items: int = 0
 
@@ -191,7 +195,9 @@ class ClusterSample:
         """Choose the clusters by `choose_clusters`, and count over the grid of `counts`."""
         chosen = choose_clusters(counts.sizes, ranges)
         sizes = counts.sizes[[cluster for clusters in chosen.values() for cluster in sorted(clusters)]]
-        return cls(chosen, EpsilonCounts(counts.grid), int((sizes * (sizes - 1) // 2).sum()))
+        within = _pairs_within(sizes)
+        compared = max(_COMPARED_PAIRS, int(_COMPARED_SHARE * _pairs_within(counts.sizes)))
+        return cls(chosen, EpsilonCounts(counts.grid), within, max(1, -(-within // compared)))
 
     @property
     def cluster_indices(self) -> list[int]:
@@ -218,42 +224,80 @@ class ClusterSample:
             vectors: (n, d) unit rows by cluster, in keep-order.
             budget: bytes the tiles may take on their device.
         """
-        # In reversed order, later items come earlier.
-        later = score_clusters(vectors.flip(0), len(vectors) - offsets[::-1], budget=budget)
-        self.without_duplicate.add(np.maximum(earlier, later.similarity[::-1]))
+        drawn = _item_hash(offsets, first) % np.uint64(self.one_in) == 0
+        later = _greatest_to_later(vectors, offsets, drawn, budget=budget)
+        self.without_duplicate.add(np.maximum(earlier[drawn], later))
         for similarity in self._pair_similarities(first, offsets, vectors):
             self.pairs += similarity_histogram(similarity)
-        self.items += len(vectors)
+        self.items += len(later)
 
     def _pair_similarities(self, first: int, offsets: np.ndarray, vectors: Tensor) -> Iterator[np.ndarray]:
-        """Similarities of pairs of a batch of clusters, which `add` describes; a tile of a product at a time."""
+        """Similarities of pairs of a batch of clusters, which `add` describes; of some parts at a time."""
         order, bounds = random_parts(offsets, first=first, parts=max(1, -(-self.pairs_within // _SAMPLE_PAIRS)))
-        device = vectors.device
-        by_part = torch.from_numpy(order).to(device)
-        part = torch.from_numpy(np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))).to(device)
-        for start, stop in _blocks(bounds):
-            for first_column in range(start, stop, _COLUMNS):
-                columns = torch.arange(first_column, min(first_column + _COLUMNS, stop), device=device)
-                # In float64, so that no pair changes its bin with the shape of a tile.
-                others = unit_rows(vectors[by_part[columns]], dtype=torch.float64).T
-                step = max(1, min(_TILE // len(columns), _ROWS))
-                # Each pair once: the row before the column.
-                for at in range(start, int(columns[-1]), step):
-                    rows = torch.arange(at, min(at + step, stop), device=device)
-                    before = max(0, at - first_column)
-                    is_pair = (rows[:, None] < columns[before:]) & (part[rows][:, None] == part[columns[before:]])
-                    product = unit_rows(vectors[by_part[rows]], dtype=torch.float64) @ others[:, before:]
-                    yield product[is_pair].cpu().numpy()
+        sizes = np.diff(bounds)
+        for parts in _alike_in_size(sizes, dimension=vectors.shape[1]):
+            rank, inside, places = _padded(bounds[parts], sizes[parts])
+            members = torch.from_numpy(order[places]).to(vectors.device)
+            # In float64, so that no pair changes its bin with the shape of a product.
+            rows = unit_rows(vectors[members.view(-1)], dtype=torch.float64).view(*members.shape, -1)
+            # Each pair once: the column before the row.
+            is_pair = torch.from_numpy(inside[:, :, None] & (rank < rank[:, None])).to(vectors.device)
+            yield torch.bmm(rows, rows.mT)[is_pair].cpu().numpy()
 
 
-def _blocks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First row and end of blocks of whole parts: some small ones together, or a larger one."""
+def _alike_in_size(sizes: np.ndarray, *, dimension: int) -> Iterator[np.ndarray]:
+    """Indices of groups of two rows or more that are worked on together: of about equal size, so of little padding."""
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes > 1)]
     start = 0
-    for stop, following in pairwise([*bounds[1:].tolist(), np.inf]):
-        if following - start > _ROWS_TOGETHER:
-            if stop - start > 1:
-                yield start, stop
-            start = stop
+    while start < len(order):
+        width = int(sizes[order[start]])
+        stop = start + max(1, _TOGETHER // (width * (width + dimension)))
+        yield order[start:stop]
+        start = stop
+
+
+def _padded(starts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of (g,) groups of rows: (m,) ranks in a group, (g, m) which of them there are, and (g, m) rows, else the first."""
+    rank = np.arange(sizes.max())
+    inside = rank < sizes[:, None]
+    return rank, inside, starts[:, None] + np.where(inside, rank, 0)
+
+
+def _pairs_within(sizes: np.ndarray) -> int:
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+def _greatest_to_later(vectors: Tensor, offsets: np.ndarray, drawn: np.ndarray, *, budget: int) -> np.ndarray:
+    """Greatest similarity of each of the rows that are drawn, a mask, to a later one of its cluster: (m,) float32."""
+    # In reversed order, later items come earlier.
+    if drawn.all():
+        return score_clusters(vectors.flip(0), len(vectors) - offsets[::-1], budget=budget).similarity[::-1]
+    found, sizes = np.full(len(drawn), -np.inf, dtype=np.float32), np.diff(offsets)
+    for cluster in np.flatnonzero(sizes > _SMALL).tolist():
+        start, stop = offsets[cluster : cluster + 2].tolist()
+        members, later = vectors[start:stop].flip(0), np.flatnonzero(drawn[start:stop][::-1])
+        if len(later):
+            similarity = greatest_similarity(members[later], members, visible=later, budget=budget).similarity
+            found[stop - 1 - later] = similarity
+    for clusters in _alike_in_size(np.where(sizes > _SMALL, 0, sizes), dimension=vectors.shape[1]):
+        _compare_small(vectors, offsets[clusters], sizes[clusters], drawn, found)
+    return found[drawn]
+
+
+def _compare_small(
+    vectors: Tensor, starts: np.ndarray, sizes: np.ndarray, drawn: np.ndarray, found: np.ndarray
+) -> None:
+    """Write the greatest similarities to later rows of some small clusters to `found`, where they are drawn."""
+    rank, inside, places = _padded(starts, sizes)
+    wanted = drawn[places] & inside
+    # The ranks that are drawn come first, as many columns as any cluster has of them.
+    query = np.argsort(~wanted, axis=1, kind="stable")[:, : wanted.sum(1).max()]
+    rows = unit_rows(vectors[torch.from_numpy(places).to(vectors.device).view(-1)]).view(*places.shape, -1)
+    queries = rows[torch.arange(len(starts), device=rows.device)[:, None], torch.from_numpy(query).to(rows.device)]
+    is_later = torch.from_numpy(inside[:, None] & (rank > query[:, :, None])).to(rows.device)
+    greatest = torch.bmm(queries, rows.mT).masked_fill_(~is_later, -torch.inf).amax(2).cpu().numpy()
+    is_drawn = np.take_along_axis(wanted, query, 1)
+    found[np.take_along_axis(places, query, 1)[is_drawn]] = greatest[is_drawn]
 
 
 def random_parts(offsets: np.ndarray, *, first: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -270,11 +314,16 @@ def random_parts(offsets: np.ndarray, *, first: int, parts: int) -> tuple[np.nda
     Returns:
         (n,) int64, the rows by cluster and part; and (p + 1,) int64, where each part that is not empty starts in them.
     """
+    cluster = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    part = _item_hash(offsets, first) % np.uint64(parts)
+    order = np.lexsort((part, cluster))
+    is_first = (np.diff(cluster[order], prepend=-1) != 0) | (np.diff(part[order], prepend=0) != 0)
+    return order, np.append(np.flatnonzero(is_first), len(order))
+
+
+def _item_hash(offsets: np.ndarray, first: int) -> np.ndarray:
+    """(n,) uint64 of the items of clusters: of the index of its cluster, counted from `first`, and its rank there."""
     sizes = np.diff(offsets)
     cluster = np.repeat(first + np.arange(len(sizes)), sizes).astype(np.uint64)
     rank = (np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)).astype(np.uint64)
-    part = id_hash((cluster << np.uint64(32)) | rank, seed=_SEED) % np.uint64(parts)
-    order = np.lexsort((part, cluster))
-    is_first = (np.diff(cluster[order], prepend=0) != 0) | (np.diff(part[order], prepend=0) != 0)
-    is_first[:1] = True
-    return order, np.append(np.flatnonzero(is_first), len(order))
+    return id_hash((cluster << np.uint64(32)) | rank, seed=_SEED)

@@ -37,6 +37,8 @@ _FLOAT32_ERROR = 4e-6
 _UNITS = ("amx_int8", "avx512_vnni", "avx_vnni")
 # A product in 8 bits must be so much faster than one in float32 that finding and comparing candidates pays.
 _WORTHWHILE = 1.5
+# Rows of the products that are measured, and how often.
+_MEASURED_ROWS, _MEASUREMENTS = 256, 6
 # Pairs a query may leave for each column it was compared with: with more, float32 is as fast. A few are always allowed;
 # very many would take more memory than the rest.
 _PAIRS_PER_COLUMN, _FEWEST_PAIRS, _MOST_PAIRS = 1 / 48, 32, 1024
@@ -312,8 +314,8 @@ def integers_are_exact() -> bool:
 def integers_are_fast() -> bool:
     """Whether products of 8-bit integers are exact, and so much faster than float32 that the prefilter pays.
 
-    Processors that name units for it are known. Others are measured once, which takes some milliseconds and can go
-    wrong under other load.
+    Processors that name units for it are known. Others are measured once, which takes some hundredths of a second and
+    can go wrong under other load.
     """
     if not integers_are_exact():
         return False
@@ -326,14 +328,15 @@ def _are_measured_fast() -> bool:
     left, right = queries.float(), candidates.float()
     # The least of several times, measured in turn: other load only adds.
     in_float32, in_integers = [], []
-    for _ in range(8):
+    for _ in range(_MEASUREMENTS):
         in_float32.append(_seconds(lambda: left @ right.T))
         in_integers.append(_seconds(lambda: torch._int_mm(queries, candidates.T)))
     return min(in_float32) > _WORTHWHILE * min(in_integers)
 
 
 def _extremes() -> tuple[Tensor, Tensor]:
-    return torch.full((QUERY_BLOCK, 512), _LEVELS).char(), torch.full((_TILE_COLUMNS // 2, 512), -_LEVELS).char()
+    # Without units for it a product of 8-bit integers takes 30 times as long as one in float32: these are small.
+    return torch.full((_MEASURED_ROWS, 512), _LEVELS).char(), torch.full((_MEASURED_ROWS, 512), -_LEVELS).char()
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:

@@ -156,7 +156,7 @@ class _Counted:
         if self.sample.items == self.counts.items:
             return f"all {self.counts.items:,} items, exact"
         clusters = len(self.sample.cluster_indices)
-        return f"from {clusters:,} whole clusters, {self.sample.items:,} of {self.counts.items:,} items"
+        return f"{self.sample.items:,} of {self.counts.items:,} items, of {clusters:,} clusters"
 
     def _sampled_pairs(self) -> str:
         if self.sample.pairs.sum() == self.sample.pairs_within:
@@ -260,7 +260,7 @@ STAGE = Stage(
         partition.required_clustering, selection, "figures"
     ),
     worker=_worker,
-    version=2,
+    version=3,
     kinds=frozenset({"matplotlib", "parquet"}),
     shown=_shown,
     selected=True,

@@ -100,7 +100,13 @@ def state_of(builder: AssetBuilder, first: StageContext) -> str:
     return fingerprint([versions, settings, shards, observed_references(first)])
 
 
-def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted, now: datetime) -> str | None:
+def held_back(
+    builder: AssetBuilder,
+    instance: dg.DagsterInstance,
+    found: Wanted,
+    now: datetime,
+    repository: dg.RepositoryDefinition | None = None,
+) -> str | None:
     """Why what is wanted is not tried now, in words: the last run of the same failed; None where it is tried.
 
     Args:
@@ -108,11 +114,12 @@ def held_back(builder: AssetBuilder, instance: dg.DagsterInstance, found: Wanted
         instance: knows the runs.
         found: what is wanted.
         now: with its time zone.
+        repository: knows what jobs make; None: of jobs of others nothing is known.
     """
     last = next(
         (
             record
-            for record in finished_runs(instance, builder.refresh_job, builder.automatic_keys)
+            for record in finished_runs(instance, builder.refresh_job, builder.automatic_keys, repository)
             if STATE_TAG in record.dagster_run.tags or record.dagster_run.is_success
         ),
         None,
@@ -155,30 +162,38 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
     )
     def automation(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance, now = context.instance, datetime.now(timezone.utc)
-        if run := unfinished_run(instance, builder.refresh_job, builder.automatic_keys):
+        if run := unfinished_run(instance, builder.refresh_job, builder.automatic_keys, context.repository_def):
             return dg.SkipReason(f"run {run} of the pipeline is under way")
         if backfill := unfinished_backfill(instance, builder.automatic_keys):
             return dg.SkipReason(f"backfill {backfill} of the pipeline is under way")
+        last = Look.parse(context.cursor)
+        if unheard := looks.unheard(last):
+            return unheard
         changes = changes_or_reason(builder, instance)
         if isinstance(changes, str):
             return dg.SkipReason(changes)
         events, first = list(changes.observations(builder)), builder.context(builder.assets[0])
         observe_references(first)
-        last = Look.parse(context.cursor)
         # The events of this look come after it: the next one sees them as a change.
         further = [changes.shards, observed_references(first), _last_refresh(builder, instance, now)]
-        with looks.begin(instance, last, further=further) as begun:
+        with looks.begin(instance, last, now.timestamp(), further=further) as begun:
             if begun is None:
                 reason = f"nothing has changed since the last look: {last.found}" if last else "a look is under way"
                 return dg.SensorResult(asset_events=events, skip_reason=reason)
             found = find_wanted(builder, first)
-            held = held_back(builder, instance, found, now) if found.partitions else UP_TO_DATE
-            look = looks.end(begun, first.index.cache.folders, held or f"a refresh was launched: {found}")
-        return dg.SensorResult(
-            asset_events=events,
-            cursor=look.cursor,
-            skip_reason=held,
-            run_requests=None if held else [dg.RunRequest(tags=found.tags)],
-        )
+            held = UP_TO_DATE
+            if found.partitions:
+                held = held_back(builder, instance, found, now, context.repository_def)
+            return looks.end(
+                begun,
+                first.index.cache.folders,
+                held or f"a refresh was launched: {found}",
+                lambda cursor: dg.SensorResult(
+                    run_requests=None if held else [dg.RunRequest(tags=found.tags)],
+                    skip_reason=held,
+                    cursor=cursor,
+                    asset_events=events,
+                ),
+            )
 
     return automation

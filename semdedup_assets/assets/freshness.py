@@ -3,6 +3,7 @@
 Dagster marks no partitioned asset as a whole as stale, whichever of its partitions are.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
@@ -75,11 +76,14 @@ def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
         "process is gone.",
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        since, last = time.time(), Look.parse(context.cursor)
         for run_id in end_lost_runs(context.instance, own_runs(context.repository_def)):
             context.log.info(f"run {run_id} was lost, and is marked as ended")
         keys = {builder.key(asset) for asset in builder.assets}
-        last, busy = Look.parse(context.cursor), unfinished_run(context.instance, builder.refresh_job, keys) is not None
-        with looks.begin(context.instance, last, busy=busy) as begun:
+        if unheard := looks.unheard(last):
+            return unheard
+        run = unfinished_run(context.instance, builder.refresh_job, keys, context.repository_def)
+        with looks.begin(context.instance, last, since, busy=run is not None) as begun:
             if begun is None:
                 return dg.SkipReason(
                     "nothing has changed since all was last looked at, or it is too soon to look again"
@@ -90,7 +94,12 @@ def freshness_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
             except MissingResultError as error:
                 return dg.SkipReason(str(error))
             changed = list(_changed(builder, first, _known(context.instance, list(keys))))
-            look = looks.end(begun, first.index.cache.folders, _summary(changed))
-        return dg.SensorResult(asset_events=changed, cursor=look.cursor, skip_reason=look.found)
+            found = _summary(changed)
+            return looks.end(
+                begun,
+                first.index.cache.folders,
+                found,
+                lambda cursor: dg.SensorResult(asset_events=changed, cursor=cursor, skip_reason=found),
+            )
 
     return sensor

@@ -119,7 +119,7 @@ def _refit_job(builder: AssetBuilder) -> "UnresolvedAssetJobDefinition":
 def _schedule(builder: AssetBuilder, job: dg.JobDefinition) -> dg.ScheduleDefinition:
     def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         # Trainings and analyses on demand, which may take days, hold no refresh back.
-        run = unfinished_run(context.instance, builder.refresh_job, builder.automatic_keys)
+        run = unfinished_run(context.instance, builder.refresh_job, builder.automatic_keys, context.repository_def)
         return dg.SkipReason(f"run {run} of the pipeline is under way") if run else dg.RunRequest()
 
     return dg.ScheduleDefinition(

@@ -6,7 +6,7 @@ A look reads the store's records, thousands of them perhaps, and sensors are eva
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from semdedup_assets.storage.results import fingerprint
 _SHARE = 20
 # While a run makes partition after partition, and reports the checks itself.
 _SECONDS_IN_RUNS = 600.0
-# At most, for the evaluation of a sensor; less, for it also does other things.
+# A little less than Dagster waits for the evaluation of a sensor.
 _DAGSTER_WAITS_SECONDS = 50.0
 # What another program does to an object store leaves no trace that is cheap to see.
 _SECONDS_WITHOUT_TRACES = 3600.0
@@ -78,11 +78,13 @@ class BegunLook:
     """A look that has been begun.
 
     Attributes:
+        since: seconds since 1970, when the sensor's evaluation began.
         at: seconds since 1970.
         traces: what leaves them, as it was before the look.
         stamps: of the folders that were known then.
     """
 
+    since: float
     at: float
     traces: Sequence[Any]
     stamps: dict[str, str]
@@ -94,9 +96,9 @@ class Looks:
     def __init__(self, builder: AssetBuilder) -> None:
         self._builder = builder
         self._folders: Set[str] = frozenset()
-        # An evaluation that takes longer than Dagster waits for goes on, and its cursor is lost: this one is kept.
+        # An evaluation that takes longer than Dagster waits for goes on, and its answer is lost: this one is kept.
         self._looking = threading.Lock()
-        self._last: Look | None = None
+        self._unheard: tuple[Look, dg.SensorResult] | None = None
 
     @cached_property
     def _settings(self) -> str:
@@ -107,15 +109,33 @@ class Looks:
         ]
         return fingerprint([self._builder.pipeline.model_dump(mode="json"), versions])
 
+    def unheard(self, last: Look | None) -> dg.SensorResult | None:
+        """What the last look of this process answered, where Dagster did not wait for it; None where it did.
+
+        Args:
+            last: the last look that Dagster knows of.
+        """
+        if self._unheard is None:
+            return None
+        look, answer = self._unheard
+        return answer if last is None or last.at < look.at else None
+
     @contextmanager
     def begin(
-        self, instance: dg.DagsterInstance, last: Look | None, *, busy: bool = False, further: Sequence[Any] = ()
+        self,
+        instance: dg.DagsterInstance,
+        last: Look | None,
+        since: float,
+        *,
+        busy: bool = False,
+        further: Sequence[Any] = (),
     ) -> Iterator[BegunLook | None]:
         """Begin a look, which ends with the block; None where it is not time for one, or another is still under way.
 
         Args:
             instance: knows the events.
             last: the last look.
+            since: seconds since 1970, when the sensor's evaluation began.
             busy: whether a run of the pipeline is under way.
             further: what else leaves traces, as JSON has it.
         """
@@ -123,33 +143,34 @@ class Looks:
             yield None
             return
         try:
-            yield self._begun(instance, last, busy=busy, further=further)
+            begun = BegunLook(since, time.time(), [self._events(instance), *further], self._stamps())
+            traces = _traces(begun.traces, begun.stamps)
+            yield begun if last is None or last.is_due(self._settings, traces, busy=busy) else None
         finally:
             self._looking.release()
 
-    def _begun(
-        self, instance: dg.DagsterInstance, last: Look | None, *, busy: bool, further: Sequence[Any]
-    ) -> BegunLook | None:
-        begun = BegunLook(time.time(), [self._events(instance), *further], self._stamps())
-        lost = self._last if self._last is not None and self._last.seconds > _DAGSTER_WAITS_SECONDS else None
-        latest = max((each for each in (last, lost) if each is not None), key=lambda each: each.at, default=None)
-        is_due = latest is None or latest.is_due(self._settings, _traces(begun.traces, begun.stamps), busy=busy)
-        return begun if is_due else None
-
-    def end(self, begun: BegunLook, folders: Set[str], found: str) -> Look:
+    def end(
+        self, begun: BegunLook, folders: Set[str], found: str, answer: Callable[[str], dg.SensorResult]
+    ) -> dg.SensorResult:
         """End a look.
 
         Args:
             begun: it.
             folders: in which it found results.
             found: what it found, in words.
+            answer: makes of a cursor what the sensor answers.
+
+        Returns:
+            What the sensor answers.
         """
         self._folders = frozenset(folders)
         # Of folders that were not known before, as they are now: another process would see them for the first time.
         now = self._stamps()
         stamps = begun.stamps if begun.stamps.keys() == now.keys() else now
-        self._last = Look(self._settings, _traces(begun.traces, stamps), begun.at, time.time() - begun.at, found)
-        return self._last
+        look = Look(self._settings, _traces(begun.traces, stamps), begun.at, time.time() - begun.at, found)
+        answered, is_late = answer(look.cursor), time.time() - begun.since > _DAGSTER_WAITS_SECONDS
+        self._unheard = (look, answered) if is_late else None
+        return answered
 
     def _events(self, instance: dg.DagsterInstance) -> dict[str, int | None]:
         """Ids of the last events of all assets and of the source."""

@@ -14,7 +14,7 @@ from semdedup_assets.assets.lost_runs import alive, end_lost_runs
 from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.assets.own_runs import own_runs
 from semdedup_assets.execution.shard_setting import unfollowed_shard_setting
-from semdedup_assets.execution.source_index import files_of, updated_index
+from semdedup_assets.execution.source_index import files_of, index_and_listing
 from semdedup_assets.sources.shard_index import VanishedFilesError
 from semdedup_assets.storage.files import Listing
 from semdedup_assets.storage.results import fingerprint
@@ -87,8 +87,7 @@ def source_changes(builder: AssetBuilder, instance: dg.DagsterInstance) -> Sourc
             check of the files.
     """
     with _files_checked(builder, instance):
-        listing = builder.pipeline.source.listing()
-        index = updated_index(builder.context(builder.assets[0]), listing)
+        index, listing = index_and_listing(builder.context(builder.assets[0]))
     shards = {shard.name: shard.fingerprint for shard in index.shards}
     _register(instance, f"{builder.pipeline.dataset}/shard", list(shards))
     observed = instance.event_log_storage.get_latest_tags_by_partition(
@@ -109,7 +108,7 @@ def changes_or_reason(builder: AssetBuilder, instance: dg.DagsterInstance) -> So
         return source_changes(builder, instance)
     except FileNotFoundError as error:
         return f"the source has no file that can be listed from here: {error}"
-    except (OSError, VanishedFilesError) as error:
+    except (OSError, ValueError, VanishedFilesError) as error:
         return str(error)
 
 
@@ -152,8 +151,8 @@ def _files_checked(builder: AssetBuilder, instance: dg.DagsterInstance) -> Itera
 
     try:
         yield
-    except (OSError, VanishedFilesError) as error:
-        # It may name any file, and Dagster renders it as Markdown.
+    except Exception as error:
+        # Each store's library has its own exceptions. One may name any file, and Dagster renders it as Markdown.
         problem = markdown_text(str(error))
         if known is None or known.passed or known.description != problem:
             evaluated(problem)

@@ -1,6 +1,7 @@
 """What must hold of manifests."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -15,10 +16,11 @@ from semdedup_assets.execution.stage import Check, CheckResult, Problem
 from semdedup_assets.storage.collected_records import RecordReader, folder_of
 from semdedup_assets.storage.files import ListedFile, join, list_folders, open_file, read_many
 from semdedup_assets.storage.layout import current_manifest
-from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged
+from semdedup_assets.storage.results import RECORD, ResultRecord, StoredFile, damaged, read_record
 
 _BLOCK = 1 << 20
 _NAMED = 3
+_PUBLISHING_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _tampered(context: StageContext, stage: str) -> Iterator[Problem]:
         found = [] if record is None else list(_differing(record, stored.files))
         if record is not None and found and context.index.record(stage, partition) is not None:
             damaged(record.location, "; ".join(found[:_NAMED]))
-        found += _pointer_problem(pointer, record)
+        found += _pointer_problem(location, pointer, record)
         if found:
             more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
             yield Problem(str(partition), f"{'; '.join(found[:_NAMED])}{more}", context.remedy(stage, partition))
@@ -152,8 +154,16 @@ class _Stored:
         return cls(records, {path: file for files in listed for path, file in files.items()})
 
 
-def _pointer_problem(content: bytes | None, record: ResultRecord | None) -> list[str]:
+def _pointer_problem(location: str, content: bytes | None, record: ResultRecord | None) -> list[str]:
     """Why a training job would be sent to another manifest than the recorded one."""
+    if _disagreement(content, record):
+        # Another run may have been between its record and its pointer.
+        time.sleep(_PUBLISHING_SECONDS)
+        (content,), record = read_many([current_manifest(location)]), read_record(location) or record
+    return _disagreement(content, record)
+
+
+def _disagreement(content: bytes | None, record: ResultRecord | None) -> list[str]:
     if content is None:
         return [] if record is None else ["current.json is missing"]
     try:

@@ -1,9 +1,12 @@
 """The commands `semdedup check`, `run`, `removed` and `export`."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +23,7 @@ from semdedup_assets.command_line.errors import (
 )
 from semdedup_assets.command_line.interrupts import ending_at_once
 from semdedup_assets.command_line.lines import LineFormat, say
+from semdedup_assets.command_line.replaced_folder import ReplacedFolder
 from semdedup_assets.execution.openmp import let_threads_sleep
 
 # As in the components: before PyTorch is imported.
@@ -52,19 +56,27 @@ def _version(*, wanted: bool) -> None:
 
 
 @contextmanager
-def _command(interrupted: str, *, traceback: bool, settings: int = USAGE) -> Iterator[None]:
+def _command(
+    interrupted: str | Callable[[], str],
+    *,
+    traceback: bool,
+    settings: int = USAGE,
+    left: Callable[[], str] = str,
+) -> Iterator[None]:
     """Do a command: what it says is ours alone, also where it fails or Ctrl-C is pressed.
 
     Args:
-        interrupted: what is said then.
+        interrupted: what is said then, or gives it.
         traceback: whether where an error happened is shown, and what libraries log.
         settings: the status where the settings are wrong.
+        left: gives what is said where Ctrl-C left no time to clean up.
 
     Raises:
         typer.Exit: something went wrong.
     """
     logs = nullcontext() if wants_traceback(traceback=traceback) else without_logs_of_libraries()
-    with ending_at_once(interrupted), in_a_line(traceback=traceback, settings=settings), logs:
+    line = partial(str, interrupted) if isinstance(interrupted, str) else interrupted
+    with ending_at_once(line, left=left), in_a_line(traceback=traceback, settings=settings), logs:
         yield
 
 
@@ -131,12 +143,13 @@ def run(
         from semdedup_assets.command_line.run import run as run_one
 
         with written_pipelines(defs, pipeline) as found:
-            found.require_valid()
             plans = [
                 refresh_plan(each.pipeline, only=only or (), further=further or (), again=again) for each in found.valid
             ]
-            several = len(plans) > 1
-            tasks = [
+            several = len(plans) + len(found.problems) > 1
+            # What is wrong with one is said before the others are made, which may take long.
+            tasks: list[Task] = [("", found.require_valid)]
+            tasks += [
                 (each.name if several else "", partial(run_one, each, plan))
                 for each, plan in zip(found.valid, plans, strict=True)
             ]
@@ -188,7 +201,8 @@ def export(
 
     The settings stay as they are.
     """
-    with _command(f"interrupted: {to} is as it was", traceback=traceback):
+    replaced = ReplacedFolder(to)
+    with _command(replaced.interrupted, traceback=traceback, left=replaced.left):
         from semdedup_assets.command_line.export import export as export_one
         from semdedup_assets.command_line.export import export_folder, of_pipeline, with_formats
         from semdedup_assets.command_line.pipelines import KeptSetNames, only_pipeline, written_pipelines
@@ -198,10 +212,23 @@ def export(
             chosen = only_pipeline(found)
             wanted = with_formats(chosen, form)
             context, partition = KeptSetNames(epsilon, k, selection).find(chosen)
-            details = export_one(of_pipeline(context, wanted), partition, folder, overwrite=overwrite)
+            wanted_context = of_pipeline(context, wanted)
+            details = export_one(wanted_context, partition, folder, overwrite=overwrite, replaced=replaced)
         say(f"{details['kept']:,} kept, {details['removed']:,} removed: {folder}")
 
 
 def main() -> None:
     """The command `semdedup`."""
-    app(prog_name="semdedup")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Whoever started this has closed it, and reads nothing.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, TextIOWrapper):
+            # Names of files need not be text, nor a terminal have all letters.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="semdedup")
+    except OSError as error:
+        # Of the help, which cannot be written; a command says itself what fails.
+        sys.exit(f"{error.strerror}: the output cannot be written")

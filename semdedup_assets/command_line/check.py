@@ -1,13 +1,8 @@
 """`semdedup check`: what a pipeline would read, take and make, before anything is made."""
 
-import os
 import shutil
 import textwrap
-import uuid
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from semdedup_assets.command_line.lines import say, warn, whole_path
 from semdedup_assets.defs_yaml.documents import SettingsError, reported_lines
@@ -23,7 +18,7 @@ from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.refresh import RefreshPlan
 from semdedup_assets.execution.source_index import index_of
 from semdedup_assets.stage_graph import GRAPH
-from semdedup_assets.storage.files import is_local, join, remove, write_bytes
+from semdedup_assets.storage.write_trial import write_problem
 
 _SHOWN = ("time", "disk", "memory", "training sample")
 _REASONS = 3
@@ -43,7 +38,9 @@ def check(written: WrittenPipeline, *, estimated: bool) -> None:
     """
     say(f"{written.name} in {written.document.path}")
     plan = RefreshPlan(PipelineStages(written.pipeline, GRAPH), excluded=True)
-    problems = [*checked_source(written.pipeline), *_store_problems(plan.first.layout.folder)]
+    problems = checked_source(written.pipeline)
+    if problem := write_problem(plan.first.layout.folder):
+        problems.append(Problem(("store",), problem))
     if wrong := [each for each in problems if not each.warning]:
         raise SettingsError(written.reported(wrong))
     context = _observed(plan, written, problems)
@@ -66,28 +63,6 @@ def _show_estimate(context: StageContext) -> None:
     for name, value in GRAPH["estimate"].shown(context, Partition(), record).items():
         if name in _SHOWN:
             _row(name, str(value))
-
-
-def _store_problems(folder: str) -> Iterator[Problem]:
-    """Why results cannot be written, as a trial in the store shows, or in what there is above it; it leaves nothing."""
-    try:
-        if is_local(folder):
-            whole = Path(whole_path(folder))
-            there = next(each for each in (whole, *whole.parents) if os.path.lexists(each))
-            with TemporaryDirectory(prefix=".semdedup-", dir=there):
-                pass
-            if too_long := [part for part in whole.parts if len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX")]:
-                yield Problem(
-                    ("store",), f"{folder} cannot be written: {too_long[0]} is too long for a name of a folder"
-                )
-        else:
-            trial = join(folder, f".semdedup-{uuid.uuid4().hex}")
-            write_bytes(trial, b"")
-            remove(trial)
-    except Exception as error:
-        # Each store's library has its own exceptions for missing rights.
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".removesuffix(": ")
-        yield Problem(("store",), reason if folder in reason else f"{folder} cannot be written: {reason}")
 
 
 def _observed(plan: RefreshPlan, written: WrittenPipeline, problems: list[Problem]) -> StageContext:

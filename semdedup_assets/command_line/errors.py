@@ -3,8 +3,10 @@
 import errno
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import format_exception
 
 import typer
@@ -28,6 +30,7 @@ _REMEDIES = {
     errno.EROFS: _NO_RIGHT,
 }
 _LONGEST = 1000
+_PACKAGE = Path(__file__).parent.parent
 
 
 Task = tuple[str, Callable[[], None]]
@@ -100,13 +103,26 @@ def wants_traceback(*, traceback: bool) -> bool:
 
 @contextmanager
 def without_logs_of_libraries() -> Iterator[None]:
-    """Keep what libraries log from the terminal: of what goes wrong there is a line of our own."""
+    """Keep what libraries log, and warn of, from the terminal: of what goes wrong there is a line of our own.
+
+    So there is of an image that cannot be decoded; of one that can, Pillow's warnings name no file.
+    """
     before = logging.root.manager.disable
     logging.disable()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.showwarning = _show_ours
+            yield
     finally:
         logging.disable(before)
+
+
+def _show_ours(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+    """Show a warning of our own as a line, without where in the code it was given."""
+    del category
+    if Path(filename).is_relative_to(_PACKAGE):
+        warn(f"  warning: {message}")
 
 
 def _is_of_settings(error: Exception) -> bool:

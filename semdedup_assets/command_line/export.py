@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from semdedup_assets.command_line.errors import UsageError
+from semdedup_assets.command_line.replaced_folder import ReplacedFolder
 from semdedup_assets.defs_yaml.problems import near_names
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.settings import ManifestFormat, Pipeline
 from semdedup_assets.stages.manifests import write_manifest
-from semdedup_assets.storage.files import filesystem, is_local
+from semdedup_assets.storage.files import filesystem, is_local, write_bytes
 from semdedup_assets.storage.manifests import MANIFEST
+from semdedup_assets.storage.write_trial import write_problem
 
 FORMATS: tuple[str, ...] = get_args(ManifestFormat)
 """What a manifest can be written as: the formats of the setting `manifests`."""
@@ -57,7 +58,7 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
         Its whole path.
 
     Raises:
-        UsageError: it cannot be replaced as a whole, holds something else, or an earlier export that is to stay.
+        UsageError: it cannot be written or not be replaced as a whole, holds something else, or an earlier export that is to stay.
     """
     whole = to.absolute()
     whole = whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
@@ -68,13 +69,17 @@ def export_folder(to: Path, *, overwrite: bool) -> Path:
     elif whole.is_mount() or whole in (Path.cwd(), *Path.cwd().parents):
         kind = "where a disk is mounted" if whole.is_mount() else "the folder that this runs in"
         message = f"--to: {whole} is {kind}; name a folder below it"
+    elif problem := write_problem(str(whole)):
+        message = f"--to: {problem}"
     else:
         _require_free(whole, overwrite=overwrite)
         return whole
     raise UsageError(message)
 
 
-def export(context: StageContext, partition: Partition, to: Path, *, overwrite: bool) -> dict[str, Any]:
+def export(
+    context: StageContext, partition: Partition, to: Path, *, overwrite: bool, replaced: ReplacedFolder
+) -> dict[str, Any]:
     """Write the manifest of a kept set into a folder, with `manifest.json`.
 
     Args:
@@ -82,6 +87,7 @@ def export(context: StageContext, partition: Partition, to: Path, *, overwrite: 
         partition: a kept set, whose masks are there.
         to: what `export_folder` gave: missing, empty or an earlier export.
         overwrite: whether an earlier export that it holds is replaced, once the new one is complete.
+        replaced: replaces it.
 
     Returns:
         What `manifest.json` says, without the inputs.
@@ -95,20 +101,12 @@ def export(context: StageContext, partition: Partition, to: Path, *, overwrite: 
     to.parent.mkdir(parents=True, exist_ok=True)
     masks = context.index.require("keep_masks", partition)
     inputs = context.index.input_versions("manifests", partition)
-    # Beside it, so that a folder with the name is always whole.
-    with tempfile.TemporaryDirectory(prefix=".semdedup-", dir=to.parent) as beside:
-        written, earlier = Path(beside) / to.name, Path(beside) / ".earlier"
+    with replaced.beside(to) as beside:
+        written = beside / to.name
         details = write_manifest(context, partition, masks, str(written), inputs=inputs)
         _list_files(written)
         _require_free(to, overwrite=overwrite)
-        if to.exists():
-            to.replace(earlier)
-        try:
-            written.replace(to)
-        except OSError:
-            if earlier.exists():
-                earlier.replace(to)
-            raise
+        replaced.replace(to, written)
     return details
 
 
@@ -154,7 +152,7 @@ def _list_files(folder: Path) -> None:
     """Note in `manifest.json` what an export has written: so it is known as one, with all that may be removed."""
     manifest = folder / MANIFEST
     content = {**json.loads(manifest.read_bytes()), _EXPORTED: sorted(_entries(folder))}
-    manifest.write_text(json.dumps(content, indent=1))
+    write_bytes(str(manifest), json.dumps(content, indent=1).encode())
 
 
 def _listed_files(folder: Path) -> frozenset[str] | None:

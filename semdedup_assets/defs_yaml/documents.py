@@ -190,7 +190,9 @@ def reported(problems: Iterable[Located]) -> str:
 
 def headed(lines: Sequence[str]) -> str:
     """Lines of problems, under how many they are."""
-    return "\n".join([f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing was run:", *lines])
+    return "\n".join(
+        [f"{len(lines)} problem{'s' * (len(lines) > 1)} with the settings; nothing is run with them:", *lines]
+    )
 
 
 def reported_lines(problems: Iterable[Located]) -> list[str]:

@@ -62,7 +62,7 @@ class WrittenPipeline:
         try:
             yield
         except ValueError as error:
-            problem = setting_problem(str(error), ("encoder", self.pipeline.encoder.kind), ("compute",))
+            problem = setting_problem(str(error), self.pipeline)
             if problem is None:
                 raise
             raise SettingsError(*reported_lines([(problem, self.document.located(problem.path))])) from error

@@ -60,16 +60,25 @@ def setting_problems(attributes: Mapping[str, Any]) -> list[Problem]:
     return _one_a_setting((*_invalid(attributes, Pipeline), *_not_there(attributes)))
 
 
-def setting_problem(message: str, *sections: Sequence[str]) -> Problem | None:
-    """The problem of a setting with whose name a message begins, None where it begins with none.
+def setting_problem(message: str, pipeline: Pipeline) -> Problem | None:
+    """The problem of the encoder's, the source's or the device's setting that a message is about, None where it is about none.
 
     Args:
-        message: such as `model: … cannot be loaded`.
-        sections: of settings, in one of which it may be: each a key, and the kind that the section is of.
+        message: such as `model: … cannot be loaded`: begins with the setting's name, and holds its value if it has one.
+        pipeline: whose settings they are.
     """
-    for section in sections:
-        problem = _named(" ".join(message.split()), section[:1], section)
-        if problem.path != tuple(section[:1]):
+    encoder, source = pipeline.encoder, pipeline.source
+    sections: list[tuple[BaseModel, tuple[str, ...]]] = [
+        (encoder, ("encoder", encoder.kind)),
+        (source, ("source", source.kind)),
+        (pipeline.compute, ("compute",)),
+    ]
+    for section, location in sections:
+        problem = _named(" ".join(message.split()), location[:1], location)
+        if problem.path == location[:1]:
+            continue
+        value = getattr(section, str(problem.path[1]))
+        if value is None or str(value) in message:
             return problem
     return None
 

@@ -9,6 +9,8 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import TypeVar
 
+import numpy as np
+
 from semdedup_assets.defs_yaml.problems import Problem, near_names
 from semdedup_assets.defs_yaml.schema import SettingPath
 from semdedup_assets.encoders import OpenClip, Precomputed, Timm, TorchScript
@@ -249,6 +251,9 @@ def _vector_problems(encoder: object, batch: VectorBatch) -> Iterator[_Finding]:
         )
         yield _Finding(("dimension",), message, of_encoder=True)
     first = batch.vectors[:_ITEMS]
+    if len(first) > 0 and not np.any(first):
+        yield _Finding(("path",), f"the first {len(first)} vectors are zero, which have no direction", warning=True)
+        return
     invalid = {} if encoder.normalise else check_unit_rows(first).invalid
     if len(invalid) == len(first) > 0:
         message = f"none of the first {len(first)} vectors is of unit norm ({invalid[0]}); set it to true"

@@ -1,7 +1,11 @@
 """Where a model's files are on this machine, and what identifies their content."""
 
+import contextlib
 import json
+import os
 import re
+import uuid
+from functools import cache
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -10,8 +14,7 @@ from pathlib import Path
 PACKAGE_PREFIX = "package:"
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".npz"})
 _CONTENT_SUFFIXES = WEIGHT_SUFFIXES | {".json", ".txt", ".model"}
-_CHUNKS = 16
-_CHUNK_BYTES = 64 << 10
+_BLOCK_BYTES = 1 << 20
 
 
 def local_path(name: str) -> Path | None:
@@ -99,8 +102,8 @@ def _package_spec(package: str) -> ModuleSpec | None:
 def content_hash(path: Path) -> str:
     """What identifies a checkpoint: the same wherever it is stored and whenever it was copied.
 
-    Reads the size and 16 evenly spaced chunks of 64 KiB of each file, so that it stays fast for
-    gigabytes of weights: training moves all of them, and smaller files are read whole.
+    Reads each file as a whole: frozen layers, or a merged adapter, leave most of a checkpoint as it was. The hash of
+    a large file is remembered on this machine until the file is written again.
 
     Args:
         path: a checkpoint file, or a folder of weights, configuration and vocabulary (its own
@@ -142,16 +145,47 @@ def _module_folders(folder: Path) -> list[Path]:
 
 
 def _file_hash(path: Path) -> bytes:
-    size = path.stat().st_size
+    found = path.stat()
+    if found.st_size <= _BLOCK_BYTES:
+        return _whole_hash(path, found.st_size)
+    return _remembered_hash(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def _whole_hash(path: Path, size: int) -> bytes:
     digest = blake2b(size.to_bytes(8, "little"))
     with path.open("rb") as stream:
-        if size <= _CHUNKS * _CHUNK_BYTES:
-            digest.update(stream.read())
-            return digest.digest()
-        for chunk in range(_CHUNKS):
-            stream.seek((size - _CHUNK_BYTES) * chunk // (_CHUNKS - 1))
-            digest.update(stream.read(_CHUNK_BYTES))
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
     return digest.digest()
+
+
+@cache
+def _remembered_hash(path: Path, size: int, *stamps: int) -> bytes:
+    """The hash of a large file: each look at a store asks for it, and each of Dagster's steps is a process of its own.
+
+    Args:
+        path: of the file.
+        size: bytes.
+        stamps: what changes when it is written.
+    """
+    key = blake2b(repr((path, size, stamps)).encode(), digest_size=16).hexdigest()
+    # Without a home folder, or where it cannot be written, each process reads the file once.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        known = bytes.fromhex((_cache_folder() / key).read_text(encoding="ascii"))
+        if len(known) == blake2b.MAX_DIGEST_SIZE:
+            return known
+    digest = _whole_hash(path, size)
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = _cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{key}.{uuid.uuid4().hex}"
+        temporary.write_text(digest.hex(), encoding="ascii")
+        temporary.replace(folder / key)
+    return digest
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "semdedup-assets", "checkpoints")
 
 
 def short_name(name: str) -> str:

@@ -54,6 +54,7 @@ class OpenClip(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["openclip"] = "openclip"
     model: str = Field(
         "ViT-B-16",
+        min_length=1,
         description="OpenCLIP's name of the model; or a local folder (`path`, `local-dir:path` or "
         "`package:<import name>/<path>`) with open_clip_config.json and weights; or `hf-hub:<id>`.",
     )

@@ -47,6 +47,7 @@ class SentenceTransformers(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["sentence_transformers"] = "sentence_transformers"
     model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) of sentence-transformers or "
         "model2vec.",
     )

@@ -52,6 +52,7 @@ class Transformers(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["transformers"] = "transformers"
     model: str = Field(
         "facebook/opt-125m",
+        min_length=1,
         description="Hub id, or a local folder (`path` or `package:<import name>/<path>`) with config.json, weights "
         "and tokenizer.",
     )

@@ -35,6 +35,7 @@ class Timm(BaseModel, frozen=True, extra="forbid"):
     kind: Literal["timm"] = "timm"
     model: str = Field(
         "vit_small_patch14_dinov2.lvd142m",
+        min_length=1,
         description="timm's name of model and weights; or a local folder (`path`, `local-dir:path` or `package:<import "
         "name>/<path>`) with config.json and weights; or `hf-hub:<id>`.",
     )

@@ -31,7 +31,9 @@ class TorchScript(BaseModel, frozen=True, extra="forbid"):
     """
 
     kind: Literal["torchscript"] = "torchscript"
-    path: str = Field(description="The file (`path` or `package:<import name>/<path>`), saved by `torch.jit.save`.")
+    path: str = Field(
+        min_length=1, description="The file (`path` or `package:<import name>/<path>`), saved by `torch.jit.save`."
+    )
     image_size: int = Field(320, ge=1, description="Pixels of a side, see `resize`.")
     resize: Resize = Field(
         "squash",

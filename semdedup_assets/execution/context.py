@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from semdedup_assets.compute import Compute
-from semdedup_assets.execution import usage
+from semdedup_assets.execution import progress, usage
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
 from semdedup_assets.kept_sets import Selection
@@ -134,10 +134,19 @@ class StageContext:
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """Which files the shards hold; empty before the source was first observed."""
+        """Which files the shards hold; empty before the source was first observed.
+
+        Raises:
+            ValueError: it is damaged; names it.
+        """
         # A store that does not answer has an index all the same: with an empty one, every file would get a new shard.
-        content = read_many([self.layout.shard_index])[0]
-        return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        path = self.layout.shard_index
+        content = read_many([path])[0]
+        try:
+            return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        except ValueError as error:
+            message = f"{path}: {error}"
+            raise ValueError(message) from error
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -215,7 +224,8 @@ class StageContext:
         # Of an object store each look for an earlier result is a wait. One of another writer, which was put since, is
         # replaced all the same, and its files are removed as leftovers are.
         keep_earlier = keep_earlier or self.index.cache.lacks(writer.location)
-        record = commit(writer, code_version=self.code_version(stage), inputs=inputs, keep_earlier=keep_earlier)
+        version = self.code_version(stage)
+        record = commit(writer, code_version=version, inputs=inputs, keep_earlier=keep_earlier, log=progress.log)
         self.index.put(stage, record)
         return record
 

@@ -45,6 +45,7 @@ class RefreshPlan:
         further: names of stages on demand that are made too, with what they are made from.
         again: names of stages that are made again where they are up to date.
         excluded: whether shards that were excluded are tried once more.
+        patient: whether files that were changed since they were observed end a round; else their shards are excluded.
     """
 
     stages: PipelineStages
@@ -52,6 +53,7 @@ class RefreshPlan:
     further: frozenset[str] = frozenset()
     again: frozenset[str] = frozenset()
     excluded: bool = False
+    patient: bool = True
 
     @property
     def assets(self) -> tuple[StageAsset, ...]:
@@ -95,7 +97,7 @@ def refresh(plan: RefreshPlan, listener: RefreshListener) -> Iterator[StageRun]:
     """Observe the source, then make what is missing or stale, asset by asset.
 
     The store's records decide what is stale. What is found damaged, or changed since it was observed, is made in
-    another round.
+    another round; a shard that changes in every round is excluded in the last one.
 
     Args:
         plan: what is made.
@@ -108,16 +110,17 @@ def refresh(plan: RefreshPlan, listener: RefreshListener) -> Iterator[StageRun]:
         FailedChecksError: a blocking check of an asset fails.
         Exception: what a stage raised; what was finished before stays.
     """
-    swept = remove_leftovers(plan.first.layout.folder)
+    layout = plan.first.layout
+    swept = remove_leftovers(layout.folder, apart_from=layout.training, log=progress.log)
     if swept:
         progress.log(f"{swept} files that ended processes had left were removed")
     again = plan.again
     try:
-        for _ in range(_ROUNDS):
+        for number in range(1, _ROUNDS + 1):
             listener.observe(plan.first)
             observe_references(plan.first)
             try:
-                for run in _round(replace(plan, again=again), listener):
+                for run in _round(replace(plan, again=again, patient=number < _ROUNDS), listener):
                     # What was made again needs not be, should there be another round.
                     again -= {run.asset.rpartition("/")[2]} if run.partitions else set()
                     yield run
@@ -186,7 +189,7 @@ def _made(
 
     try:
         ordered = [each for each in everything if each in wanted]
-        for partition, record in run_partitions(context, stage, ordered, again=again):
+        for partition, record in run_partitions(context, stage, ordered, again=again, patient=plan.patient):
             listener.made(asset, context, partition, record)
             made.add(partition)
         index.collect()

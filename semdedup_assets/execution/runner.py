@@ -18,7 +18,9 @@ from semdedup_assets.storage.results import MissingResultError, ResultRecord
 
 # What a shard's own data make a reader raise. Whatever else is raised (a store out of reach, memory or a disk that is
 # full, a model that fails) is no fault of the shard's; but what ends each worker that makes it, while others live, is.
-_DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, WorkerDiedError)
+_DATA_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, WorkerDiedError, SourceChangedError)
+# What ended its workers, the engine has tried as often already; a file that was changed will not be as it was.
+_TRIED_ENOUGH = (WorkerDiedError, SourceChangedError)
 # What no further attempt can mend.
 _FINAL = (PermissionError, MissingResultError, TooManyRowsError)
 _NAMED = 3
@@ -48,12 +50,13 @@ class _Task:
     content: Any
 
 
-def run_partitions(
+def run_partitions(  # noqa: PLR0913  # what is made, and three ways to make it
     context: StageContext,
     stage: Stage,
     partitions: Sequence[Partition],
     *,
     again: bool = False,
+    patient: bool = True,
     engine: Engine | None = None,
 ) -> Iterator[tuple[Partition, ResultRecord]]:
     """Make partitions of a stage, each yielded as it is done, so that a failure keeps what was finished.
@@ -67,19 +70,21 @@ def run_partitions(
         stage: which.
         partitions: which.
         again: whether parts of them that are up to date are made again.
+        patient: whether the source may be observed anew, and shards wait for that whose files were changed meanwhile;
+            else they are excluded.
         engine: where tasks run; None: where `compute` says.
 
     Raises:
         FailedPartitionsError: nothing at all can be made, more fails than `refresh.max_excluded` allows, or something
             fails that is no fault of the data.
-        SourceChangedError: a source file is not the one that was observed.
+        SourceChangedError: a source file is not the one that was observed, and the stage is patient or cannot exclude.
         ClusterError: the cluster cannot be joined, or no worker can start on it.
         Exception: what a task raised, of a stage that cannot exclude.
     """
     if not partitions:
         return
     placement = placement_of(context, stage) if engine is None else Placement(engine)
-    making = _Making(placement.context_of(context), stage, placement.engine, again)
+    making = _Making(placement.context_of(context), stage, placement.engine, again, patient)
     with progress.Progress(stage.name, total=len(partitions), unit="partitions") as bar:
         failed = yield from _attempts(making, list(partitions), bar)
     if placement.threads is not None:
@@ -98,6 +103,7 @@ class _Making:
     stage: Stage
     engine: Engine
     again: bool
+    patient: bool
 
 
 def _attempts(
@@ -118,12 +124,12 @@ def _attempts(
                 errors[partition] = error
                 if not isinstance(error, SourceChangedError | WorkerDiedError):
                     progress.log(f"{partition}: attempt {attempt} of {attempts} failed: {_reason(error)}")
-        _raise_source_change(errors)
+        if making.patient or stage.exclude is None:
+            _raise_source_change(errors)
         if errors:
             _refuse_unless_some_are_good(context, stage, errors)
-        # What ended its workers, the engine has tried as often already.
         last = attempt == attempts
-        failed |= {each: error for each, error in errors.items() if last or isinstance(error, WorkerDiedError)}
+        failed |= {each: error for each, error in errors.items() if last or isinstance(error, _TRIED_ENOUGH)}
         waiting = [each for each in errors if each not in failed]
         if not waiting:
             break

@@ -1,11 +1,14 @@
 """Which files a source has, in the shard index of the store."""
 
+import errno
 from typing import Any
 
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.settings import Pipeline
 from semdedup_assets.sources.shard_index import ShardIndex
-from semdedup_assets.storage.files import Listing, write_bytes
+from semdedup_assets.storage.files import Listing, read_many, write_bytes
+
+_ATTEMPTS = 5
 
 
 def update_shard_index(context: StageContext) -> ShardIndex:
@@ -17,16 +20,26 @@ def update_shard_index(context: StageContext) -> ShardIndex:
         FileNotFoundError: the source has no file.
         VanishedFilesError: more files are missing than `refresh.max_vanished` allows.
         PermissionError: the store cannot be written.
+        OSError: others changed the index each time while the source was listed.
     """
-    return updated_index(context, context.pipeline.source.listing())
+    return index_and_listing(context)[0]
 
 
-def updated_index(context: StageContext, listing: Listing) -> ShardIndex:
-    """The same of a listing that was made."""
-    updated = index_of(context, listing)
-    if updated != context.shard_index:
-        write_bytes(context.layout.shard_index, updated.to_json())
-    return updated
+def index_and_listing(context: StageContext) -> tuple[ShardIndex, Listing]:
+    """The same, with the listing."""
+    path = context.layout.shard_index
+    for _ in range(_ATTEMPTS):
+        content = read_many([path])[0]
+        known = ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        listing = context.pipeline.source.listing()
+        updated = index_of(context.with_shard_index(known), listing)
+        # Whoever listed later may be done already: this listing would take out again what it lacks.
+        if read_many([path])[0] == content:
+            if updated != known:
+                write_bytes(path, updated.to_json())
+            return updated, listing
+    message = f"{path}: others changed it each time while the source was listed; run again"
+    raise OSError(errno.EBUSY, message)
 
 
 def index_of(context: StageContext, listing: Listing) -> ShardIndex:

@@ -552,9 +552,11 @@ def _png(figure: "Figure") -> bytes:
     # `savefig` draws twice, and packs what would be unpacked here.
     canvas.draw()
     size, pixels = canvas.get_width_height(), canvas.buffer_rgba()
-    image = Image.frombuffer("RGBA", size, pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = Image.frombuffer("RGBA", size, pixels).convert("RGB")
+    # The default method takes eight times as long, for larger files.
+    image = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

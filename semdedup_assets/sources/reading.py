@@ -435,9 +435,9 @@ def _cannot_be_opened(path: str, cause: Exception) -> OSError:
 
 
 class _Metered(io.RawIOBase):
-    """A stream whose bytes are counted as they are read."""
+    """A stream whose bytes are counted as they are read, or as a store sends them: it sends more than is asked for."""
 
-    def __init__(self, stream: io.RawIOBase, meter: ReadMeter) -> None:
+    def __init__(self, stream: "io.FileIO | _Remote", meter: ReadMeter) -> None:
         self._stream, self._meter = stream, meter
 
     def readable(self) -> bool:
@@ -450,9 +450,14 @@ class _Metered(io.RawIOBase):
         return self._stream.fileno()
 
     def readinto(self, buffer: Any) -> int:
+        before = self._sent()
         size = cast("int", self._stream.readinto(buffer))
-        self._meter.count(size)
+        after = self._sent()
+        self._meter.count(size if before is None or after is None else after - before)
         return size
+
+    def _sent(self) -> int | None:
+        return self._stream.sent if isinstance(self._stream, _Remote) else None
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._stream.seek(offset, whence)
@@ -476,8 +481,13 @@ class _Remote(io.RawIOBase):
     def opened(cls, path: str, *, seekable: bool, meter: ReadMeter | None) -> IO[bytes]:
         block = None if meter is None else _PART_BLOCK
         stream = opened_url(path, seekable=seekable) if is_http(path) else open_file(path, block_size=block)
-        raw: io.RawIOBase = cls(stream, path)
+        raw = cls(stream, path)
         return cast("IO[bytes]", io.BufferedReader(raw if meter is None else _Metered(raw, meter), _BUFFER))
+
+    @property
+    def sent(self) -> int | None:
+        """Bytes that the store has sent so far; None where that is not known."""
+        return getattr(getattr(self._stream, "cache", None), "total_requested_bytes", None)
 
     def readable(self) -> bool:
         return True
@@ -512,6 +522,8 @@ class _Remote(io.RawIOBase):
         except Exception as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise
-            error = OSError(f"{self._path}: cannot be read further ({type(cause).__name__}: {cause})")
+            # s3fs looks at the words of an error that has none, and so fails itself: that error says more.
+            first = cause.__context__ if isinstance(cause.__context__, TimeoutError) else cause
+            error = OSError(f"{self._path}: cannot be read further ({type(first).__name__}: {first})")
             error.errno = errno.EIO
             raise error from cause

@@ -20,6 +20,7 @@ _PAGE_BUFFER = 1 << 20
 _MOST_ROWS = 4096
 # Bytes of a batch, by a column's mean: of cells that may differ in size much less, for large ones may come together.
 _BATCH_BYTES, _FIXED_BATCH_BYTES, _WORST_BATCH_BYTES = 1 << 20, 16 << 20, 64 << 20
+_SIGNATURE_BYTES = 28
 _SMALLER = 8  # how many times fewer rows are tried where a batch is more than Arrow can hold
 
 FieldPath = tuple[str, ...]
@@ -74,7 +75,8 @@ def parquet_table(path: str, meter: ReadMeter | None = None) -> Iterator[Parquet
         meter: counts what is read, where few rows are wanted.
 
     Raises:
-        TruncatedFile: its footer cannot be read; names the file, and what it is instead where that is known.
+        TruncatedFile: it is encrypted, or its footer cannot be read; names the file, and what it is instead where that is
+            known.
         OSError: it cannot be opened; names it.
     """
     with opened(path, seekable=True, meter=meter) as stream:
@@ -83,7 +85,19 @@ def parquet_table(path: str, meter: ReadMeter | None = None) -> Iterator[Parquet
                 file = _parquet_file(stream, None, "ns")
         except TruncatedFile as damage:
             raise _named(damage, stream, path) from damage
+        if _is_signed(stream, file.metadata):
+            raise _encrypted(path)
         yield ParquetTable(path, file, stream)
+
+
+def _is_signed(stream: IO[bytes], metadata: "pq.FileMetaData") -> bool:
+    """Whether a footer has the signature of a file with encrypted columns.
+
+    Asked about such a column, Arrow ends the process.
+    """
+    stream.seek(-8, 2)
+    length = int.from_bytes(stream.read(4), "little")
+    return length == int(metadata.serialized_size) + _SIGNATURE_BYTES
 
 
 def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None", old_times: str) -> "pq.ParquetFile":
@@ -103,8 +117,15 @@ def _parquet_file(stream: IO[bytes], metadata: "pq.FileMetaData | None", old_tim
 def _named(damage: TruncatedFile, stream: IO[bytes], path: str) -> TruncatedFile:
     """The damage at a file's footer, or what the file is instead of a Parquet file."""
     stream.seek(0)
-    what = foreign(stream.read(HEAD), own=b"PAR1")
+    head = stream.read(HEAD)
+    if head.startswith(b"PARE"):
+        return _encrypted(path)
+    what = foreign(head, own=b"PAR1")
     return damage if what is None else TruncatedFile(f"{path}: not Parquet: {what}")
+
+
+def _encrypted(path: str) -> TruncatedFile:
+    return TruncatedFile(f"{path}: its columns are encrypted; write it without encryption")
 
 
 def batches(table: ParquetTable, field: FieldPath, groups: Sequence[int] | None = None) -> "Iterator[pa.Array]":

@@ -164,7 +164,7 @@ def file_stat(path: str) -> FileStat | None:
         return next((_local_stat(*found) for found in walked.found.items()), None)
     fs.invalidate_cache()
     try:
-        with _named_faults(path, "read"):
+        with named_faults(path, "read"):
             info = fs.info(name)
     except _NOTHING_THERE as error:
         # fsspec calls a web server's every failure a missing file.
@@ -180,7 +180,7 @@ def is_folder(path: str) -> bool:
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return os.path.isdir(name)  # noqa: PTH112  # fsspec takes a name that is not UTF-8 for none
-    with _named_faults(path, "read"):
+    with named_faults(path, "read"):
         return bool(fs.isdir(name))
 
 
@@ -204,7 +204,7 @@ def list_glob(pattern: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     if _is_web(fs):
         found, root = linked(fs, name, root=root), page_url(root)
     else:
-        with _named_faults(pattern, "listed"):
+        with named_faults(pattern, "listed"):
             found = fs.glob(name, detail=True)
     return _visible_files(fs, found, wanted, _hidden_from(root, segments))
 
@@ -218,7 +218,7 @@ def list_below(folder: str, suffixes: tuple[str, ...] | None = None) -> Listing:
     if _is_web(fs):
         found, name = linked_below(fs, name), page_url(name)
     else:
-        with _named_faults(folder, "listed"):
+        with named_faults(folder, "listed"):
             found = fs.find(name, detail=True)
     return _visible_files(fs, found, suffixes, _hidden_from(name.rstrip("/"), ["**"]))
 
@@ -311,7 +311,7 @@ def read_bytes(path: str) -> bytes:
     if isinstance(fs, LocalFileSystem):
         with open_file(path) as stream:
             return stream.read()
-    with _named_faults(path, "read"):
+    with named_faults(path, "read"):
         try:
             # Without a range s3fs would ask for the size first.
             content: bytes = fs.cat_file(name, start=0)
@@ -326,7 +326,7 @@ def read_bytes(path: str) -> bytes:
 
 
 @contextmanager
-def _named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...] = _NOTHING_THERE) -> Iterator[None]:
+def named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...] = _NOTHING_THERE) -> Iterator[None]:
     """Say of what a store's library speaks, which repeats the words of its server alone, such as `Access Denied`.
 
     Args:
@@ -368,7 +368,7 @@ def create(path: str) -> Iterator[IO[bytes]]:
         with _local_create(Path(name)) as stream:
             yield stream
         return
-    with _named_faults(path, "written", passed_on=()):
+    with named_faults(path, "written", passed_on=()):
         stream = fs.open(name, "wb", block_size=_UPLOAD_BYTES)
     try:
         yield stream
@@ -378,7 +378,7 @@ def create(path: str) -> Iterator[IO[bytes]]:
         if isinstance(stream, AbstractBufferedFile):
             stream.closed = True
         raise
-    with _named_faults(path, "written", passed_on=()):
+    with named_faults(path, "written", passed_on=()):
         stream.close()
     fs.invalidate_cache()
 
@@ -474,7 +474,7 @@ def list_folder(folder: str, *, recursive: bool = False) -> dict[str, ListedFile
     fs, name = filesystem(folder)
     fs.invalidate_cache()
     try:
-        with _named_faults(folder, "listed"):
+        with named_faults(folder, "listed"):
             found = list(fs.find(name, detail=True).values()) if recursive else fs.ls(name, detail=True)
     except _NOTHING_THERE:
         return {}
@@ -542,7 +542,7 @@ def read_many(paths: Sequence[str]) -> list[bytes | None]:
     contents = [found.get(filesystem(path)[1]) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-            with _named_faults(path, "read"):
+            with named_faults(path, "read"):
                 raise content
     return [content if isinstance(content, bytes) else None for content in contents]
 

@@ -110,6 +110,11 @@ class Layout:
         return current_manifest(self.of_kept_set(kept_set, "manifests"))
 
     @property
+    def training(self) -> str:
+        """Files of trainers at work, which are theirs alone; of a local store."""
+        return join(self.folder, "training")
+
+    @property
     def estimate(self) -> str:
         """JSON: what the pipeline is predicted to take."""
         return join(self.folder, "estimate")

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from semdedup_assets.storage.files import AT_ONCE, filesystem
+from semdedup_assets.storage.files import AT_ONCE, filesystem, named_faults
 from semdedup_assets.storage.results import StoredFile, damaged_file
 
 WINDOW = 64 << 20
@@ -49,13 +49,16 @@ def _whole(part: FilePart, content: bytes | BaseException) -> bytes:
     if isinstance(content, bytes) and len(content) == part.stop - part.start:
         return content
     # A range beyond the end of an object is an error of its own in each store, or a shorter answer.
-    size = _size(part.file)
+    path = part.file.path
+    with named_faults(path, "read"):
+        size = _size(part.file)
     if size != part.file.entry.size:
         reason = f"has {size:,} bytes where {part.file.entry.size:,} were written"
         raise damaged_file(part.file, reason) from (content if isinstance(content, BaseException) else None)
     if isinstance(content, BaseException):
-        raise content
-    message = f"{part.file.path}: the store gave {len(content):,} bytes where {part.stop - part.start:,} were asked for"
+        with named_faults(path, "read"):
+            raise content
+    message = f"{path}: the store gave {len(content):,} bytes where {part.stop - part.start:,} were asked for"
     raise OSError(message)
 
 

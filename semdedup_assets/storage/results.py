@@ -7,6 +7,7 @@ its successor is complete, and what an ended process leaves behind is named by n
 
 import io
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ DAMAGED = ".damaged"
 
 _FORMAT = 1
 _BLOCK = 8 << 20
+_LOG = logging.getLogger(__name__)
 
 
 class MissingResultError(FileNotFoundError):
@@ -293,7 +295,7 @@ class ResultWriter:
         files: that are complete, by name.
         details: counts and measures, for the record.
         unversioned: names of files whose content does not count for the version.
-        record: once it has been put.
+        record: once it is being put.
     """
 
     location: str
@@ -305,7 +307,7 @@ class ResultWriter:
 
     @property
     def committed(self) -> ResultRecord:
-        """The record, once it has been put."""
+        """The record, once it is being put."""
         if self.record is None:
             message = f"{self.location}: attempt {self.attempt} is not committed"
             raise RuntimeError(message)
@@ -337,9 +339,19 @@ class ResultWriter:
         return fingerprint(counted)
 
     def discard(self) -> None:
-        """Remove what has been written so far."""
-        folder = self.location.rpartition("/")[0]
-        remove_all([join(folder, entry.path) for entry in self.files.values()])
+        """Remove what has been written so far, unless it is the result by now."""
+        if self.record is None or not self._is_put(self.record):
+            folder = self.location.rpartition("/")[0]
+            remove_all([join(folder, entry.path) for entry in self.files.values()])
+
+    def _is_put(self, record: ResultRecord) -> bool:
+        # Only the store knows: who puts a record may be interrupted, or lose a store's answer, once it is there.
+        try:
+            return read_bytes(f"{self.location}{RECORD}") == record.to_json()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # It may be: what nobody names is removed as leftovers are.
 
 
 class FolderWriter(ResultWriter):
@@ -364,26 +376,37 @@ def attempting(writer: W) -> Iterator[W]:
 
 
 def commit(
-    writer: ResultWriter, *, code_version: str, inputs: Mapping[str, str], keep_earlier: bool = False
+    writer: ResultWriter,
+    *,
+    code_version: str,
+    inputs: Mapping[str, str],
+    keep_earlier: bool = False,
+    log: Callable[[str], object] = _LOG.warning,
 ) -> ResultRecord:
     """Put the record: from now on the written files are the result, and those of the earlier one are removed.
+
+    Where a store lets nobody remove files, the earlier ones stay.
 
     Args:
         writer: all of whose files are complete.
         code_version: hash of the settings that determine the result.
         inputs: versions of what it is made from, by name.
         keep_earlier: whether the files of the earlier result stay.
+        log: takes a line where they cannot be removed.
     """
     record = ResultRecord(
         writer.location, writer.version, code_version, dict(inputs), dict(writer.files), dict(writer.details)
     )
     earlier = None if keep_earlier else read_record(writer.location)
+    writer.record = record
     write_bytes(f"{writer.location}{RECORD}", record.to_json())
     # Of equal content somebody else may be reading the earlier files: they are left, as leftovers are.
     if earlier is not None and earlier.version != record.version:
         kept, folder = {entry.path for entry in record.files.values()}, writer.location.rpartition("/")[0]
-        remove_all([join(folder, entry.path) for entry in earlier.files.values() if entry.path not in kept])
-    writer.record = record
+        try:
+            remove_all([join(folder, entry.path) for entry in earlier.files.values() if entry.path not in kept])
+        except Exception as error:  # stores have errors of their own, and the result is there
+            log(f"{writer.location}: the files of the earlier result cannot be removed, and stay: {error}")
     return record
 
 

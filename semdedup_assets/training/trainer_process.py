@@ -414,9 +414,15 @@ def held_folder(folder: Path, title: str, stop: Event) -> Iterator[IO[str]]:
 
     Raises:
         TrainingFailedError: an earlier attempt still works in it.
+        OSError: nothing can be written there; names the setting.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / "lock").open("a+")
+    except OSError as error:
+        message = f"{title}: nothing can be written ({error.strerror}); name another folder in `training.work_folder`"
+        raise OSError(error.errno, message, str(folder)) from error
+    with opened as lock:
         # What a killed run left is ended, and needs a moment to go.
         deadline = time.monotonic() + _GRACE_SECONDS
         while not _take(lock):

@@ -284,7 +284,7 @@ def work_root(context: StageContext) -> Path:
     root = training.work_folder or ("" if is_local(layout.root) else ".semdedup-training")
     # Two stores may share a work folder.
     store = fingerprint(layout.root)[:8]
-    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.folder, "training")
+    base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.training)
     return base.absolute()
 
 

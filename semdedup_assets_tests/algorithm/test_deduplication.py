@@ -227,6 +227,12 @@ def test_one_vector_is_kept() -> None:
     assert result.similarity.tolist() == [-np.inf]
 
 
+def test_a_seed_may_be_an_integer_of_any_kind() -> None:
+    vectors = random_vectors(12)
+    assert semdedup(vectors, k=2, seed=np.uint64(3)).seed == 3  # type: ignore[arg-type]
+    assert semdedup(vectors, k=2, seed=np.int32(3)).seed == 3  # type: ignore[arg-type]
+
+
 def test_without_k_one_is_chosen() -> None:
     assert len(semdedup(random_vectors(800)).centroids) == 20
 
@@ -244,10 +250,10 @@ def test_more_clusters_than_vectors_keeps_all_distinct_ones() -> None:
         ({"k": -5}, "k: -5 is not a positive number"),
         ({"keep": "best"}, "keep: 'best' is not one of"),
         ({"keep": np.zeros(3)}, r"keep: \(3,\) numbers for 10 items"),
-        ({"ids": np.arange(9)}, "ids: expected 10 distinct non-negative integers, one per row"),
-        ({"ids": np.zeros(10, dtype=np.int64)}, "ids: expected 10 distinct"),
-        ({"ids": np.arange(10) - 1}, "ids: expected 10 distinct non-negative"),
-        ({"ids": np.arange(10.0)}, "ids: expected 10 distinct non-negative integers"),
+        ({"ids": np.arange(9)}, r"ids: expected 10 distinct .* integers, one per row; got int64 of shape \(9,\)"),
+        ({"ids": np.zeros(10, dtype=np.int64)}, "ids: expected 10 distinct .*; got 0 more than once"),
+        ({"ids": np.arange(10) - 1}, "ids: expected 10 distinct non-negative .*; got -1 among them"),
+        ({"ids": np.arange(10.0)}, "ids: expected 10 distinct non-negative integers, .*; got float64"),
         ({"vectors": random_vectors(10)[0]}, r"expected an \(n, d\) array of floats"),
         (
             {"vectors": np.ones((10, 4), dtype=np.int64)},

@@ -172,6 +172,31 @@ def test_an_item_has_a_duplicate_earlier_or_later_and_all_pairs_are_counted(batc
     assert np.abs(np.cumsum(sample.pairs) - np.cumsum(histogram)).max() <= 1
 
 
+@pytest.mark.parametrize("small", [0, 40, 640])
+def test_of_many_items_some_of_each_cluster_are_compared_with_all_others_there(small: int) -> None:
+    scored = Scored()
+    epsilon = oracle.epsilon_in_gap(scored.rows, 0.05)
+    counts = scored.counts([epsilon])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epsilon_curves, "_SMALL", small)
+        patch.setattr(epsilon_curves, "_COMPARED_PAIRS", 800)
+        patch.setattr(epsilon_curves, "_COMPARED_SHARE", 0.1)
+        sample = ClusterSample.choose(counts, [range(7)])
+        sample.add(0, scored.offsets, earlier=scored.similarity, vectors=tensor(scored.rows), budget=ROOMY)
+    # 30, 60, 2 and 25 items have 2,506 pairs.
+    assert sample.one_in == 4
+    drawn = epsilon_curves._item_hash(scored.offsets, 0) % np.uint64(4) == 0
+    assert sample.items == drawn.sum() == pytest.approx(len(scored.rows) / 4, rel=0.4)
+    expected = 0
+    for cluster in range(7):
+        members = scored.cluster == cluster
+        if members.any():
+            others = oracle.nearest_kept(scored.rows[members], np.ones(members.sum(), dtype=bool))
+            expected += int((others[drawn[members]] > 1 - epsilon).sum())
+    assert counts.at_epsilons(sample.with_duplicate).tolist() == [expected]
+    assert 0 < expected < sample.items
+
+
 def histogram_of(rows: list[np.ndarray]) -> np.ndarray:
     products = [(oracle.unit(each) @ oracle.unit(each).T)[np.triu_indices(len(each), k=1)] for each in rows]
     return np.histogram(np.concatenate(products).clip(-1, 1), bins=SIMILARITY_EDGES)[0]
@@ -191,14 +216,13 @@ def sampled(clusters: list[np.ndarray], *, batches: int = 1) -> ClusterSample:
     return sample
 
 
-@pytest.mark.parametrize("columns", [7, 1 << 12])
+@pytest.mark.parametrize("together", [7, 1 << 13, 1 << 20])
 @pytest.mark.parametrize("batches", [1, 3])
-def test_all_pairs_are_counted_once_whatever_the_tiles_and_batches(columns: int, batches: int) -> None:
-    # Single items, small clusters that are multiplied together, and a larger one.
+def test_all_pairs_are_counted_once_whatever_is_multiplied_together(together: int, batches: int) -> None:
+    # Single items, small clusters that are multiplied together, and larger ones.
     clusters = [near_duplicates(n, epsilon=0.05, seed=n) for n in (1, 2, 2, 30, 60, 100, 1, 3)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epsilon_curves, "_COLUMNS", columns)
-        patch.setattr(epsilon_curves, "_TILE", 5 * columns)
+        patch.setattr(epsilon_curves, "_TOGETHER", together)
         np.testing.assert_array_equal(sampled(clusters, batches=batches).pairs, histogram_of(clusters))
 
 

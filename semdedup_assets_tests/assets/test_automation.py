@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from semdedup_assets.analysis_settings import OnDemand
+from semdedup_assets.assets import looks as looks_module
 from semdedup_assets.assets.automation import REASON_TAG, find_wanted, held_back
 from semdedup_assets.assets.builder import AssetBuilder
 from semdedup_assets.assets.looks import Look
@@ -132,6 +133,29 @@ def test_the_store_is_looked_at_where_something_has_left_a_trace_and_once_an_hou
     # Looks take a small share of the time, whatever changes.
     assert looks.tick(replace(last, seconds=60.0).cursor).run_requests == []
     assert len(looks.tick(earlier(59)).run_requests) == 1
+
+
+def test_what_a_look_answered_too_late_is_answered_by_the_next_tick(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Look.parse(looks.tick().cursor)
+    assert last is not None
+    before = replace(last, seconds=0.0).cursor
+    write_shard(looks.runs.folder, "9", near_duplicates(9))
+    monkeypatch.setattr(looks_module, "_DAGSTER_WAITS_SECONDS", 0.0)
+    # Dagster knows the cursor of what it waited for alone.
+    lost, again = looks.tick(before), looks.tick(before)
+    assert again.run_requests == lost.run_requests
+    assert len(again.run_requests) == 1
+    assert looks.tick(again.cursor).run_requests == []
+
+
+def test_a_refit_that_is_under_way_holds_the_automation_back(looks: Looks) -> None:
+    refit = looks.runs.definitions.resolve_job_def("toy__precomputed__refit")
+    # As the page of a job launches it: the run names no assets.
+    run = looks.runs.instance.create_run_for_job(refit, status=dg.DagsterRunStatus.STARTED)
+    assert run.asset_selection is None
+    assert looks.tick().skip_message == f"run {run.run_id} of the pipeline is under way"
 
 
 def test_the_same_bytes_again_are_followed_by_nothing(looks: Looks) -> None:

@@ -515,6 +515,19 @@ def stale(runs: StageRuns, stage: str, *, refreshed: bool = True) -> dict[str, s
     return {problem.partition: problem.measured for problem in problems}
 
 
+def test_what_another_run_publishes_meanwhile_is_no_problem(runs: StageRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_many, remade = manifests.read_many, list[str]()
+
+    def overtaken(paths: list[str]) -> list[bytes | None]:
+        if not remade:
+            remade.append(runs.make("manifests", "0.05|3")[0].details["manifest"])
+        return read_many(paths)
+
+    monkeypatch.setattr(manifests, "read_many", overtaken)
+    assert found(runs, manifests.counts_are_conserved) == {}
+    assert remade == [runs.record("manifests", "0.05|3").details["manifest"]]
+
+
 def test_what_was_made_from_other_results_or_from_what_is_stale_is_reported(runs: StageRuns, sound: SoundStore) -> None:
     write_shard(sound.folder, "1", near_duplicates(7))
     runs.run(until="embeddings")

@@ -125,7 +125,7 @@ def test_ctrl_c_ends_what_python_cannot_interrupt() -> None:
     program = (
         "import hashlib\n"
         "from semdedup_assets.command_line.interrupts import ending_at_once\n"
-        "with ending_at_once('ended'):\n"
+        "with ending_at_once(lambda: 'ended', left=lambda: 'a folder is left'):\n"
         "    while True:\n"
         "        try:\n"
         "            print('at work', flush=True)\n"
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_what_python_cannot_interrupt() -> None:
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-        assert process.stderr.read().strip() == "ended"
+        assert process.stderr.read().split("\n") == ["", "ended", "a folder is left", ""]
 
 
 def test_ctrl_c_ends_a_check_with_a_line(folder: Path) -> None:

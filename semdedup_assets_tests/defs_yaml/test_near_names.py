@@ -70,3 +70,33 @@ def test_a_misspelt_choice_is_reported_with_the_one_that_is_meant(
     settings = {"dataset": "toy", "source": {"kind": "vectors", "path": "x"}, "encoder": {"kind": "precomputed"}}
     messages = {problem.path: problem.message for problem in setting_problems({**settings, **changes})}
     assert f"near names: {near}" in messages[path]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "words"),
+    [
+        ({"epsilons": 0.05}, ("epsilons",), "0.05 is not a list; write `[0.05]`"),
+        ({"epsilons": None}, ("epsilons",), "empty; give a value, or remove the key"),
+        ({"dataset": None}, ("dataset",), "empty; give a value"),
+        ({"manifests": []}, ("manifests",), "empty; give at least one, or remove the key"),
+        ({"clustering": 3}, ("clustering",), "3 is not a mapping"),
+        ({"model": 3}, ("model",), "3 is not a text; put it into quotes"),
+        ({"model": False}, ("model",), "YAML takes yes, no, on and off for true and false"),
+        (
+            {"selection": {"keep": False}},
+            ("selection", "keep"),
+            "False is none of hard, middle, easy, random; YAML takes",
+        ),
+        ({"dataset": "a b"}, ("dataset",), "'a b' is not possible here. Name of the dataset"),
+        ({"dataset": "a" * 101}, ("dataset",), "at most 100"),
+        ({"encoder": {"model": "x"}}, ("encoder", "kind"), "missing; one of openclip, timm, torchscript"),
+        ({"store": ""}, ("store",), "at least 1 character"),
+        ({"store": "s3:/bucket"}, ("store",), "is s3://bucket meant?"),
+    ],
+)
+def test_what_the_schema_rejects_is_said_in_the_words_of_yaml(
+    changes: dict[str, Any], path: SettingPath, words: str
+) -> None:
+    settings = {"dataset": "toy", "source": {"kind": "vectors", "path": "x"}, "encoder": {"kind": "precomputed"}}
+    messages = {problem.path: problem.message for problem in setting_problems({**settings, **changes})}
+    assert words in messages[path]

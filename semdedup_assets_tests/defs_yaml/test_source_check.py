@@ -1,6 +1,7 @@
 """What the first items of a source and a model's configuration show, before anything runs."""
 
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,13 +204,14 @@ def test_a_model_folder_is_read_for_pooling_length_and_weights(tmp_path: Path) -
     config = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 512}
     folder = make_folder(tmp_path / "minilm")
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
     encoder = {"kind": "transformers", "model": str(folder), "max_tokens": 600}
     problems = found(tmp_path, source=source, encoder=encoder)
     assert set(problems) == {"encoder.model", "encoder.pooling", "encoder.max_tokens"}
     assert "holds no weights" in problems["encoder.model"]
     assert "set `mean` or `cls`" in problems["encoder.pooling"]
     assert "at most 512" in problems["encoder.max_tokens"]
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
     assert found(tmp_path, source=source, encoder={**encoder, "max_tokens": 512, "pooling": "mean"}) == {}
 
 
@@ -217,11 +219,41 @@ def test_a_damaged_configuration_of_openclip_is_reported(tmp_path: Path) -> None
     Image.new("RGB", (8, 8), "red").save(make_folder(tmp_path / "source") / "a.png")
     folder = make_folder(tmp_path / "clip")
     (folder / "open_clip_config.json").write_text('{"model_cfg": ')
-    (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"weights")
     source = {"kind": "folder", "path": str(tmp_path / "source")}
     problems = found(tmp_path, source=source, encoder={"kind": "openclip", "model": str(folder)})
     assert set(problems) == {"encoder.model"}
     assert "is no configuration of OpenCLIP's" in problems["encoder.model"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "words"),
+    [
+        ("sentence_transformers", "model.safetensors", 1000, "model.safetensors is cut off or damaged"),
+        ("sentence_transformers", "tokenizer.json", None, "holds no tokenizer"),
+        ("sentence_transformers", "modules.json", b"[", "modules.json is no JSON"),
+        ("sentence_transformers", "modules.json", b"{}", "is not as sentence-transformers writes it"),
+        (
+            "sentence_transformers",
+            "config_sentence_transformers.json",
+            b"[1]",
+            "is not as sentence-transformers writes",
+        ),
+    ],
+)
+def test_a_damaged_folder_of_a_text_model_is_reported(
+    tmp_path: Path, kind: str, name: str, content: bytes | int | None, words: str
+) -> None:
+    write_lines(tmp_path / "source" / "a.jsonl", [{"text": "one"}])
+    folder = Path(shutil.copytree(STATIC_TEXTS["model"], tmp_path / "model"))
+    damaged = folder / name
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:content] if isinstance(content, int) else content)
+    source = {"kind": "jsonl", "path": str(tmp_path / "source")}
+    problems = found(tmp_path, source=source, encoder={"kind": kind, "model": str(folder)})
+    assert words in problems["encoder.model"]
 
 
 def test_a_prompt_that_a_model_does_not_have_is_reported(tmp_path: Path) -> None:

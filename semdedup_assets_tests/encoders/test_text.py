@@ -251,15 +251,47 @@ def test_identity_depends_on_the_content_not_the_path(opt_folders: dict[str, Pat
     assert Transformers(model=str(moved)).identity() != identity
 
 
-def test_a_large_checkpoint_is_identified_by_chunks_of_its_whole_length(tmp_path: Path) -> None:
+def test_a_large_checkpoint_is_identified_by_its_whole_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from semdedup_assets.encoders.checkpoints import content_hash
 
-    content = np.random.default_rng(0).bytes(20 << 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = np.random.default_rng(0).bytes(4 << 20)
     path, hashes = tmp_path / "weights.bin", set()
-    for changed in [content, b"?" + content[1:], content[:-1] + b"?", content + b"?", content[: 10 << 20] * 2]:
+    one_layer = content[:200_000] + bytes(1 << 20) + content[200_000 + (1 << 20) :]
+    for changed in [
+        content,
+        b"?" + content[1:],
+        one_layer,
+        content[:-1] + b"?",
+        content + b"?",
+        content[: 2 << 20] * 2,
+    ]:
         path.write_bytes(changed)
         hashes.add(content_hash(path))
-    assert len(hashes) == 5
+    assert len(hashes) == 6
+    path.rename(tmp_path / "moved.bin")
+    assert content_hash(tmp_path / "moved.bin") in hashes
+
+
+def test_a_large_checkpoint_is_read_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from semdedup_assets.encoders import checkpoints
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(2 << 20))
+    first = checkpoints.content_hash(path)
+    (note,) = (file for file in (tmp_path / "cache").rglob("*") if file.is_file())
+
+    def in_another_process() -> str:
+        checkpoints._remembered_hash.cache_clear()
+        return checkpoints.content_hash(path)
+
+    note.write_text("5e" * 64)
+    assert in_another_process() != first
+    # One that was cut off is none.
+    note.write_text("5e")
+    assert in_another_process() == first == in_another_process()
+    assert len(note.read_text()) == 128
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_remedy(

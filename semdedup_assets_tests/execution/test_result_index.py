@@ -231,6 +231,15 @@ def test_selections_share_what_is_known_of_the_store(runs: StageRuns) -> None:
     assert context.with_selection(context.selection) is context
 
 
+def test_a_damaged_shard_index_is_named(tmp_path: Path) -> None:
+    runs = small_pipeline(tmp_path, shards=1)
+    runs.observe()
+    path = Path(runs.context().layout.shard_index)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=rf"{path}: not a shard index .*restore it"):
+        _ = runs.context().shard_index
+
+
 def test_a_stage_that_is_asked_too_early_reports_what_to_materialise(tmp_path: Path) -> None:
     runs = small_pipeline(tmp_path, shards=1)
     with pytest.raises(MissingResultError, match=r"shard_index.json: no shard is known; observe toy/shards first"):

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.engines.local import map_tasks
 from semdedup_assets.execution.engines.outcomes import Outcome
+from semdedup_assets.execution.pipeline_stages import PipelineStages
 from semdedup_assets.execution.progress import reporting_to
+from semdedup_assets.execution.refresh import RefreshListener, RefreshPlan, refresh
 from semdedup_assets.execution.runner import FailedPartitionsError, run_partitions
 from semdedup_assets.execution.shard_reader import ShardReader, SourceChangedError
 from semdedup_assets.execution.stage import StageGraph
@@ -243,6 +246,35 @@ def test_an_error_of_a_stage_that_cannot_exclude_keeps_what_was_finished(tmp_pat
         fresh.make("assignments")
     assert [str(key) for key in fresh.context().index.records("assignments")] == ["3|s000000"]
     assert fresh.run()["assignments"] == ["3|s000001", "3|s000002"]
+
+
+class NeverResting(RefreshListener):
+    """A file is written to once more whenever it has been looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.looks = folder, 0
+
+    def observe(self, context: StageContext) -> None:
+        super().observe(context)
+        self.looks += 1
+        write_shard(self.folder, "1", near_duplicates(10 + self.looks))
+
+
+def test_a_shard_whose_file_never_rests_is_excluded_in_the_last_round_and_the_others_are_made(tmp_path: Path) -> None:
+    runs, writer = small_pipeline(tmp_path), NeverResting(tmp_path)
+    pipeline = runs.context().pipeline
+    made = list(refresh(RefreshPlan(PipelineStages(pipeline, METHOD)), writer))
+    assert writer.looks > 2
+    assert {"manifests", "keep_masks"} <= {each.asset for each in made if each.partitions}
+    (reason,) = excluded(runs, "items").values()
+    assert "1.npy was changed since it was observed" in reason
+    shards = list(runs.context().index.records("items"))
+    kept = [runs.record("items", str(each)).details["items"] for each in shards]
+    assert sum(kept) == sum(len(near_duplicates(n)) for n in (0, 2))
+    # It rests, and is like any other.
+    list(refresh(RefreshPlan(PipelineStages(pipeline, METHOD)), RefreshListener()))
+    assert excluded(runs, "items") == excluded(runs, "embeddings") == {}
+    assert runs.record("items", "s000001").details["items"] == len(near_duplicates(10 + writer.looks))
 
 
 def test_each_partition_is_given_as_soon_as_it_is_done(tmp_path: Path) -> None:

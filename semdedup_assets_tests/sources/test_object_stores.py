@@ -1,6 +1,8 @@
+import contextlib
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 
@@ -11,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from semdedup_assets.records import Invalid, Record
 from semdedup_assets.sources import Folder, JsonLines, Parquet, Vectors, WebDataset
+from semdedup_assets.sources.reading import ReadLimitError, ReadMeter
 from semdedup_assets.storage.files import write_bytes
+from semdedup_assets_tests.object_store import ObjectStore
 
 
 def png(color: str) -> bytes:
@@ -52,6 +57,29 @@ def test_tars_are_listed_and_read_from_s3(bucket: str) -> None:
     write_bytes(f"{bucket}/laion/part/00001.tar", tar_bytes({"1.png": png("blue")}))
     after = WebDataset(path=f"{bucket}/laion").files()
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_what_is_read_of_a_few_items_is_counted_as_the_store_sends_it(served_store: ObjectStore) -> None:
+    pictures = {f"{number:02d}.png": os.urandom(3 << 20) for number in range(8)}
+    path = f"{served_store.url}/large.tar"
+    write_bytes(path, tar_bytes(pictures))
+    source, wanted = WebDataset(path=path), {1, 6}
+
+    def read(meter: ReadMeter) -> int:
+        with served_store.counted() as requests, contextlib.suppress(ReadLimitError):
+            for _, record in source.read_rows(path, wanted, meter):
+                found.append(record)
+        return sum(each.sent for each in requests if each.kind == "GET")
+
+    found = list[Record | Invalid]()
+    meter = ReadMeter(1 << 30)
+    assert read(meter) == meter.read
+    assert found == [Record("01", pictures["01.png"]), Record("06", pictures["06.png"])]
+    found.clear()
+    meter = ReadMeter(14 << 20)
+    # One read of the store is begun below the limit.
+    assert meter.most < read(meter) == meter.read < meter.most + (5 << 20)
+    assert found == [Record("01", pictures["01.png"])]
 
 
 def test_json_lines_are_read_from_s3(bucket: str) -> None:

@@ -1,6 +1,7 @@
 import io
 import tracemalloc
 import uuid
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -492,3 +494,31 @@ def test_a_column_that_is_there_twice_is_refused_by_name(tmp_path: Path) -> None
     source = Parquet(path=str(tmp_path), text="t")
     with pytest.raises(ValueError, match=r"a\.parquet: column 't' is there 2 times"):
         list(source.read(str(tmp_path / "a.parquet")))
+
+
+class PlainKeys(encryption.KmsClient):
+    """Keys that are kept as they are."""
+
+    def wrap_key(self, key_bytes: bytes, _: str) -> str:
+        return b64encode(key_bytes).decode()
+
+    def unwrap_key(self, wrapped_key: str, _: str) -> bytes:
+        return b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("footer_can_be_read", [True, False])
+def test_an_encrypted_file_is_named_and_ends_no_process(tmp_path: Path, *, footer_can_be_read: bool) -> None:
+    table, path = pa.table({"text": ["a", "b"], "n": [1, 2]}), tmp_path / "a.parquet"
+    chosen = encryption.EncryptionConfiguration(
+        "footer", column_keys={"c": ["text"]}, plaintext_footer=footer_can_be_read
+    )
+    factory = encryption.CryptoFactory(lambda _: PlainKeys())
+    properties = factory.file_encryption_properties(encryption.KmsConnectionConfig(), chosen)
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    source = Parquet(path=str(path), text="text")
+    for read in (read_all, all_items):
+        with pytest.raises(TruncatedFile, match=r"a\.parquet: its columns are encrypted; write it without encryption"):
+            read(source)
+    write(path, table)
+    assert [record.payload for record in read_all(source) if isinstance(record, Record)] == ["a", "b"]

@@ -181,6 +181,8 @@ def test_what_a_path_is_that_is_no_file_is_named(tmp_path: Path) -> None:
         ("http:///folder/", "names no host"),
         ("https://[1/a.tar", "is no URL"),
         ("s3://", "names no bucket"),
+        ("s3//bucket/a", "names a folder on this machine; is s3://bucket/a meant?"),
+        ("${NOWHERE}/a", '${NOWHERE} is not filled in here; write "{{ env.NOWHERE }}"'),
     ],
 )
 def test_a_path_that_no_file_system_can_have_is_a_problem_before_it_is_asked(path: str, problem: str) -> None:

@@ -277,6 +277,36 @@ def test_nothing_of_an_attempt_is_removed_while_one_of_its_files_is_young(tmp_pa
     assert remove_leftovers(str(tmp_path)) == 0
 
 
+def test_files_of_trainers_and_models_that_wait_for_the_others_are_left(tmp_path: Path) -> None:
+    trainers = tmp_path / "training" / "set" / "out"
+    # As TensorBoard names them in a container, and as trainers name folders by a hash.
+    for name in ("events.out.tfevents.1764181733.3f2a9c1b7d4e.77.0", "0123456789ab/state.pt"):
+        (trainers / name).parent.mkdir(parents=True, exist_ok=True)
+        (trainers / name).write_bytes(b"at work")
+    with FolderWriter(f"{tmp_path}/set/trained_models").open("epochs-seed0/model.pt") as stream:
+        stream.write(b"the other seeds still train")
+    make_old(tmp_path)
+    assert remove_leftovers(str(tmp_path), apart_from=f"{tmp_path}/training") == 0
+    make_old(tmp_path, seconds=31 * 24 * 3600)
+    assert remove_leftovers(str(tmp_path), apart_from=f"{tmp_path}/training") == 1
+    assert len([path for path in trainers.rglob("*") if path.is_file()]) == 2
+
+
+def test_a_store_in_which_nothing_may_be_removed_keeps_its_leftovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "result.0123456789ab.first").write_bytes(b"half")
+    make_old(tmp_path)
+
+    def refuse(_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("semdedup_assets.storage.leftovers.remove_all", refuse)
+    lines = list[str]()
+    assert remove_leftovers(str(tmp_path), log=lines.append) == 0
+    assert "cannot be removed" in lines[0]
+
+
 def test_results_of_another_version_of_the_software_are_not_touched(tmp_path: Path) -> None:
     record = write_result(f"{tmp_path}/result", CONTENTS["A"])
     path = tmp_path / f"result{RECORD}"
@@ -325,3 +355,39 @@ def test_a_commit_that_fails_leaves_the_earlier_result(tmp_path: Path, monkeypat
         write_result(location, CONTENTS["A"])
     assert whole(location) == "old"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_is_put_stays_whole_though_its_writer_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, put = f"{tmp_path}/result", results.write_bytes
+    write_result(location, CONTENTS["old"])
+
+    def interrupted(path: str, content: bytes) -> None:
+        put(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(location, CONTENTS["A"])
+    assert whole(location) == "A"
+
+
+def test_a_store_in_which_nothing_may_be_removed_takes_new_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, lines = f"{tmp_path}/result", list[str]()
+    write_result(location, CONTENTS["old"])
+
+    def refuse(_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(results, "remove_all", refuse)
+    with attempting(ResultWriter(location)) as writer:
+        for name, content in CONTENTS["A"].items():
+            with writer.open(name) as stream:
+                stream.write(content)
+        commit(writer, code_version="c", inputs={}, log=lines.append)
+    assert whole(location) == "A"
+    assert len(list(tmp_path.iterdir())) == 5
+    assert "cannot be removed" in lines[0]

@@ -146,7 +146,7 @@ def test_models_that_are_missing_are_named(runs: StageRuns) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*could not convert")],
+    [("nothing", r"wrote no \{out\}/metrics\.json"), ("words", "is not what is expected .*distinct.value is 'many'")],
 )
 def test_a_command_that_measures_nothing_is_named(runs: StageRuns, mode: str, message: str) -> None:
     broken = runs.changed(evaluation={"command": metric_command(mode)})
@@ -181,6 +181,21 @@ def test_numbers_of_a_command_have_a_direction() -> None:
         ("accuracy", 0.5, True),
         ("perplexity", 12.0, False),
     ]
+
+
+def test_a_command_gives_all_models_the_same_metrics(runs: StageRuns, tmp_path: Path) -> None:
+    program = tmp_path / "metric.sh"
+    program.write_text('echo "{\\"accuracy$2\\": 1}" > $1/metrics.json\n')
+    broken = runs.changed(evaluation={"command": f"sh {program} {{out}} {{seed}} {{checkpoint}}"})
+    with pytest.raises(EvaluationFailedError, match=r"other metrics, .*\(accuracy0, accuracy1\)"):
+        broken.make("evaluations")
+
+
+def test_an_evaluation_command_names_model_and_folder(runs: StageRuns) -> None:
+    with pytest.raises(ValueError, match=r"\{checkpoint\} is not in it"):
+        runs.changed(evaluation={"command": "lm_eval --output_path {out}"}).context()
+    with pytest.raises(ValueError, match=r"nothing is held out; add `held_out`"):
+        runs.changed(evaluation={"command": "lm_eval {checkpoint} {held_out} {out}"}).context()
 
 
 @pytest.mark.parametrize(

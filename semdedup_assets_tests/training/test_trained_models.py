@@ -219,6 +219,13 @@ def test_evaluation_data_of_no_use_are_named_before_anything_is_trained(
         asked.make("trained_models")
 
 
+def test_a_work_folder_that_cannot_be_written_is_named(runs: StageRuns, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    asked = runs.changed(training=training(work_folder=str(tmp_path / "file")))
+    with pytest.raises(OSError, match=r"name another folder in `training\.work_folder`: '.*/file/"):
+        asked.make("trained_models")
+
+
 def test_seeds_that_fail_differently_are_all_told(runs: StageRuns) -> None:
     failing = runs.changed(
         training=training(command="sh -c 'echo the reason of {seed}; exit $((3 + {seed}))' {manifest} {out}")

@@ -218,7 +218,8 @@ class _Training:
             for_validation = read(
                 type(args)(**{**vars(args), "train_data": None}), transforms, epoch=epoch, tokenizer=tokenizer
             )
-            dataset = ImageText(self.samples, Preparation.of(transforms[0]), tokenizer)
+            tokenize = _Tokenize(tokenizer, _vocabulary(self.model))
+            dataset = ImageText(self.samples, Preparation.of(transforms[0]), tokenize)
             return {**for_validation, "train": TrainingData.of(dataset, batches, workers=args.workers)}
 
         def epoch_of(model: Any, data: Any, loss: Any, *rest: Any, tb_writer: Any = None) -> None:
@@ -252,6 +253,41 @@ class _Training:
         if config["text_cfg"].get("hf_tokenizer_name"):
             open_clip.get_tokenizer(self.settings.model).save_pretrained(partial)
         partial.replace(self.folder)
+
+
+@dataclass(frozen=True)
+class _Tokenize:
+    """A tokenizer of OpenCLIP's, each token held against the model's vocabulary.
+
+    Attributes:
+        tokenizer: of the model.
+        vocabulary: token ids of the model; None where it does not say.
+    """
+
+    tokenizer: Any
+    vocabulary: int | None
+
+    def __call__(self, texts: list[str]) -> Any:
+        """(n, context) int64 token ids.
+
+        Raises:
+            ValueError: one is beyond the vocabulary; names the setting.
+        """
+        tokens = self.tokenizer(texts)
+        greatest = int(tokens.max())
+        if self.vocabulary is not None and greatest >= self.vocabulary:
+            message = (
+                f"{_SETTINGS}.model: its tokenizer gives the token {greatest:,}, and the model knows {self.vocabulary:,} "
+                "(`text_cfg.vocab_size`); make that as large as the tokenizer"
+            )
+            raise ValueError(message)
+        return tokens
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Token ids of a CLIP, whose text tower may be a module of its own."""
+    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
+    return getattr(embedding, "num_embeddings", None)
 
 
 def _parsed(arguments: list[str]) -> dict[str, Any]:

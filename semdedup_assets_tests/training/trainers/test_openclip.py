@@ -256,6 +256,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(manifest: Manifest, clip: P
     assert not diverging.folder.exists()
 
 
+def test_a_vocabulary_smaller_than_the_tokenizer_s_is_named(manifest: Manifest, clip: Path, tmp_path: Path) -> None:
+    small = shutil.copytree(clip, tmp_path / "small")
+    config = json.loads((small / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = 20
+    (small / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"training\.openclip\.model: its tokenizer gives .* knows 20 "):
+        training(manifest, small, tmp_path / "out").run()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
