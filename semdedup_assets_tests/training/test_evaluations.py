@@ -280,7 +280,9 @@ def test_a_check_says_what_was_trained_on_other_devices(runs: StageRuns) -> None
 def test_another_measuring_script_makes_evaluations_stale(runs: StageRuns, tmp_path: Path) -> None:
     script = tmp_path / "metric.py"
     script.write_text(METRIC.read_text())
-    own = runs.changed(evaluation={"command": metric_command().replace(str(METRIC), str(script))})
+    alone = training(seeds=3, budget=["epochs", "steps"], against=[])
+    command = metric_command().replace(str(METRIC), str(script))
+    own = runs.changed(training=alone, evaluation={"command": command})
     own.make("evaluations")
     assert not own.stale("evaluations")
     script.write_text(script.read_text() + "\n# mended\n")

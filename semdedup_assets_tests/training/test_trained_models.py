@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from semdedup_assets.compute import Compute, WorkerResources
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.storage.results import MissingResultError
@@ -121,6 +122,17 @@ def test_what_changes_no_model_makes_none_stale(runs: StageRuns) -> None:
     assert not runs.changed(training=training(at_once=2, against=[])).stale("trained_models")
     assert not runs.changed(evaluation={"command": "anything {checkpoint} {out}"}).stale("trained_models")
     assert runs.changed(training=training(command=training_command(more="--steps 9"))).stale("trained_models") == [KEY]
+
+
+@pytest.mark.parametrize("role", ["everything", "exact", "random", "sized_random"])
+def test_baselines_are_trained_by_the_workers_of_the_kept_sets(prepared: StageRuns, role: str) -> None:
+    """On other devices precision may be another."""
+    stage = prepared.context().graph[f"{role}_trained_models"]
+    asked = Compute(workers={"trained_models": WorkerResources(num_gpus=1)})
+    assert asked.workers_of(stage.name, stage.workers_of) == WorkerResources(num_gpus=1)
+    own = Compute(workers={"trained_models": WorkerResources(num_gpus=1), stage.name: WorkerResources(num_cpus=2)})
+    assert own.workers_of(stage.name, stage.workers_of) == WorkerResources(num_cpus=2)
+    assert Compute().workers_of(stage.name, stage.workers_of) is None
 
 
 def test_side_by_side_gives_the_same(runs: StageRuns) -> None:
