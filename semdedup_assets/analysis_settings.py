@@ -185,7 +185,8 @@ class RandomPruning(BaseModel, frozen=True, extra="forbid"):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(distinct)] = Field(
         (0, 1, 2),
         min_length=1,
-        description="Of the choices that `baseline_overlaps` compares; masks and manifest are those of the first.",
+        description="Of the choices that `baseline_overlaps` compares; masks and manifest are those of the first; each model "
+        "of a random baseline has one, and the next numbers beyond these.",
     )
 
 

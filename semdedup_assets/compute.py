@@ -91,6 +91,15 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(message)
         return values
 
+    def workers_of(self, stage: str, like: str) -> WorkerResources | None:
+        """What each Ray worker of a stage is given, or those of another where its own are not named; None of neither.
+
+        Args:
+            stage: its name.
+            like: name of the other.
+        """
+        return self.workers.get(stage, self.workers.get(like))
+
     @property
     def budget(self) -> int:
         """Bytes the working arrays may take."""

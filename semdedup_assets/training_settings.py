@@ -68,6 +68,13 @@ def _unknown_names(command: str, known: tuple[str, ...]) -> str:
 
 
 def _training_command(command: str) -> str:
+    named = placeholders(command)
+    if "out" not in named or not {"manifest", "tars"} & set(named):
+        message = (
+            "{out} and one of {manifest} and {tars} must be in it: the folder that the model is written to, and what it is "
+            "trained on; name them, also for a program that asks Dagster Pipes for them"
+        )
+        raise ValueError(message)
     return _unknown_names(command, TRAINING_NAMES)
 
 
@@ -207,16 +214,28 @@ class Training(BaseModel, frozen=True, extra="forbid"):
         return self.model_dump(mode="json", include={"command", "openclip", "causal_lm"}, exclude_none=True)
 
 
+def _template(text: str) -> str:
+    if "{}" not in text or placeholders(text):
+        message = (
+            f"{text!r}: the name of a class is put where `{{}}` stands, which must be in it, with no name in braces beside it; "
+            "such as 'a photo of {}'"
+        )
+        raise ValueError(message)
+    return text
+
+
 class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     """Images with a class each, which a CLIP names without having been trained to."""
 
     path: str = Field(description="Tars, as of a WebDataset: each sample has an image and a `cls` or `txt`.")
-    classes: tuple[str, ...] = Field(
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(distinct)] = Field(
         (),
         description="Names of the classes; `cls` holds one of them, or its place in this list, from 0. Empty: `txt` holds each image's "
         "class by name.",
     )
-    template: str = Field("a photo of {}", description="What is said of a class.")
+    template: Annotated[str, AfterValidator(_template)] = Field(
+        "a photo of {}", description="What is said of a class, `{}` being its name."
+    )
 
 
 class Evaluation(BaseModel, frozen=True, extra="forbid"):

@@ -42,6 +42,9 @@ class SeedSpread:
         found = np.asarray(values, np.float64)
         mean = float(found.mean()) if len(found) else math.nan
         deviation = float(found.std(ddof=1)) if len(found) >= _OF_A_DEVIATION else math.nan
+        if len(found) >= _OF_A_DEVIATION and np.ptp(found) == 0:
+            # The mean of equal numbers is rounded, and they would seem to differ from it.
+            mean, deviation = float(found[0]), 0.0
         return cls(mean, deviation, len(found))
 
     def __str__(self) -> str:

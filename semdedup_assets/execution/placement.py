@@ -51,7 +51,7 @@ def placement_of(context: StageContext, stage: Stage) -> Placement:
         ValueError: `compute.device` does not exist here, where the stage is to be made.
     """
     compute = context.compute
-    wanted = compute.workers.get(stage.name)
+    wanted = compute.workers_of(stage.name, stage.workers_of)
     if compute.engine == "local" or (wanted is None and not stage.has_many_tasks):
         # Else a shard's first result would find it missing, and each shard be tried again for it.
         _ = compute.torch_device

@@ -188,6 +188,7 @@ class Stage:
         accepts: whether today's settings want a result that fits its inputs; for settings that say which results count,
             and change none.
         settle: brings what lies beside results that are up to date in step with them; takes them by partition; None where nothing does.
+        workers_of: the stage whose `compute.workers` count where this one's are not named.
         together: whether a task also makes what is stale of the selections that are made together with its own.
         unit: what a task is, in the words of a progress bar.
     """
@@ -219,6 +220,7 @@ class Stage:
     input_version: "Callable[[StageContext, str, ResultRecord], str]" = _version
     accepts: "Callable[[StageContext, ResultRecord], bool]" = _accepted
     settle: "Callable[[StageContext, Mapping[Partition, ResultRecord]], None] | None" = None
+    workers_of: str = ""
     together: bool = False
     unit: str = "partitions"
 

@@ -28,7 +28,7 @@ from semdedup_assets.training import (
 )
 from semdedup_assets.training.evaluation_data import local_versions
 from semdedup_assets.training.model_scores import ModelScores, Score, stored_models
-from semdedup_assets.training.training_runs import required_training
+from semdedup_assets.training.training_runs import named_files, required_training
 
 TABLE, PICTURE = "evaluations.parquet", "evaluations.png"
 
@@ -106,6 +106,7 @@ def evaluate(context: StageContext, partition: Partition) -> ResultRecord:
             "clearly better than random": _clear(summary, "random", "better"),
             "clearly worse than random": _clear(summary, "random", "worse"),
             "trainer": _trainer(context, partition),
+            "devices": _devices(context, partition),
             "summary": summary,
         }
     return result.committed
@@ -114,6 +115,15 @@ def evaluate(context: StageContext, partition: Partition) -> ResultRecord:
 def _trainer(context: StageContext, partition: Partition) -> dict[str, Any]:
     """What trained the models; those of a trainer that is no longer that of the settings were refused when they were read."""
     found: dict[str, Any] = context.index.require("trained_models", partition).details["trainer"]
+    return found
+
+
+def _devices(context: StageContext, partition: Partition) -> dict[str, list[str]]:
+    """The devices that the models of each kept set were trained on."""
+    found = {}
+    for module in measured_stages(context.pipeline, context.selection):
+        record = context.index.require(module.STAGE.name, partition.only(module.STAGE.dimensions))
+        found[module.TRAINED_MODELS.role] = sorted({str(run["device"]) for run in record.details["runs"]})
     return found
 
 
@@ -294,7 +304,9 @@ def _settings(context: StageContext) -> dict[str, Any]:
     pipeline = context.pipeline
     budget = [] if pipeline.training is None else sorted(pipeline.training.budget)
     evaluation = pipeline.evaluation
-    return {"evaluation": evaluation.model_dump(mode="json"), "files": local_versions(evaluation), "budget": budget}
+    command = {} if evaluation.command is None else {"command_files": named_files(evaluation.command)}
+    files = local_versions(evaluation)
+    return {"evaluation": evaluation.model_dump(mode="json"), "files": files, "budget": budget, **command}
 
 
 STAGE = Stage(

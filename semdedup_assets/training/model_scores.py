@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from semdedup_assets.training.evaluation_data import EvaluationSets
 from semdedup_assets.training.held_out_sets import set_files, texts_version
 from semdedup_assets.training.metrics.measured import Measured
 from semdedup_assets.training.trainer_process import TrainerProcess, TrainingFailedError, first_problem
-from semdedup_assets.training.training_runs import CHECKPOINT, named_files, required_training, run_name
+from semdedup_assets.training.training_runs import CHECKPOINT, named_files, required_training, run_name, work_root
 from semdedup_assets.training_settings import filled, placeholders
 
 METRICS_FILE = "metrics.json"
@@ -154,7 +155,8 @@ class ModelScores:
         self._training = required_training(context)
         self._settings = context.pipeline.evaluation
         self._sets = EvaluationSets(self._settings)
-        self._named: dict[str, bool] | None = None
+        # By metric, what was found of the first model: where it is kept, and its names with their directions.
+        self._first: dict[str, tuple[str, dict[str, bool]]] = {}
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -177,7 +179,7 @@ class ModelScores:
         """All scores of a model by what measured them; those of the same content are read.
 
         Raises:
-            EvaluationFailedError: it cannot be measured.
+            EvaluationFailedError: it cannot be measured, or has not the numbers that the models before it have.
         """
         places = [self._place(model, metric) for metric in self.metrics]
         known = [_read(content) for content in read_many(places)]
@@ -189,18 +191,20 @@ class ModelScores:
                         known[index] = self._measured(model, metric, folder, loaded)
                         write_bytes(places[index], _written(known[index] or []))
         found = [(metric, scores or []) for metric, scores in zip(self.metrics, known, strict=True)]
-        self._require_alike(model, next((scores for metric, scores in found if metric.kind == "command"), []))
+        for (metric, scores), place in zip(found, places, strict=True):
+            self._require_same_numbers(model, metric, scores, place)
         return found
 
-    def _require_alike(self, model: StoredModel, scores: Sequence[Score]) -> None:
-        """Raise where a command gives other numbers for one model than for another: seeds would be missing, unseen."""
-        named = {score.metric: score.higher_is_better for score in scores}
-        self._named = named if self._named is None else self._named
-        if named != self._named:
-            differ = ", ".join(sorted(name for name, _ in named.items() ^ self._named.items()))
+    def _require_same_numbers(self, model: StoredModel, metric: Metric, scores: Sequence[Score], place: str) -> None:
+        """See that a model has the numbers of the first one: the spreads of some would be held against those of others."""
+        own = {score.metric: score.higher_is_better for score in scores}
+        first_place, first = self._first.setdefault(metric.version, (place, own))
+        differing = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
+        if differing:
             message = (
-                f"{model.title}: evaluation.command gives other metrics, or directions, than for the models before ({differ}); "
-                "let it write the same for each"
+                f"{model.title}: {metric.kind} {metric.name}: {', '.join(differing)}: only some of the models have it, or not "
+                f"all in one direction; see that all models are measured alike, and remove {first_place} and {place} to measure "
+                "again"
             )
             raise EvaluationFailedError(message)
 
@@ -223,8 +227,8 @@ class ModelScores:
             name: (path, self._sets.version(f"evaluation.bits_per_byte.{name}"))
             for name, path in self._settings.bits_per_byte.items()
         }
-        # A command's model may have any form: what it is measured by is its own metric's business.
-        derived = self._held_out if self._training.causal_lm is not None else None
+        # A command's model may have any form: that it is a language model is seen by a set that is named for such.
+        derived = self._held_out if self._training.causal_lm is not None or named else None
         for name, file in set_files(derived).items() if derived is not None else ():
             named[name] = (file.path, texts_version(file))
         for name, (path, version) in named.items():
@@ -273,8 +277,37 @@ class ModelScores:
             contents = {name: texts_version(file) for name, file in held_out.items()}
             identity = fingerprint([command, named_files(command), contents])
             yield Metric(
-                "", "command", identity, lambda model, folder, _: _by_command(command, model, folder, held_out)
+                "", "command", identity, lambda model, folder, _: self._by_command(command, model, folder, held_out)
             )
+
+    def _by_command(
+        self, command: str, model: StoredModel, folder: Path, held_out: Mapping[str, StoredFile]
+    ) -> list[Score]:
+        title, logs = f"{model.title}: evaluation.command", work_root(self._context) / "evaluations"
+        logs.mkdir(parents=True, exist_ok=True)
+        # What it printed stays where it fails.
+        process_folder = Path(tempfile.mkdtemp(dir=logs))
+        with tempfile.TemporaryDirectory(prefix="semdedup-evaluation-") as scratch:
+            sets = Path(scratch, ".held-out")
+            sets.mkdir()
+            for name, file in held_out.items():
+                (sets / f"{name}.jsonl").write_bytes(file.content())
+            values = {"checkpoint": folder, "out": scratch, "seed": model.result["seed"], "held_out": sets}
+            parts = [filled(part, values) for part in shlex.split(command)]
+            process = TrainerProcess(title, parts, process_folder, trains=False)
+            try:
+                process.run()
+            except TrainingFailedError as error:
+                raise EvaluationFailedError(str(error)) from error
+            path = Path(scratch, METRICS_FILE)
+            if not path.is_file():
+                message = (
+                    f"{title}: it ended without an error and wrote no {{out}}/{METRICS_FILE}; {process.last_words()}"
+                )
+                raise EvaluationFailedError(message)
+            found = command_scores(path.read_bytes(), title)
+        shutil.rmtree(process_folder)
+        return found
 
     @property
     def _device(self) -> str:
@@ -298,26 +331,6 @@ class ModelScores:
         return found[0]
 
 
-def _by_command(command: str, model: StoredModel, folder: Path, held_out: Mapping[str, StoredFile]) -> list[Score]:
-    with tempfile.TemporaryDirectory(prefix="semdedup-evaluation-") as scratch:
-        sets = Path(scratch, ".held-out")
-        sets.mkdir()
-        for name, file in held_out.items():
-            (sets / f"{name}.jsonl").write_bytes(file.content())
-        values = {"checkpoint": folder, "out": scratch, "seed": model.result["seed"], "held_out": sets}
-        parts = [filled(part, values) for part in shlex.split(command)]
-        process = TrainerProcess("evaluation.command", parts, Path(scratch, ".process"))
-        try:
-            process.run()
-        except TrainingFailedError as error:
-            raise EvaluationFailedError(str(error)) from error
-        path = Path(scratch, METRICS_FILE)
-        if not path.is_file():
-            message = f"evaluation.command: it ended without an error and wrote no {{out}}/{METRICS_FILE}; {process.last_words()}"
-            raise EvaluationFailedError(message)
-        return command_scores(path.read_bytes())
-
-
 class _Number(BaseModel, extra="forbid", strict=True):
     """A number of a command's, and the direction of its metric."""
 
@@ -332,11 +345,12 @@ def _as_number(value: object) -> object:
 _NUMBERS = TypeAdapter(dict[Annotated[str, Field(min_length=1)], Annotated[_Number, BeforeValidator(_as_number)]])
 
 
-def command_scores(content: bytes) -> list[Score]:
+def command_scores(content: bytes, title: str = "evaluation.command") -> list[Score]:
     """What a command measured.
 
     Args:
         content: of its `metrics.json`.
+        title: of what was measured, for errors.
 
     Raises:
         EvaluationFailedError: it is not an object of numbers by name; names the first that is none.
@@ -347,7 +361,7 @@ def command_scores(content: bytes) -> list[Score]:
     except (ValueError, RecursionError) as error:
         wrong = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         message = (
-            f"evaluation.command: {METRICS_FILE} is not what is expected ({wrong}): an object of numbers "
+            f"{title}: {METRICS_FILE} is not what is expected ({wrong}): an object of numbers "
             'by name, or of `{"value": 1.2, "higher_is_better": false}`'
         )
         raise EvaluationFailedError(message) from error

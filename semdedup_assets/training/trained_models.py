@@ -29,6 +29,7 @@ from semdedup_assets.training.training_runs import (
     TrainingStage,
     budgets_of,
     planned_runs,
+    random_draws,
     required_training,
     run_folder,
     run_name,
@@ -251,6 +252,8 @@ def training_stage(
         finish=lambda context, partition, parts: _finish(context, stage, partition, parts),
         kinds=frozenset({"torch"}),
         checks=training_checks(stage.name),
+        # Models that are held against each other are trained on one kind of device.
+        workers_of=TRAINED_MODELS.name,
         shown=_shown,
         selected=clustered,
         on_demand=True,
@@ -263,7 +266,7 @@ def _settings(context: StageContext, stage: TrainingStage) -> dict[str, Any]:
     training = context.pipeline.training
     if training is None:
         return {}
-    random = {"draws": context.pipeline.analyses.random_pruning.seeds} if "random" in stage.role else {}
+    random = {"draws": random_draws(context)} if "random" in stage.role else {}
     budgets = sorted(budgets_of(stage, training))
     return {**trainer_identity(training), "budgets": budgets, "seeds": list(training.seeds), **random}
 

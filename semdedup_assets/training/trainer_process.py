@@ -38,10 +38,16 @@ _SHELL = 128
 # A scaler of losses may find one or two that are not finite on its way.
 _MOST_NOT_FINITE = 3
 _NUMBER = r"['\"]?(nan|[-+]?inf(?:inity)?|[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+# Another loss than that of the step, such as `val loss: 9.0`.
+_OF_TRAINING = "".join(
+    rf"(?<!\b{kind}\s)" for kind in ("val", "valid", "validation", "eval", "evaluation", "dev", "test")
+)
 _PRINTED = {
-    "loss": re.compile(rf"(?<![\w-])['\"]?loss['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
+    "loss": re.compile(rf"{_OF_TRAINING}(?<![\w-])['\"]?loss['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
     "learning_rate": re.compile(rf"(?<![\w-])['\"]?(?:lr|learning[_ ]rate)['\"]?\s*[:=]\s*{_NUMBER}", re.IGNORECASE),
-    "step": re.compile(r"(?<![\w-])['\"]?(?:step|iteration|iter)['\"]?\s*[:=]?\s*['\"]?(\d{1,18})", re.IGNORECASE),
+    "step": re.compile(
+        r"(?<![\w-])['\"]?(?:step|iteration|iter)['\"]?\s*[:=]?\s*['\"]?(\d{1,3}(?:,\d{3})+|\d{1,18})", re.IGNORECASE
+    ),
 }
 
 
@@ -116,8 +122,8 @@ class Reported:
         if said.loss is None:
             self.totals.update(said.model_dump(exclude_unset=True))
             return
-        self.numbered = self.numbered and bool(said.step)
-        step = said.step or max(self.curve, default=0) + 1
+        self.numbered = self.numbered and said.step is not None
+        step = max(self.curve, default=0) + 1 if said.step is None else said.step
         self.curve[step] = CurvePoint(step, said.loss, said.learning_rate)
         self.not_finite = 0 if math.isfinite(said.loss) else self.not_finite + 1
 
@@ -148,6 +154,7 @@ class TrainerProcess:
         extras: what the program can ask Pipes for.
         threads: that it may keep busy; None: as many as the environment says.
         stop: ends it when it is set.
+        trains: whether what it says of losses and steps is of a training, which goes on when it is run again.
     """
 
     title: str
@@ -156,6 +163,11 @@ class TrainerProcess:
     extras: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     stop: Event = field(default_factory=Event)
+    trains: bool = True
+
+    @property
+    def _again(self) -> str:
+        return "run again, and it goes on where it saved last" if self.trains else "run again"
 
     @property
     def log(self) -> Path:
@@ -273,8 +285,9 @@ class TrainerProcess:
                 progress.log(f"{self.title}: {line}")
             found = list(_custom_messages(new))
             by_pipes = by_pipes or any("loss" in heard for heard in found)
-            shown = list(_printed_messages(printed.lines()))
-            for heard in found if by_pipes else [*found, *shown]:
+            # What a signal cut off may be the beginning of a number.
+            shown = list(_printed_messages(printed.lines(whole=process.returncode == 0)))
+            for heard in (found if by_pipes else [*found, *shown]) if self.trains else ():
                 reported.take(heard)
             if reported.refused and not complained:
                 complained = True
@@ -282,7 +295,7 @@ class TrainerProcess:
             if reported.not_finite >= _MOST_NOT_FINITE:
                 raise self._diverged(reported)
             if self.stop.is_set():
-                message = f"{self.title}: the run was ended; run again, and it goes on where it saved last"
+                message = f"{self.title}: the run was ended; {self._again}"
                 raise TrainingFailedError(message)
             if running and time.monotonic() - said >= _REPORT_SECONDS:
                 said = time.monotonic()
@@ -298,11 +311,9 @@ class TrainerProcess:
         if code < 0 or ended_by in (signal.SIGKILL, signal.SIGTERM):
             name = signal.Signals(ended_by).name if ended_by in set(signal.Signals) else f"signal {ended_by}"
             hint = "; out of memory?" if ended_by == signal.SIGKILL else ""
-            message = (
-                f"{self.title}: the trainer was ended by {name}{hint}; run again, and it goes on where it saved last"
-            )
+            message = f"{self.title}: the program was ended by {name}{hint}; {self._again}"
             raise KilledError(message)
-        message = f"{self.title}: the trainer ended with exit code {code}; {self.last_words()}"
+        message = f"{self.title}: the program ended with exit code {code}; {self.last_words()}"
         raise TrainingFailedError(message)
 
     def _diverged(self, reported: Reported) -> DivergedError:
@@ -329,14 +340,20 @@ class _Tail:
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path, self._at = path, start
 
-    def lines(self) -> Iterator[str]:
-        """Those that were completed since the last call; a bar, which returns to its line's start, completes lines too."""
+    def lines(self, *, whole: bool = False) -> Iterator[str]:
+        """Those that were completed since the last call; a bar, which returns to its line's start, completes lines too.
+
+        Args:
+            whole: whether the end of the file ends a line.
+        """
         with self._path.open("rb") as stream:
             stream.seek(self._at)
             while content := stream.read(_LONGEST_LINE):
                 end = max(content.rfind(b"\n"), content.rfind(b"\r")) + 1
                 if not end and len(content) < _LONGEST_LINE:
-                    return
+                    if not whole:
+                        return
+                    end = len(content)
                 self._at = stream.seek(self._at + (end or len(content)))
                 yield from content[:end].decode(errors="replace").splitlines()
 
@@ -379,7 +396,7 @@ def _printed_messages(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
             yield {
                 "loss": float(loss[1]),
                 "learning_rate": None if rate is None else float(rate[1]),
-                "step": None if step is None else int(step[1]),
+                "step": None if step is None else int(step[1].replace(",", "")),
             }
 
 

@@ -1,12 +1,14 @@
 """Which models a partition consists of, and how one of them is trained: a run for each budget and seed."""
 
+import contextlib
+import itertools
 import json
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
@@ -131,15 +133,15 @@ def planned_runs(
     manifest = context.index.require_consistent(stage.manifests.name, partition)[partition]
     everything = int(manifest.details["kept"]) + int(manifest.details["removed"])
     kept = int(manifest.details["kept"])
-    draws = context.pipeline.analyses.random_pruning.seeds
+    draws = random_draws(context)
     trainer, runs = [context.graph[stage.name].version, trainer_identity(training)], []
     for budget in budgets_of(stage, training):
         items, own_steps = (kept, None) if budget == "epochs" else (everything, steps)
         for index, seed in enumerate(training.seeds):
-            draw = draws[index % len(draws)] if random else None
-            # Another draw holds items that the manifest lacks: it changes with all that the manifest is made from.
+            draw = draws[index] if random else None
+            # Another draw holds items that the manifest lacks: it changes with the manifest, and with all that this is made from.
             other = draw not in (None, draws[0])
-            version = fingerprint([manifest.inputs, draw]) if other else manifest.version
+            version = fingerprint([manifest.version, manifest.inputs, draw]) if other else manifest.version
             runs.append(
                 TrainingRun(
                     partition=partition,
@@ -155,6 +157,20 @@ def planned_runs(
                 )
             )
     return runs
+
+
+def random_draws(context: StageContext) -> tuple[int, ...]:
+    """Seeds of the random choices, one for each model: those of the settings, then the next numbers.
+
+    Two models of one choice would count as two in the spread of a random baseline, and make it too small.
+
+    Args:
+        context: of the pipeline.
+    """
+    named = context.pipeline.analyses.random_pruning.seeds
+    further = (draw for draw in itertools.count() if draw not in named)
+    models = len(required_training(context).seeds)
+    return (*named, *itertools.islice(further, max(0, models - len(named))))
 
 
 def budgets_of(stage: TrainingStage, training: Training) -> tuple[Budget, ...]:
@@ -176,10 +192,28 @@ def named_files(command: str) -> dict[str, str]:
     """Hashes of the files that a command names, such as its script: another content is another command.
 
     Args:
-        command: as it stands in the settings.
+        command: as it stands in the settings; a file counts as `--config=train.yaml` too, and in what a shell is told to run.
     """
-    paths = [Path(part).expanduser() for part in shlex.split(command)]
-    return {str(path): content_hash(path) for path in paths if path.is_file()}
+    found = {}
+    for part in _parts(command):
+        # A name may be too long for a file, or begin with `~` and no user.
+        with contextlib.suppress(OSError, RuntimeError):
+            path = Path(part).expanduser()
+            if path.is_file():
+                found[str(path)] = content_hash(path)
+    return found
+
+
+def _parts(command: str) -> Iterator[str]:
+    """All that could name a file in a command, whose parts may be commands of a shell."""
+    of_shell = shlex.shlex(command, posix=True, punctuation_chars=True)
+    of_shell.whitespace_split, of_shell.commenters = True, ""
+    # What is no command of a shell need not have its quotes in pairs.
+    with contextlib.suppress(ValueError):
+        for part in dict.fromkeys((*shlex.split(command), *of_shell)):
+            yield from (part, part.partition("=")[2])
+            if part != command:
+                yield from _parts(part)
 
 
 def trained(context: StageContext, stage: TrainingStage, runs: Sequence[TrainingRun]) -> list["FinishedRun"]:
@@ -244,15 +278,20 @@ class FinishedRun:
     curve: list[dict[str, Any]]
 
 
-def work_folder(context: StageContext, stage: TrainingStage, partition: Partition) -> Path:
-    """Where the models of a partition are trained: local, and the same for each attempt."""
+def work_root(context: StageContext) -> Path:
+    """The local folder of a pipeline in which programs run: below the store, where that is a folder."""
     training, layout = required_training(context), context.layout
     root = training.work_folder or ("" if is_local(layout.root) else ".semdedup-training")
     # Two stores may share a work folder.
     store = fingerprint(layout.root)[:8]
     base = Path(root, layout.dataset, layout.model, store) if root else Path(layout.training)
-    location = context.location(stage.name, partition).removeprefix(layout.folder).strip("/")
-    return (base / location).absolute()
+    return base.absolute()
+
+
+def work_folder(context: StageContext, stage: TrainingStage, partition: Partition) -> Path:
+    """Where the models of a partition are trained: local, and the same for each attempt."""
+    location = context.location(stage.name, partition).removeprefix(context.layout.folder).strip("/")
+    return work_root(context) / location
 
 
 def run_folder(context: StageContext, stage: TrainingStage, run: TrainingRun) -> Path:
@@ -299,9 +338,8 @@ class _Training:
         process = TrainerProcess(
             self._title, self._command(spec), self._folder, spec.model_dump(), self.threads, self.stop
         )
-        started = time.monotonic()
         reported = self._run(process, lock)
-        seconds = self._spent(time.monotonic() - started)
+        seconds = self._spent()
         if not self._checkpoint_files():
             message = (
                 f"{self._title}: the trainer ended without an error, and left no file in {out}; {process.last_words()}"
@@ -319,24 +357,25 @@ class _Training:
             try:
                 return process.run(lock)
             except KilledError as error:
-                self._spent(time.monotonic() - started, keep=True)
                 if attempt == attempts:
                     raise
                 progress.log(f"{error} (attempt {attempt} of {attempts})")
+            finally:
+                _replace(self._seconds, self._spent() + time.monotonic() - started)
         raise AssertionError
 
-    def _spent(self, seconds: float, *, keep: bool = False) -> float:
-        """Seconds of all attempts."""
-        note = self._folder / "seconds.json"
-        total = seconds + (json.loads(note.read_text()) if note.exists() else 0.0)
-        if keep:
-            _replace(note, total)
-        return total
+    @property
+    def _seconds(self) -> Path:
+        return self._folder / "seconds.json"
+
+    def _spent(self) -> float:
+        """Seconds of all attempts, but for those whose run was killed with them."""
+        return float(json.loads(self._seconds.read_text())) if self._seconds.exists() else 0.0
 
     def _manifest(self) -> tuple[str, int]:
         """The folder to train on, and how many items it lists: a random kept set is chosen anew for each of its seeds."""
-        run, first = self.run, self.context.pipeline.analyses.random_pruning.seeds[0]
-        if run.draw is None or run.draw == first:
+        run, (first, *_) = self.run, random_draws(self.context)
+        if run.draw in (None, first):
             return run.manifest, run.kept
         folder = self._folder / "manifest"
         shutil.rmtree(folder, ignore_errors=True)

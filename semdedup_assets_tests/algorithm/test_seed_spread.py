@@ -43,8 +43,10 @@ def test_clear_is_beyond_two_pooled_deviations(a: list[float], b: list[float]) -
 
 
 def test_equal_values_of_all_seeds_are_no_spread_to_judge_by() -> None:
-    same, other = SeedSpread.of([1.0] * 3), SeedSpread.of([1.0 + 1e-9] * 3)
-    assert compare_spreads(same, other, higher_is_better=True).verdict == "no spread"
+    # The mean of three tenths is no tenth.
+    for value in (1.0, 0.1):
+        same, other = SeedSpread.of([value] * 3), SeedSpread.of([value + 1e-9] * 3)
+        assert compare_spreads(same, other, higher_is_better=True).verdict == "no spread"
     assert compare_spreads(same, same, higher_is_better=True).verdict == "within the spread"
 
 

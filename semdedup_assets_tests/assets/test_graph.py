@@ -148,7 +148,7 @@ def test_two_models_of_one_dataset_share_its_shards(tmp_path: Path) -> None:
 
 
 def test_each_asset_is_of_a_group_and_a_step_and_describes_its_columns(tmp_path: Path) -> None:
-    settings = vectors_settings(tmp_path) | {"training": {"command": "train {manifest} {seed}"}}
+    settings = vectors_settings(tmp_path) | {"training": {"command": "train {manifest} {seed} {out}"}}
     graph = pipeline_definitions(Pipeline.model_validate(settings)).resolve_asset_graph()
     steps = {}
     groups = {stage.name: GROUPS[stage.step] for stage in STAGES.stages if stage.step in GROUPS}

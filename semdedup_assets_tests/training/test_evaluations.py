@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.storage.results import DamagedResultError, MissingResultError
 from semdedup_assets.training.model_scores import EvaluationFailedError, command_scores
-from semdedup_assets_tests.stage_runs import StageRuns
+from semdedup_assets.training.training_runs import work_root
+from semdedup_assets_tests.stage_runs import StageRuns, record_path
 from semdedup_assets_tests.training.training_pipelines import (
+    METRIC,
     copied,
     metric_command,
     train_all,
@@ -239,16 +242,67 @@ def test_curves_bring_the_kept_sets_together(runs: StageRuns) -> None:
     assert list(shown) == ["Metrics by share kept", "Metrics by steps of training", "saved", "means"]
 
 
+def problems(runs: StageRuns, check: str) -> list[str]:
+    context = runs.context()
+    checks = {check.name: check for check in context.graph["evaluations"].checks}
+    return [each.measured for each in checks[check].evaluate(context).problems]
+
+
 def test_a_check_says_what_is_not_known_of_leaks(runs: StageRuns, tmp_path: Path) -> None:
+    check = "no_evaluation_item_in_training"
     (tmp_path / "set.jsonl").write_text('{"text": "some words"}\n')
     named: dict[str, Any] = {"bits_per_byte": {"own": str(tmp_path / "set.jsonl")}}
-    asked = runs.changed(evaluation={**named, "command": metric_command()})
-
-    def problems(of: StageRuns) -> list[str]:
-        context = of.context()
-        checks = {check.name: check for check in context.graph["evaluations"].checks}
-        return [each.measured for each in checks["no_evaluation_item_in_training"].evaluate(context).problems]
-
     # Of evaluations by other settings nothing is said.
-    assert problems(asked) == []
-    assert problems(runs) == []
+    assert problems(runs.changed(evaluation={**named, "command": metric_command()}), check) == []
+    assert problems(runs, check) == [
+        "evaluation.command: not known whether training items are near to what it measures by"
+    ]
+    referred = runs.changed(references={"own": {"source": {"kind": "jsonl", "path": str(tmp_path / "set.jsonl")}}})
+    assert problems(referred, check) == ["own: its leaks were not looked for"]
+    for stage in ("reference_embeddings", "reference_matches", "reference_leaks"):
+        referred.make(stage)
+    assert problems(referred, check) == []
+    # Those of other settings are not those of now.
+    assert problems(
+        referred.changed(references={"own": {**referred.settings["references"]["own"], "epsilon": 0.2}}), check
+    )
+
+
+def test_a_check_says_what_was_trained_on_other_devices(runs: StageRuns) -> None:
+    assert problems(runs, "models_trained_on_one_device") == []
+    record = runs.record("evaluations", KEY)
+    devices = {**record.details["devices"], "semdedup": ["cuda"]}
+    record_path(record).write_bytes(replace(record, details={**record.details, "devices": devices}).to_json())
+    (found,) = problems(runs, "models_trained_on_one_device")
+    assert found.startswith("semdedup on cuda; ")
+
+
+def test_another_measuring_script_makes_evaluations_stale(runs: StageRuns, tmp_path: Path) -> None:
+    script = tmp_path / "metric.py"
+    script.write_text(METRIC.read_text())
+    alone = training(seeds=3, budget=["epochs", "steps"], against=[])
+    command = metric_command().replace(str(METRIC), str(script))
+    own = runs.changed(training=alone, evaluation={"command": command})
+    own.make("evaluations")
+    assert not own.stale("evaluations")
+    script.write_text(script.read_text() + "\n# mended\n")
+    assert own.stale("evaluations") == [KEY]
+
+
+@pytest.mark.parametrize("other", ['{"cost": 1}', '{"distinct": {"value": 1, "higher_is_better": false}}'])
+def test_numbers_that_not_all_models_have_are_named(runs: StageRuns, tmp_path: Path, other: str) -> None:
+    program = tmp_path / "metric.sh"
+    program.write_text(
+        f"test $3 = 1 && echo '{other}' > $1/metrics.json || echo '{{\"distinct\": 1}}' > $1/metrics.json\n"
+    )
+    uneven = runs.changed(evaluation={"command": f"sh {program} {{out}} {{checkpoint}} {{seed}}"})
+    with pytest.raises(EvaluationFailedError, match=r"seed1: command : .*distinct: only some of the models have it"):
+        uneven.make("evaluations")
+
+
+def test_a_command_that_is_killed_is_no_trainer(runs: StageRuns) -> None:
+    killed = runs.changed(evaluation={"command": "sh -c 'echo loss: nan; kill -9 $$' {checkpoint} {out}"})
+    with pytest.raises(EvaluationFailedError, match=r"seed0: evaluation\.command: the program was ended by SIGKILL"):
+        killed.make("evaluations")
+    logs = work_root(killed.context()) / "evaluations"
+    assert [path.read_text() for path in logs.rglob("trainer.log")] == ["loss: nan\n"]

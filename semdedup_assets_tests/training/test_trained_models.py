@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from semdedup_assets.compute import Compute, WorkerResources
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.progress import reporting_to
 from semdedup_assets.storage.results import MissingResultError
 from semdedup_assets.training.evaluation_data import MissingEvaluationDataError
 from semdedup_assets.training.trained_models import TRAINED_MODELS
 from semdedup_assets.training.trainer_process import DivergedError, KilledError, TrainingFailedError
-from semdedup_assets.training.training_runs import work_folder
+from semdedup_assets.training.training_runs import named_files, work_folder
 from semdedup_assets_tests.stage_runs import StageRuns, record_path
 from semdedup_assets_tests.training.training_pipelines import (
     TRAINER,
@@ -85,9 +86,9 @@ def test_each_seed_of_a_random_baseline_has_a_choice_of_its_own(runs: StageRuns,
     runs = runs.changed(training=training(seeds=4))
     (record,) = runs.make(f"{baseline}_trained_models")
     chosen = [model(runs, f"{baseline}_trained_models", f"epochs-seed{seed}")["keys"] for seed in range(4)]
-    # Three draws are the default: the fourth seed begins again.
-    assert chosen[3] == chosen[0]
-    assert len({tuple(keys) for keys in chosen}) == 3
+    # Three draws are the default: the fourth model has the next.
+    assert [run["draw"] for run in record.details["runs"]] == [0, 1, 2, 3]
+    assert len({tuple(keys) for keys in chosen}) == 4
     assert [run["kept"] for run in record.details["runs"]] == [len(keys) for keys in chosen]
     if baseline == "random":
         assert {len(keys) for keys in chosen} == {len(kept_keys(runs))}
@@ -123,6 +124,17 @@ def test_what_changes_no_model_makes_none_stale(runs: StageRuns) -> None:
     assert runs.changed(training=training(command=training_command(more="--steps 9"))).stale("trained_models") == [KEY]
 
 
+@pytest.mark.parametrize("role", ["everything", "exact", "random", "sized_random"])
+def test_baselines_are_trained_by_the_workers_of_the_kept_sets(prepared: StageRuns, role: str) -> None:
+    """On other devices precision may be another."""
+    stage = prepared.context().graph[f"{role}_trained_models"]
+    asked = Compute(workers={"trained_models": WorkerResources(num_gpus=1)})
+    assert asked.workers_of(stage.name, stage.workers_of) == WorkerResources(num_gpus=1)
+    own = Compute(workers={"trained_models": WorkerResources(num_gpus=1), stage.name: WorkerResources(num_cpus=2)})
+    assert own.workers_of(stage.name, stage.workers_of) == WorkerResources(num_cpus=2)
+    assert Compute().workers_of(stage.name, stage.workers_of) is None
+
+
 def test_side_by_side_gives_the_same(runs: StageRuns) -> None:
     (first,) = runs.make("trained_models")
     (second,) = runs.changed(training=training(at_once=2)).make("trained_models")
@@ -143,9 +155,13 @@ def test_a_killed_trainer_goes_on_where_it_saved(runs: StageRuns) -> None:
 
 
 def test_a_trainer_that_is_always_killed_fails_the_run(runs: StageRuns) -> None:
-    always = runs.changed(training=training(command="sh -c 'kill -9 $$'", seeds=1))
+    always = runs.changed(training=training(command="sh -c 'kill -9 $$' {manifest} {out}", seeds=1))
     with pytest.raises(KilledError, match="ended by SIGKILL; out of memory"):
         always.make("trained_models")
+    # What it took so far counts, when it goes on.
+    work = work_folder(always.context(), TRAINED_MODELS, Partition.parse(KEY, ("epsilon", "k")))
+    (seconds,) = work.rglob("seconds.json")
+    assert json.loads(seconds.read_text()) > 0
 
 
 def test_a_killed_run_loses_no_finished_model(runs: StageRuns, tmp_path: Path) -> None:
@@ -223,7 +239,9 @@ def test_a_work_folder_that_cannot_be_written_is_named(runs: StageRuns, tmp_path
 
 
 def test_seeds_that_fail_differently_are_all_told(runs: StageRuns) -> None:
-    failing = runs.changed(training=training(command="sh -c 'echo the reason of {seed}; exit $((3 + {seed}))'"))
+    failing = runs.changed(
+        training=training(command="sh -c 'echo the reason of {seed}; exit $((3 + {seed}))' {manifest} {out}")
+    )
     lines: list[str] = []
     with reporting_to(lines.append), pytest.raises(TrainingFailedError, match="exit code 3"):
         failing.make("trained_models")
@@ -238,6 +256,41 @@ def test_a_manifest_that_changed_makes_models_stale_and_is_required(runs: StageR
     assert not changed.stale("trained_models")
     changed.make("manifests")
     assert changed.stale("trained_models") == [KEY]
+
+
+def test_all_draws_are_trained_anew_where_their_manifest_changed(runs: StageRuns) -> None:
+    (first,) = runs.make("random_trained_models")
+    changed = runs.changed(manifests=["parquet", "csv"])
+    changed.make("random_manifests")
+    (second,) = changed.make("random_trained_models", again=False)
+    identities = [[run["identity"] for run in record.details["runs"]] for record in (first, second)]
+    assert all(before != after for before, after in zip(*identities, strict=True))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python {path}",
+        "train --config={path}",
+        "bash -c 'cd /; python {path}; echo \"done\"'",
+        "sh -c \"sh -c 'cat {path}'\"",
+    ],
+)
+def test_a_file_counts_wherever_a_command_names_it(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("1")
+    named = command.format(path=path)
+    before = named_files(named)
+    assert list(before) == [str(path)]
+    path.write_text("2")
+    assert named_files(named) != before
+
+
+@pytest.mark.parametrize(
+    "command", [f"bash -c '{'true; ' * 2000}'", "train ~nobody-of-this-name/x", 'echo "it\'s" a=b=']
+)
+def test_a_command_that_names_no_file_has_none(command: str) -> None:
+    assert named_files(command) == {}
 
 
 def test_another_script_is_another_command(runs: StageRuns, tmp_path: Path) -> None:
@@ -302,7 +355,9 @@ def test_the_run_hears_of_each_training(runs: StageRuns) -> None:
 def test_ending_the_run_ends_its_trainers(runs: StageRuns, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    waiting = runs.changed(training=training(command=f"sh -c 'echo $$ > {gate}; exec sleep 600'", seeds=1))
+    waiting = runs.changed(
+        training=training(command=f"sh -c 'echo $$ > {gate}; exec sleep 600' {{manifest}} {{out}}", seeds=1)
+    )
     program = f"""
 import json, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -57,6 +57,9 @@ def test_a_program_hears_and_reports_through_dagster_pipes(tmp_path: Path) -> No
         ("{'loss': '2.31', 'learning_rate': '1e-4', 'epoch': '0.1'}", CurvePoint(1, 2.31, 1e-4)),
         ("step: 40, loss=1.5, lr=0.01", CurvePoint(40, 1.5, 0.01)),
         ("iter 7: loss 1, train loss: .5", CurvePoint(7, 0.5, None)),
+        ("step 0 loss: 3", CurvePoint(0, 3.0)),
+        ("step 12,345 loss: 3", CurvePoint(12345, 3.0)),
+        ("step 5 val loss: 9.0 loss: 2.0", CurvePoint(5, 2.0)),
     ],
 )
 def test_what_trainers_print_is_understood(tmp_path: Path, line: str, point: CurvePoint) -> None:
@@ -71,8 +74,9 @@ def test_what_trainers_print_is_understood(tmp_path: Path, line: str, point: Cur
         (b"x" * (5 << 20) + b"\nloss: 1.5\n", [1.5]),
         (b"\xff\xfe\x00 loss: 2.5\n", [2.5]),
         (b"step 1" + b"0" * 5000 + b" loss: 2\n", [2.0]),
+        (b"loss: 3.0\nloss: 2.0", [3.0, 2.0]),
     ],
-    ids=["a bar", "megabytes without a line", "no text", "a number without an end"],
+    ids=["a bar", "megabytes without a line", "no text", "a number without an end", "a line without an end"],
 )
 def test_strange_output_ends_nothing(tmp_path: Path, printed: bytes, losses: list[float]) -> None:
     (tmp_path / "printed").write_bytes(printed)
@@ -236,6 +240,18 @@ def test_losses_without_a_step_are_counted_and_are_no_steps(tmp_path: Path) -> N
     reported = process(tmp_path, "print('Loss: 3.0 LR: 0.1'); print('Loss: 2.0 LR: 0.1')").run()
     assert [point.loss for point in reported.curve.values()] == [3.0, 2.0]
     assert not reported.numbered
+
+
+def test_steps_from_0_are_steps(tmp_path: Path) -> None:
+    reported = process(tmp_path, "print('step 0 loss: 3.0'); print('step 1 loss: 2.0')").run()
+    assert reported.numbered
+    assert {step: point.loss for step, point in reported.curve.items()} == {0: 3.0, 1: 2.0}
+
+
+def test_what_a_program_prints_that_trains_nothing_is_no_loss(tmp_path: Path) -> None:
+    program = "[print('loss: nan') for _ in range(5)]; import os; os.kill(os.getpid(), 9)"
+    with pytest.raises(KilledError, match=r"SIGKILL; out of memory.*; run again$"):
+        process(tmp_path, program, trains=False).run()
 
 
 def test_a_launcher_is_asked_to_end_its_workers(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class _Training:
     @property
     def name(self) -> str:
         """Of the state: that of another specification is never resumed."""
-        determining = self.spec.model_dump(mode="json", exclude={"out", "device", "source"})
+        determining = self.spec.model_dump(mode="json", exclude={"out", "device"})
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

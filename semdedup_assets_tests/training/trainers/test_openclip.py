@@ -61,7 +61,7 @@ def training(manifest: Manifest, clip: Path, out: Path, *, seed: int = 0, **chan
     folder, details = manifest
     specification = {
         "manifest": str(folder), "items": details["kept"], "kept": details["kept"], "steps": None, "seed": seed,
-        "out": str(out), "device": "cpu", "source": {}, "settings": settings | changes.pop("settings", {}),
+        "out": str(out), "device": "cpu", "settings": settings | changes.pop("settings", {}),
     }  # fmt: skip
     return Trained(TrainerSpec(**{**specification, **changes}))
 
