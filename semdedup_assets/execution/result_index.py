@@ -96,12 +96,12 @@ class RecordCache:
             path for location in locations if (path := f"{location}{RECORD}") in self._folders[folder_of(location)]
         ]
         # Those that were removed since the folder was listed are not among them.
-        for path, record in self._reader.read(self._folders, paths).items():
+        for path, read in self._reader.read(self._folders, paths).items():
             location = path.removesuffix(RECORD)
-            if isinstance(record, ValueError):
-                progress.log(str(damaged(location, f"{path}: {record}")))
+            if isinstance(read, ValueError):
+                progress.log(str(damaged(location, f"{path}: {read}")))
             else:
-                self._records[location] = record
+                self._records[location] = read
         present = [record for location in locations if (record := self._records[location]) is not None]
         # A manifest's version has a folder of its own, and one below it for each format.
         self._list(
