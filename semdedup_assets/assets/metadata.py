@@ -15,6 +15,8 @@ from semdedup_assets.storage.files import filesystem, is_local
 _LONGEST = 50
 _TEXT = 80
 _DIGITS = 4
+# What may begin an emphasis, a link, a tag or a cell; makes a link of a URL or an address; or begins a list or an underline.
+_MARKS = re.compile(r"[\\`*_{}\[\]<>!|~&$#]|:(?=//)|(?<=www)\.|(?<=\S)@|(?<!\S)[-+=]|(?<=\d)[.)](?=\s|$)")
 # What a person looks for comes first, what it cost comes last; between them stands how good it is.
 _RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "held_out", "records", "orphans", "epsilon", "rule")
 _COST = (
@@ -98,8 +100,11 @@ def _cell(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A text that Markdown shows as it is: no link, picture or tag in it comes to life."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+    """A text that Markdown shows as it is: no link, picture, tag, list or heading in it comes to life.
+
+    Where Dagster shows it as it is written, a path stays one: only what may begin something is escaped.
+    """
+    return _MARKS.sub(r"\\\g<0>", text)
 
 
 def rounded(number: float) -> float:
