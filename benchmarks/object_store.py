@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 from machine import machine
 
 from semdedup_assets.assets.refresh import refresh
-from semdedup_assets.execution import result_index
 from semdedup_assets.execution.context import StageContext
 from semdedup_assets.execution.runner import run_partitions
 from semdedup_assets.execution.stage import StageGraph
@@ -33,6 +32,7 @@ from semdedup_assets.stage_graph import GRAPH
 from semdedup_assets.stages.assignments import ASSIGNMENTS
 from semdedup_assets.stages.duplicate_scores import SCORES
 from semdedup_assets.stages.embeddings import VECTORS
+from semdedup_assets.storage import collected_records
 from semdedup_assets.storage.files import write_bytes
 from semdedup_assets.storage.results import ResultRecord
 from semdedup_assets_tests.object_store import ObjectStore, Request, object_store
@@ -142,7 +142,7 @@ def measured(case: Case, latency: float) -> list[Row]:
         rows = [_stage_row(store, context, stage) for stage in STAGES.stages]
         with tempfile.TemporaryDirectory() as folder, dg.instance_for_test(temp_dir=folder) as instance:
             list(refresh(runs.pipeline, instance, graph=STAGES))
-            result_index._parsed.clear()  # As a process has it that begins.
+            collected_records._known.clear()  # As a process has it that begins.
             store.busiest, started = 0, time.perf_counter()
             with store.counted() as requests:
                 list(refresh(runs.pipeline, instance, graph=STAGES))

@@ -1,6 +1,6 @@
 """Is a model that is trained on what SemDeDup keeps worth more than one of a random choice? An experiment on data that we ship.
 
-Run by `make proof`, from the root of the repository; 20 minutes on two cores. Writes `docs/proof.md` and its pictures,
+Run by `make proof`, from the root of the repository. Writes `docs/proof.md`, which says how long it took, and its pictures,
 whichever way the answer falls. Results lie in `.demo/proof`: what was trained is not trained again.
 """
 

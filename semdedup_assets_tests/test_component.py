@@ -16,6 +16,7 @@ from dagster.components.testing import create_defs_folder_sandbox
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from semdedup_assets.assets.metadata import markdown_text
 from semdedup_assets.component import SemDedupPipeline
 from semdedup_assets.defs_yaml.problems import setting_problems
 from semdedup_assets.defs_yaml.scaffold import NewPipeline, shards_to_come
@@ -210,8 +211,8 @@ def test_dg_scaffolds_a_pipeline_that_loads_and_says_that_its_source_is_missing(
     assert definitions.resolve_asset_graph().has(dg.AssetKey(["toy", "shards"]))
     missing = source_check(definitions)
     assert not missing.passed
-    assert f"{source} does not exist" in str(missing.description)
-    assert "near names: photo" in str(missing.description)
+    assert markdown_text(f"{source} does not exist") in str(missing.description)
+    assert markdown_text("near names: photo") in str(missing.description)
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
         skipped = files_sensor(definitions, instance)
         assert isinstance(skipped, dg.SkipReason)
@@ -441,7 +442,7 @@ attributes:
             "OpenCLIP has no 'ViT-B-61'; near names: ViT-B-16",
             "0 is not a positive number of clusters",
             "no such setting; near names: iterations",
-            "Input should be 'hard', 'middle', 'easy' or 'random'",
+            "'hardest' is none of hard, middle, easy, random; near names: hard",
             "unable to parse string as a number, not 'much'",
         ],
         strict=True,

@@ -173,7 +173,8 @@ def _nearest(rows: Tensor, centroids: Tensor, shape: TileShape) -> Tensor:
     for left in range(0, len(centroids), shape.columns):
         tile = rows @ centroids[left : left + shape.columns].T  # (b, m)
         greatest, index = tile.max(1)
-        rivals = (tile >= (greatest - _CLOSE)[:, None]).sum(1) > 1
+        # As floats where the tile lies: to add up bits, each would become an integer of 8 bytes.
+        rivals = torch.ge(tile, (greatest - _CLOSE)[:, None], out=tile).sum(1) > 1
         close = torch.where(greatest > best + _CLOSE, rivals, close | (greatest >= best - _CLOSE))
         cluster = torch.where(greatest > best, left + index, cluster)
         best = torch.maximum(best, greatest)

@@ -281,7 +281,8 @@ def _greatest_to_later(vectors: Tensor, offsets: np.ndarray, drawn: np.ndarray, 
             found[stop - 1 - later] = similarity
     for clusters in _alike_in_size(np.where(sizes > _SMALL, 0, sizes), dimension=vectors.shape[1]):
         _compare_small(vectors, offsets[clusters], sizes[clusters], drawn, found)
-    return found[drawn]
+    of_drawn: np.ndarray = found[drawn]
+    return of_drawn
 
 
 def _compare_small(

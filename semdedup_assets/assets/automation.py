@@ -181,7 +181,7 @@ def automation_sensor(builder: AssetBuilder) -> dg.SensorDefinition:
                 reason = f"nothing has changed since the last look: {last.found}" if last else "a look is under way"
                 return dg.SensorResult(asset_events=events, skip_reason=reason)
             found = find_wanted(builder, first)
-            held = UP_TO_DATE
+            held: str | None = UP_TO_DATE
             if found.partitions:
                 held = held_back(builder, instance, found, now, context.repository_def)
             return looks.end(

@@ -112,15 +112,14 @@ def without_logs_of_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            warnings.showwarning = _show_ours
+            warnings.showwarning = _show_ours  # type: ignore[assignment]  # it is called by position
             yield
     finally:
         logging.disable(before)
 
 
-def _show_ours(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+def _show_ours(message: Warning | str, _: type[Warning], filename: str, *__: object) -> None:
     """Show a warning of our own as a line, without where in the code it was given."""
-    del category
     if Path(filename).is_relative_to(_PACKAGE):
         warn(f"  warning: {message}")
 

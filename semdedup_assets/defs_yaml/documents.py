@@ -116,8 +116,10 @@ def _yaml_problem(path: Path, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"{path}: no valid YAML: an alias (`*name`) stands in what it refers to, or lists and keys are nested too deep"
     if isinstance(error, yaml.reader.ReaderError):
-        line = path.read_text(encoding="utf-8")[: error.position].count("\n") + 1
-        return f"{path}:{line}: no valid YAML: the control character #x{error.character:02x} is in this line; remove it"
+        number = path.read_text(encoding="utf-8")[: error.position].count("\n") + 1
+        return (
+            f"{path}:{number}: no valid YAML: the control character #x{error.character:02x} is in this line; remove it"
+        )
     mark = error.problem_mark or error.context_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f"{path}: no valid YAML: {' '.join(str(error).split())}"

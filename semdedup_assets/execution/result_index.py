@@ -28,12 +28,7 @@ if TYPE_CHECKING:
     from semdedup_assets.execution.context import StageContext
     from semdedup_assets.kept_sets import Clustering
 
-_MOST_PARSED = 200_000
-
 _FIELDS: dict[Dimension, str] = {"bucket": "bucket", "epsilon": "target", "k": "clustering", "shard": "shard"}
-
-# Records this process has read, by path, with the stamp of the file: a tick of a sensor reads what is new.
-_parsed: dict[str, tuple[str, ResultRecord]] = {}
 
 
 class RecordCache:
@@ -96,19 +91,17 @@ class RecordCache:
         self._folders |= list_folders(folders - self._folders.keys(), recursive=recursive)
 
     def _read(self, locations: Sequence[str]) -> None:
-        unread: dict[str, str] = {}
-        for location in locations:
-            path = f"{location}{RECORD}"
-            listed = self._folders[folder_of(location)].get(path)
-            self._records[location] = None
-            if listed is not None:
-                stamp = f"{listed.size}-{listed.stamp}"
-                known = _parsed.get(path)
-                if known is not None and known[0] == stamp:
-                    self._records[location] = known[1]
-                else:
-                    unread[path] = stamp
-        self._parse(unread)
+        self._records |= dict.fromkeys(locations)
+        paths = [
+            path for location in locations if (path := f"{location}{RECORD}") in self._folders[folder_of(location)]
+        ]
+        # Those that were removed since the folder was listed are not among them.
+        for path, read in self._reader.read(self._folders, paths).items():
+            location = path.removesuffix(RECORD)
+            if isinstance(read, ValueError):
+                progress.log(str(damaged(location, f"{path}: {read}")))
+            else:
+                self._records[location] = read
         present = [record for location in locations if (record := self._records[location]) is not None]
         # A manifest's version has a folder of its own, and one below it for each format.
         self._list(
@@ -117,18 +110,6 @@ class RecordCache:
         for record in present:
             if not self._is_complete(record):
                 self._records[record.location] = None
-
-    def _parse(self, unread: dict[str, str]) -> None:
-        if len(_parsed) > _MOST_PARSED:
-            _parsed.clear()
-        # Those that were replaced or removed since the folder was listed are not among them.
-        for path, record in self._reader.read(self._folders, list(unread)).items():
-            location = path.removesuffix(RECORD)
-            if isinstance(record, ValueError):
-                progress.log(str(damaged(location, f"{path}: {record}")))
-                continue
-            self._records[location] = record
-            _parsed[path] = unread[path], record
 
     def _is_complete(self, record: ResultRecord) -> bool:
         parent = folder_of(record.location)

@@ -31,9 +31,13 @@ Files = Mapping[str, ListedFile]
 
 _Value = TypeVar("_Value")
 
+_MOST_KNOWN = 200_000
+# Records that this process has read, by path, with the stamp of the file: whoever looks again reads what is new.
+_known: dict[str, tuple[str, ResultRecord]] = {}
+
 
 class RecordReader:
-    """Reads records that were listed, from their folders' copies where these count."""
+    """Reads records that were listed, from their folders' copies where these count, and each once in a process."""
 
     def __init__(self) -> None:
         self._copies: dict[str, dict[str, bytes]] = {}
@@ -49,6 +53,17 @@ class RecordReader:
             OSError: one cannot be read for another cause.
             OtherFormatError: another version of this software wrote it.
         """
+        stamps = {path: _stamp(folders[folder_of(path)][path]) for path in paths}
+        known = {path: _known[path][1] for path, stamp in stamps.items() if _known.get(path, ("",))[0] == stamp}
+        read = self._read(folders, [path for path in paths if path not in known])
+        for path, record in read.items():
+            if isinstance(record, ResultRecord):
+                _known[path] = stamps[path], record
+        for path in list(_known)[: max(len(_known) - _MOST_KNOWN, 0)]:
+            _known.pop(path, None)
+        return {**known, **read}
+
+    def _read(self, folders: Mapping[str, Files], paths: Sequence[str]) -> dict[str, ResultRecord | ValueError]:
         self._load(folders, {folder_of(path) for path in paths})
         # Each is asked for once: what remains is what nobody has asked for yet.
         copied = {path: content for path in paths if (content := self._copies[folder_of(path)].pop(path, None))}
@@ -68,6 +83,10 @@ class RecordReader:
         there = [folder for folder in unknown if join(folder, COLLECTED) in folders[folder]]
         for folder, copies in zip(there, read_many([join(folder, COLLECTED) for folder in there]), strict=True):
             self._copies[folder] = dict(_counting(folder, copies, folders[folder]))
+
+
+def _stamp(file: ListedFile) -> str:
+    return f"{file.size}-{file.stamp}"
 
 
 def _parsed(path: str, content: bytes) -> ResultRecord | ValueError:

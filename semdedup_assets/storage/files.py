@@ -343,7 +343,7 @@ def named_faults(path: str, done: str, *, passed_on: tuple[type[Exception], ...]
     except Exception as cause:
         if isinstance(cause, passed_on) or is_local(path):
             raise
-        numbers = {PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
+        numbers: dict[type[OSError], int] = {PermissionError: errno.EACCES, TimeoutError: errno.ETIMEDOUT}
         number = next((numbers[kind] for kind in numbers if isinstance(cause, kind)), errno.EIO)
         words = f"{type(cause).__name__}: {getattr(cause, 'strerror', None) or cause}"
         remedy = "see that the store is there, that it answers, and that the credentials of this machine allow that"

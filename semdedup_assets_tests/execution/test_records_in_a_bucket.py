@@ -13,9 +13,9 @@ import pytest
 from semdedup_assets.assets.automation import find_wanted
 from semdedup_assets.assets.refresh import refresh
 from semdedup_assets.checks.up_to_date import NAME
-from semdedup_assets.execution import result_index
 from semdedup_assets.execution.partitions import Partition
 from semdedup_assets.execution.stage import StageGraph
+from semdedup_assets.storage import collected_records
 from semdedup_assets.storage.collected_records import COLLECTED, MANY
 from semdedup_assets.storage.files import exists, filesystem
 from semdedup_assets.storage.results import RECORD
@@ -68,13 +68,13 @@ def next_second_of(bucket: str) -> None:
 @contextmanager
 def as_new_process(runs: StageRuns) -> Iterator[PipelineRuns]:
     """The same pipeline where nothing has been read yet, with a new instance."""
-    result_index._parsed.clear()
+    collected_records._known.clear()
     with dg.DagsterInstance.ephemeral() as instance:
         yield PipelineRuns(instance, runs.settings, PLAIN)
 
 
 def stale(runs: StageRuns) -> list[str]:
-    result_index._parsed.clear()
+    collected_records._known.clear()
     index = runs.context().index
     return [stage.name for stage in PLAIN.stages if index.stale(stage.name)]
 
@@ -127,7 +127,7 @@ def test_a_worker_elsewhere_finds_its_inputs_by_few_requests(
     finished: dict[int, StageRuns], served_store: ObjectStore
 ) -> None:
     runs = finished[MORE]
-    result_index._parsed.clear()
+    collected_records._known.clear()
     context = pickle.loads(pickle.dumps(runs.context()))
     with served_store.counted_kinds() as sent:
         for partition in context.index.partitions("assignments"):
@@ -146,7 +146,7 @@ def test_what_a_refresh_has_made_can_be_read_together_before_the_next_stage_begi
         (made,) = refresh(new.pipeline, new.instance, graph=graph)
     assert len(made.partitions) == MORE
     assert exists(f"{folder}/{COLLECTED}")
-    result_index._parsed.clear()
+    collected_records._known.clear()
     index = runs.context().index
     shards = index.partitions("items")
     with served_store.counted_kinds() as sent:

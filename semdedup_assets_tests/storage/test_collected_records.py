@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from semdedup_assets.execution import progress, result_index
+from semdedup_assets.execution import progress
 from semdedup_assets.execution.result_index import RecordCache
+from semdedup_assets.storage import collected_records
 from semdedup_assets.storage.collected_records import COLLECTED, MANY, RecordReader, collect, collect_written
 from semdedup_assets.storage.files import exists, filesystem, list_folder, list_folders, read_bytes, remove, write_bytes
 from semdedup_assets.storage.leftovers import remove_leftovers
@@ -31,7 +32,7 @@ def write_many(folder: str, count: int = RECORDS, **details: Any) -> dict[str, R
 
 def as_new_process(locations: Any) -> dict[str, ResultRecord | None]:
     """What a process that has read nothing yet finds at some locations."""
-    result_index._parsed.clear()
+    collected_records._known.clear()
     locations = list(locations)
     return dict(zip(locations, RecordCache().get(locations), strict=True))
 
@@ -228,6 +229,10 @@ def test_leftovers_are_told_from_results_by_the_copies(
     with served_store.counted_kinds() as sent:
         assert remove_leftovers(folder, older_than=-3600) == 1
     assert sent["GET"] == 1
+    with served_store.counted_kinds() as sent:
+        assert remove_leftovers(folder, older_than=-3600) == 0
+        assert RecordCache().get(list(written)) == list(written.values())
+    assert sent["GET"] == 0
     assert exists(f"{folder}/{COLLECTED}")
     assert as_new_process(written) == written
 
@@ -247,7 +252,7 @@ def test_what_is_forgotten_is_seen_as_it_is_now_and_not_as_it_was_copied(
     written: dict[str, ResultRecord], folder: str
 ) -> None:
     locations = list(written)
-    result_index._parsed.clear()
+    collected_records._known.clear()
     # An earlier look of this process, so that the next one leaves the copy of this record unread.
     RecordCache().get(locations[3:4])
     cache = RecordCache()
