@@ -197,10 +197,11 @@ def named_files(command: str) -> dict[str, str]:
         command: as it stands in the settings; a file counts as `--config=train.yaml` too.
     """
     paths = []
-    for part in (each for part in shlex.split(command) for each in (part, part.partition("=")[2])):
+    parts = shlex.split(command)
+    for name in (*parts, *(part.partition("=")[2] for part in parts)):
         # A name may be too long for a file, or begin with `~` and no user.
         with contextlib.suppress(OSError, RuntimeError):
-            path = Path(part).expanduser()
+            path = Path(name).expanduser()
             paths += [path] * path.is_file()
     return {str(path): content_hash(path) for path in paths}
 
