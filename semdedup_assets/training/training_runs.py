@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
@@ -191,29 +191,19 @@ def trainer_identity(training: Training) -> dict[str, Any]:
 def named_files(command: str) -> dict[str, str]:
     """Hashes of the files that a command names, such as its script: another content is another command.
 
+    What a shell is told to run is not looked into: it may write files that it names.
+
     Args:
-        command: as it stands in the settings; a file counts as `--config=train.yaml` too, and in what a shell is told to run.
+        command: as it stands in the settings; a file counts as `--config=train.yaml` too.
     """
-    found = {}
-    for part in _parts(command):
+    paths = []
+    parts = shlex.split(command)
+    for name in (*parts, *(part.partition("=")[2] for part in parts)):
         # A name may be too long for a file, or begin with `~` and no user.
         with contextlib.suppress(OSError, RuntimeError):
-            path = Path(part).expanduser()
-            if path.is_file():
-                found[str(path)] = content_hash(path)
-    return found
-
-
-def _parts(command: str) -> Iterator[str]:
-    """All that could name a file in a command, whose parts may be commands of a shell."""
-    of_shell = shlex.shlex(command, posix=True, punctuation_chars=True)
-    of_shell.whitespace_split, of_shell.commenters = True, ""
-    # What is no command of a shell need not have its quotes in pairs.
-    with contextlib.suppress(ValueError):
-        for part in dict.fromkeys((*shlex.split(command), *of_shell)):
-            yield from (part, part.partition("=")[2])
-            if part != command:
-                yield from _parts(part)
+            path = Path(name).expanduser()
+            paths += [path] * path.is_file()
+    return {str(path): content_hash(path) for path in paths}
 
 
 def trained(context: StageContext, stage: TrainingStage, runs: Sequence[TrainingRun]) -> list["FinishedRun"]:
