@@ -275,7 +275,7 @@ def line_of(text: str, path: Path) -> int:
         ({"clustering": {"k": [0]}}, "- 0", ["clustering.k", "0 is not a positive number of clusters"]),
         ({"clustering": {"kk": [5]}}, "kk:", ["clustering.kk"]),
         ({"manifests": ["tsv"]}, "- tsv", ["manifests", "webdataset"]),
-        ({"encoder": {"kind": "openclap"}}, "encoder:", ["encoder", "openclap", "openclip"]),
+        ({"encoder": {"kind": "openclap"}}, "kind: openclap", ["encoder", "openclap", "openclip"]),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else None,
 )
