@@ -85,7 +85,7 @@ def test_a_random_pairing_is_far_below_that_precision(demo: ModuleType, emoji: P
     removed = demo.removed_at(emoji, Target(epsilon=0.05))
     rng = np.random.default_rng(0)
     other = rng.choice(np.fromiter(drawings, dtype=np.uint64), size=len(removed))
-    shuffled = removed.with_columns(kept_id=pl.Series(other))
+    shuffled = removed.with_columns(group=pl.Series(other))
     assert demo.against_truth(shuffled, drawings).precision < 0.1
 
 

@@ -147,7 +147,7 @@ def test_evaluations_that_were_made_again_are_named_by_the_check_and_other_comma
     runs["other"].make("evaluations", "keep=80%|2")
     (check,) = check_job(definitions, KEY).execute_in_process().get_asset_check_evaluations()
     assert not check.passed
-    assert "made again since\\: other \\(" in str(check.description)
+    assert "made again since: other (" in str(check.description)
 
 
 @pytest.mark.parametrize(

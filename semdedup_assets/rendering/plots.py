@@ -45,6 +45,7 @@ _MIN_EPSILON, _MAX_EPSILON = 1e-4, 1.0
 _MAX_LABELS, _MAX_BANDS = 10, 6
 # More clusters are drawn only as a median with quantiles.
 _MAX_POINTS = 1500
+_NEARLY_WHITE = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -555,6 +556,10 @@ def _png(figure: "Figure") -> bytes:
     image = Image.frombuffer("RGBA", size, pixels).convert("RGB")
     # The default method takes eight times as long, for larger files.
     image = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    # It takes means of neighbouring colours: white stays white.
+    palette = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    palette[palette.min(axis=1) >= _NEARLY_WHITE] = 255
+    image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -202,7 +202,7 @@ class ModelScores:
         differing = sorted(name for name in own.keys() | first.keys() if own.get(name) != first.get(name))
         if differing:
             message = (
-                f"{model.title}: {metric.kind} {metric.name}: {', '.join(differing)}: only some of the models have it, or not "
+                f"{model.title}: {' '.join(filter(None, (metric.kind, metric.name)))}: {', '.join(differing)}: only some of the models have it, or not "
                 f"all in one direction; see that all models are measured alike, and remove {first_place} and {place} to measure "
                 "again"
             )

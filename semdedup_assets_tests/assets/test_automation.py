@@ -335,12 +335,14 @@ def test_a_schedule_exists_where_the_settings_name_one_and_skips_while_a_run_is_
 def expect_the_schedule_to_wait(runs: PipelineRuns) -> None:
     assert not runs.definitions.get_repository_def().schedule_defs
     definitions = runs.changed(refresh={"schedule": "0 3 * * *"}).definitions
-    (schedule,) = definitions.get_repository_def().schedule_defs
+    repository = definitions.get_repository_def()
+    (schedule,) = repository.schedule_defs
     assert schedule.cron_schedule == "0 3 * * *"
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
 
     def evaluate() -> Any:
-        return schedule.evaluate_tick(dg.build_schedule_context(instance_ref=runs.instance.get_ref()))
+        instance = runs.instance.get_ref()
+        return schedule.evaluate_tick(dg.build_schedule_context(instance_ref=instance, repository_def=repository))
 
     assert len(evaluate().run_requests or []) == 1
     runs.instance.create_run_for_job(

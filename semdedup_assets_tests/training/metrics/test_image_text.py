@@ -181,7 +181,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
         retrieval(tmp_path / "nowhere", path, device="cpu")
     shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(ValueError, match=r"/bare, pretrained .*: the weights cannot be loaded"):
+    with pytest.raises(ValueError, match=r"/bare, its own weights: the weights cannot be loaded"):
         retrieval(tmp_path / "bare", path, device="cpu")
     with pytest.raises(ValueError, match=r"device 'cuda:77' cannot be used"):
         retrieval(model, path, device="cuda:77")
