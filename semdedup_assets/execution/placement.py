@@ -53,8 +53,9 @@ def placement_of(context: StageContext, stage: Stage) -> Placement:
     compute = context.compute
     wanted = compute.workers_of(stage.name, stage.workers_of)
     if compute.engine == "local" or (wanted is None and not stage.has_many_tasks):
-        # Else a shard's first result would find it missing, and each shard be tried again for it.
-        _ = compute.torch_device
+        if compute.device not in ("auto", "cpu"):
+            # Else a shard's first result would find it missing, and each shard be tried again for it.
+            _ = compute.torch_device
         return Placement()
     connect(compute.address)
     wanted = wanted or WorkerResources()
