@@ -16,7 +16,7 @@ _LONGEST = 50
 _TEXT = 80
 _DIGITS = 4
 # What may begin an emphasis, a link, a tag or a cell; makes a link of a URL or an address; or begins a list or an underline.
-_MARKS = re.compile(r"[\\`*_{}\[\]<>!|~&$#]|:(?=//)|(?<=www)\.|(?<=\S)@|(?<!\S)[-+=]|(?<=\d)[.)](?=\s|$)")
+_MARKS = re.compile(r"[\\`*_{}\[\]<>!|~&$#]|:(?=//)|(?<=www)\.|(?<=\S)@|^\s*[-+=:]|(?<=\d)[.)](?=\s|$)", re.MULTILINE)
 # What a person looks for comes first, what it cost comes last; between them stands how good it is.
 _RESULTS = ("items", "kept", "removed", "kept_fraction", "skipped", "held_out", "records", "orphans", "epsilon", "rule")
 _COST = (
@@ -104,7 +104,7 @@ def markdown_text(text: str) -> str:
 
     Where Dagster shows it as it is written, a path stays one: only what may begin something is escaped.
     """
-    return _MARKS.sub(r"\\\g<0>", text)
+    return _MARKS.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", text)
 
 
 def rounded(number: float) -> float:

@@ -171,8 +171,8 @@ def test_in_a_text_nothing_of_markdown_comes_to_life(text: str) -> None:
 
 def test_a_path_is_shown_as_it_is() -> None:
     assert (
-        markdown_text("/data/photos: 5 files, at 10:30 (see README.md)")
-        == "/data/photos: 5 files, at 10:30 (see README.md)"
+        markdown_text("/data/photos: 5 files, at 10:30 (see README.md), k = 5 - 3")
+        == "/data/photos: 5 files, at 10:30 (see README.md), k = 5 - 3"
     )
 
 
