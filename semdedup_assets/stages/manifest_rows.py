@@ -190,7 +190,8 @@ def _tar_samples(stream: IO[bytes]) -> int:
     content, samples, key = unpacked(stream), 0, None
     mode: Literal["r:", "r|"] = "r:" if content is stream else "r|"
     with tarfile.open(fileobj=content, mode=mode) as tar:
-        while (member := tar.next()) is not None:
+        # Python 3.10 fails where `next` is called at the end of an empty tar.
+        for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # the list would grow with the archive
             found = _key(member.name)
             samples += found != key

@@ -425,7 +425,8 @@ def test_records_of_many_fields_beside_vectors_are_cut_to_the_same_rows(tmp_path
     """NumPy itself refuses headers of more than 10 kB, and writes more than 64 KiB in another version."""
     records = np.zeros(6, [(f"field {number}", "u1") for number in range(fields)])
     records["field 3"] = np.arange(6)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         np.savez(tmp_path / "0.npz", vectors=np.eye(6, 3, dtype=np.float32), records=records)
     keep = np.array([True, False, True, True, False, False])
     with (tmp_path / "out.npz").open("wb") as stream:
