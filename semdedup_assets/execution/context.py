@@ -141,12 +141,7 @@ class StageContext:
         """
         # A store that does not answer has an index all the same: with an empty one, every file would get a new shard.
         path = self.layout.shard_index
-        content = read_many([path])[0]
-        try:
-            return ShardIndex.empty() if content is None else ShardIndex.from_json(content)
-        except ValueError as error:
-            message = f"{path}: {error}"
-            raise ValueError(message) from error
+        return ShardIndex.stored(read_many([path])[0], path)
 
     @property
     def shards(self) -> tuple[Shard, ...]:

@@ -21,6 +21,7 @@ def update_shard_index(context: StageContext) -> ShardIndex:
         VanishedFilesError: more files are missing than `refresh.max_vanished` allows.
         PermissionError: the store cannot be written.
         OSError: others changed the index each time while the source was listed.
+        ValueError: the index is damaged; names it.
     """
     return index_and_listing(context)[0]
 
@@ -30,7 +31,7 @@ def index_and_listing(context: StageContext) -> tuple[ShardIndex, Listing]:
     path = context.layout.shard_index
     for _ in range(_ATTEMPTS):
         content = read_many([path])[0]
-        known = ShardIndex.empty() if content is None else ShardIndex.from_json(content)
+        known = ShardIndex.stored(content, path)
         listing = context.pipeline.source.listing()
         updated = index_of(context.with_shard_index(known), listing)
         # Whoever listed later may be done already: this listing would take out again what it lacks.

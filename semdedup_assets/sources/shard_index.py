@@ -156,6 +156,23 @@ class ShardIndex:
             message = f"not a shard index ({error!r}); restore it, for a new one gives every file a new shard"
             raise ValueError(message) from error
 
+    @classmethod
+    def stored(cls, content: bytes | None, path: str) -> "ShardIndex":
+        """What a store's file holds.
+
+        Args:
+            content: of the file; None: there is none yet, and the index is empty.
+            path: of it.
+
+        Raises:
+            ValueError: it is damaged; names it.
+        """
+        try:
+            return cls.empty() if content is None else cls.from_json(content)
+        except ValueError as error:
+            message = f"{path}: {error}"
+            raise ValueError(message) from error
+
 
 def _rows(files: Sequence[FileStat]) -> list[tuple[str, int, str]]:
     return [(file.path, file.size, file.stamp) for file in files]

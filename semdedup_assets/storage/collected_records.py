@@ -54,13 +54,15 @@ class RecordReader:
             OtherFormatError: another version of this software wrote it.
         """
         stamps = {path: _stamp(folders[folder_of(path)][path]) for path in paths}
-        known = {path: _known[path][1] for path, stamp in stamps.items() if _known.get(path, ("",))[0] == stamp}
+        # Asked once for each: another thread may forget it meanwhile.
+        known = {path: each[1] for path, stamp in stamps.items() if (each := _known.get(path)) and each[0] == stamp}
         read = self._read(folders, [path for path in paths if path not in known])
         for path, record in read.items():
             if isinstance(record, ResultRecord):
                 _known[path] = stamps[path], record
-        for path in list(_known)[: max(len(_known) - _MOST_KNOWN, 0)]:
-            _known.pop(path, None)
+        if (beyond := len(_known) - _MOST_KNOWN) > 0:
+            for path in list(_known)[:beyond]:
+                _known.pop(path, None)
         return {**known, **read}
 
     def _read(self, folders: Mapping[str, Files], paths: Sequence[str]) -> dict[str, ResultRecord | ValueError]:

@@ -238,6 +238,8 @@ def test_a_damaged_shard_index_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match=rf"{path}: not a shard index .*restore it"):
         _ = runs.context().shard_index
+    with pytest.raises(ValueError, match=rf"{path}: not a shard index .*restore it"):
+        runs.observe()
 
 
 def test_a_stage_that_is_asked_too_early_reports_what_to_materialise(tmp_path: Path) -> None:
